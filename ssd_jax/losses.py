@@ -1,0 +1,91 @@
+"""SSD's training objective: smooth L1 and softmax cross-entropy with hard negative mining."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def hard_negative_mask(
+    background_loss: jax.Array, positive: jax.Array, *, neg_pos_ratio: float = 3.0
+) -> jax.Array:
+    """Selects the negatives of one picture that the background class explains worst.
+
+    Keeps exactly `min(floor(neg_pos_ratio * positives), non-positives)`; ties break by prior index.
+
+    Args:
+      background_loss: `[P]` -log softmax of the background class, in nats, finite.
+      positive: `[P]` bool, True where a prior is matched.
+      neg_pos_ratio: Negatives kept for each positive; the paper uses 3.
+
+    Returns:
+      `[P]` bool mask, disjoint from `positive`.
+
+    Source: Liu et al. 2016, section 2.2, "Hard negative mining".
+    """
+    positives = jnp.sum(positive)
+    wanted = jnp.floor(neg_pos_ratio * positives).astype(jnp.int32)
+    keep = jnp.minimum(wanted, positive.size - positives)
+    candidates = jnp.where(positive, -jnp.inf, background_loss)
+    # The keep-th largest value splits the ranks; of those equal to it, the first fill up.
+    threshold = jnp.sort(candidates, descending=True)[jnp.maximum(keep - 1, 0)]
+    above = candidates > threshold
+    equal = (candidates == threshold) & ~positive
+    fills = jnp.cumsum(equal) <= keep - jnp.sum(above)
+    return (keep > 0) & (above | (equal & fills))
+
+
+def multibox_loss(
+    loc: jax.Array,
+    conf: jax.Array,
+    loc_targets: jax.Array,
+    labels: jax.Array,
+    *,
+    neg_pos_ratio: float = 3.0,
+    loc_weight: float = 1.0,
+    axis_name: str | None = None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The multibox loss of a batch: (1 / N) (cross-entropy + loc_weight * smooth L1).
+
+    N counts the positives of the global batch; under `shard_map` or `pmap`, `axis_name` sees to it:
+    the results of the devices then *sum* (not average) to the loss of the whole batch, and so do
+    their gradients. A batch without positives has loss 0 and gradient 0.
+
+    Args:
+      loc: `[B, P, 4]` predicted offsets.
+      conf: `[B, P, C]` class logits, class 0 is background.
+      loc_targets: `[B, P, 4]` offsets of the matched ground truth; ignored where `labels` is 0.
+      labels: `[B, P]` int class of each prior, 0 is background.
+      neg_pos_ratio: Mined negatives for each positive of a picture.
+      loc_weight: The paper's alpha.
+      axis_name: Mapped axis over which the batch is split, if it is.
+
+    Returns:
+      The scalar loss, and metrics: `loss`, `loc_loss`, `conf_loss` (scalars that sum over devices),
+      `positives` and `negatives` (counts of this device). All float32 whatever the inputs' type.
+
+    Source: Liu et al. 2016, equations 1 to 3.
+    """
+    loc, conf = loc.astype(jnp.float32), conf.astype(jnp.float32)
+    positive = labels > 0
+    log_probs = jax.nn.log_softmax(conf)
+    background_loss = jax.lax.stop_gradient(-log_probs[..., 0])
+    negative = jax.vmap(
+        lambda loss, pos: hard_negative_mask(loss, pos, neg_pos_ratio=neg_pos_ratio)
+    )(background_loss, positive)
+    cross_entropy = -jnp.take_along_axis(log_probs, labels[..., None], axis=-1)[..., 0]
+    # Offsets of unmatched priors may be anything: replace them before the loss, not after.
+    loc_targets = jnp.where(positive[..., None], loc_targets, loc)
+    positives = jnp.sum(positive)
+    count = positives if axis_name is None else jax.lax.psum(positives, axis_name)
+    count = jnp.maximum(count, 1).astype(jnp.float32)
+    conf_loss = jnp.sum(jnp.where(positive | negative, cross_entropy, 0)) / count
+    loc_loss = jnp.sum(optax.huber_loss(loc, loc_targets, delta=1.0)) / count
+    loss = conf_loss + loc_weight * loc_loss
+    metrics = {
+        "loss": loss,
+        "loc_loss": loc_loss,
+        "conf_loss": conf_loss,
+        "positives": positives.astype(jnp.float32),
+        "negatives": jnp.sum(negative).astype(jnp.float32),
+    }
+    return loss, metrics
