@@ -10,8 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-_ASPECT_RATIOS = {6: ((2,), (2, 3), (2, 3), (2, 3), (2,), (2,))}
-_ASPECT_RATIOS[7] = ((2,), (2, 3), (2, 3), (2, 3), (2, 3), (2,), (2,))
+_TWO, _THREE = (2.0,), (2.0, 3.0)
+_ASPECT_RATIOS = {  # by the number of maps
+    6: (_TWO, _THREE, _THREE, _THREE, _TWO, _TWO),
+    7: (_TWO, _THREE, _THREE, _THREE, _THREE, _TWO, _TWO),
+}
 
 
 class PriorSpec(NamedTuple):

@@ -1,0 +1,129 @@
+"""What the scripts share: flags, one-line errors, the console."""
+
+import contextlib
+import logging as std_logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from absl import flags, logging
+from ml_collections import config_flags
+from rich import console, progress
+
+from ssd_jax import config as config_lib
+from ssd_jax import errors
+
+stdout = console.Console(highlight=False, soft_wrap=True)
+
+
+def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
+    """Runs a script's `main` with the command line, which it has to give to `parse`.
+
+    A mistake by the user is one line on stderr and exit status 2; any other exception keeps its
+    traceback.
+    """
+    _quiet()
+    try:
+        main(sys.argv)
+    except errors.UserError as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        sys.exit(130)
+    sys.exit(0)
+
+
+def parse(argv: Sequence[str], *, saved: Callable[[], Path] | None = None) -> list[str]:
+    """Parses flags; `FLAGS.config` is then the config that the command line describes.
+
+    Args:
+      argv: The command line, the script's name first.
+      saved: Gives the path of a run's `config.json`, which is the config where there is no
+        `--config FILE`; the values of other flags are known when it is called. Without it,
+        `--config FILE` is required.
+
+    Returns:
+      The arguments that are no flags.
+
+    Raises:
+      UserError: If a flag, a field of the config or its value is wrong.
+    """
+    names = [argument.split("=")[0].lstrip("-") for argument in argv[1:]]
+    if "help" in names:
+        sys.stdout.write(f"{sys.modules['__main__'].__doc__}\n{flags.FLAGS.main_module_help()}\n")
+        sys.exit(0)
+    try:
+        if (file := _config_file(argv)) is not None:
+            _check_file(file)
+            config_flags.DEFINE_config_file("config", None, "File whose get_config() is the config")
+        elif saved is None:
+            raise errors.UserError("--config is missing: say, --config configs/quickstart.py")
+        else:
+            plain = [a for a in argv if not a.startswith(("--config.", "-config."))]
+            flags.FLAGS(plain)
+            config_flags.DEFINE_config_dataclass("config", config_lib.load(saved())[0])
+        rest = flags.FLAGS(list(argv))[1:]
+        config_lib.validate(flags.FLAGS.config)
+        return rest
+    except flags.Error as error:
+        raise errors.UserError(f"{error}; --help lists the flags") from None
+    except (KeyError, AttributeError) as error:
+        raise errors.UserError(
+            f"{error.args[0]}; the fields and their defaults stand in ssd_jax/config.py"
+        ) from None
+
+
+def config_name(argv: Sequence[str]) -> str:
+    """The name of the config file on the command line, without its ending."""
+    return Path(_config_file(argv) or "run").stem
+
+
+def run_of(workdir: str | None, checkpoint: str | None) -> Path:
+    """The workdir that `--workdir` or `--checkpoint` names.
+
+    Raises:
+      UserError: If neither or both are given.
+    """
+    if bool(workdir) == bool(checkpoint):
+        raise errors.UserError("give either --workdir DIR or --checkpoint DIR/checkpoints/STEP")
+    return Path(workdir) if workdir else Path(checkpoint or "").absolute().parent.parent
+
+
+@contextlib.contextmanager
+def counter(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on a terminal: call what it gives with the number done."""
+    with progress.Progress(console=stdout, disable=not stdout.is_terminal, transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
+def show_places(places: Mapping[str, Path]) -> None:
+    """Says where everything lies."""
+    for name, path in places.items():
+        stdout.print(f"[bold]{name:>11}[/bold]  {path}")
+
+
+def _config_file(argv: Sequence[str]) -> str | None:
+    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+        name, equals, value = argument.lstrip("-").partition("=")
+        if name == "config" and argument.startswith("-"):
+            return value if equals else following
+    return None
+
+
+def _check_file(path: str) -> None:
+    """A file that is not there, or is no config, which ml_collections says at first use only."""
+    if not os.path.isfile(path):
+        raise errors.UserError(f"--config {path}: there is no such file")
+
+
+def _quiet() -> None:
+    """Keeps the console for what the scripts say; warnings and errors still come through."""
+    logging.set_verbosity(logging.WARNING)
+    logging.set_stderrthreshold(logging.WARNING)
+    std_logging.getLogger("jax").setLevel(std_logging.WARNING)
+    warnings.filterwarnings("ignore", module="orbax")

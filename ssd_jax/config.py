@@ -1,0 +1,166 @@
+"""Every tunable and its default, each in exactly one place.
+
+A file in `configs/` returns a `Config` from `get_config()`; a command line changes single fields:
+`python train.py --config configs/ssd300.py --config.train.batch_size=8`.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ssd_jax import errors
+
+
+@dataclasses.dataclass
+class ModelConfig:
+    """The network."""
+
+    backbone: str = "vgg16"
+    image_size: int = 300  # side of the network's input in pixels; from 512 on, SSD512's layout
+    width: float = 1.0  # multiplier of the channel counts
+    dtype: str = "float32"  # of the computation: float32 or bfloat16
+    prior_sizes: str = "voc"  # published sizes of the default boxes: voc or coco
+    clip_priors: bool = False  # clamp default boxes to the picture (amdegroot, torchvision)
+    pretrained: str = ""  # .npz of weights by layer name (conv1_1/kernel, ...) to start from
+
+
+@dataclasses.dataclass
+class DataConfig:
+    """What is trained and evaluated on."""
+
+    dataset: str = "voc"  # voc, folder (any folder in VOC's form) or synthetic (built in)
+    path: str = ""  # the folder, for dataset = folder
+    archives: str = ""  # folder that holds VOC's archives; empty: download them
+    cache_dir: str = "~/.cache/ssd_jax"  # downloads and prepared datasets
+    train_split: str = "2007/trainval+2012/trainval"
+    eval_split: str = "2007/test"
+    difficult: bool = True  # train on objects marked difficult, as the authors do
+    augment: str = "flip"  # flip or none
+    canvas: int = 512  # larger pictures are shrunk to this many pixels on the host
+    threads: int = 4  # that read and decode, a batch each
+
+
+@dataclasses.dataclass
+class TrainConfig:
+    """The objective, the optimiser and the loop."""
+
+    steps: int = 120_000
+    batch_size: int = 32  # global, over all devices
+    optimizer: str = "sgd"  # sgd (the paper's) or adam
+    learning_rate: float = 1e-3
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    bias_rate: float = 2.0  # multiplier of the rate for biases, which do not decay
+    schedule: str = "steps"  # steps or cosine
+    drops: tuple[int, ...] = (80_000, 100_000)  # where schedule = steps divides the rate
+    drop_factor: float = 0.1
+    warmup_steps: int = 0  # linear, from 0
+    iou_threshold: float = 0.5  # from which a prior matches
+    neg_pos_ratio: float = 3.0
+    loc_weight: float = 1.0
+    parallel: str = "shard_map"  # shard_map or pmap: how the step is mapped over the devices
+    log_every: int = 10
+    eval_every: int = 5_000
+    checkpoint_every: int = 1_000
+
+
+@dataclasses.dataclass
+class EvalConfig:
+    """From outputs to detections, and their evaluation."""
+
+    batch_size: int = 32
+    score_threshold: float = 0.01
+    iou_threshold: float = 0.45  # of the non-maximum suppression
+    top_k: int = 400
+    max_detections: int = 200
+    max_images: int = 0  # evaluate only the first so many pictures; 0: all
+
+
+@dataclasses.dataclass
+class Config:
+    """All of a run."""
+
+    seed: int = 0
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
+
+
+_CHOICES = {
+    ("model", "dtype"): ("float32", "bfloat16"),
+    ("model", "prior_sizes"): ("voc", "coco"),
+    ("data", "dataset"): ("voc", "folder", "synthetic"),
+    ("data", "augment"): ("flip", "none"),
+    ("train", "optimizer"): ("sgd", "adam"),
+    ("train", "schedule"): ("steps", "cosine"),
+    ("train", "parallel"): ("shard_map", "pmap"),
+}
+_POSITIVE = {
+    "model": ("image_size", "width"),
+    "data": ("canvas", "threads"),
+    "train": ("batch_size", "learning_rate", "log_every", "eval_every", "checkpoint_every"),
+    "eval": ("batch_size", "top_k", "max_detections"),
+}
+_NOT_NEGATIVE = {"train": ("steps", "warmup_steps", "weight_decay"), "eval": ("max_images",)}
+
+
+def validate(config: Config) -> None:
+    """Checks the values that a field's type does not.
+
+    Raises:
+      UserError: Naming the first field that is wrong, and what it may be.
+    """
+    for (part, field), choices in _CHOICES.items():
+        value = getattr(getattr(config, part), field)
+        if value not in choices:
+            raise errors.UserError(
+                f"config.{part}.{field} is {value!r}; choose one of {', '.join(choices)}"
+            )
+    for fields, low, meaning in ((_POSITIVE, 1e-12, "above 0"), (_NOT_NEGATIVE, 0, "at least 0")):
+        for part, names in fields.items():
+            for field in names:
+                value = getattr(getattr(config, part), field)
+                if not value >= low:
+                    raise errors.UserError(
+                        f"config.{part}.{field} is {value}; it must be {meaning}"
+                    )
+
+
+def save(path: str | Path, config: Config, class_names: tuple[str, ...]) -> None:
+    """Writes a run's config, and the names of its classes, as JSON."""
+    content = {"config": dataclasses.asdict(config), "class_names": list(class_names)}
+    Path(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def load(path: str | Path) -> tuple[Config, tuple[str, ...]]:
+    """Reads what `save` wrote: the config and the class names.
+
+    Raises:
+      UserError: If the file is missing, is not such a file, or has a field that is not known.
+    """
+    path = Path(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return _from_mapping(Config, content["config"]), tuple(content["class_names"])
+    except FileNotFoundError:
+        raise errors.UserError(
+            f"{path} is missing: give the workdir of a training run, which holds it"
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise errors.UserError(f"{path} is not the config of a run: {error}") from None
+
+
+def _from_mapping(kind: type, values: Mapping[str, Any]) -> Any:
+    """A dataclass of that kind; fields that are absent keep their defaults."""
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    if unknown := sorted(set(values) - set(fields)):
+        raise ValueError(f"unknown field {unknown[0]!r} in {kind.__name__}")
+    converted = {}
+    for name, value in values.items():
+        if dataclasses.is_dataclass(fields[name].type):
+            value = _from_mapping(fields[name].type, value)  # type: ignore[arg-type]
+        converted[name] = tuple(value) if isinstance(value, list) else value
+    return kind(**converted)

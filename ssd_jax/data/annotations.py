@@ -1,0 +1,207 @@
+"""Annotations in PASCAL VOC's XML form -> boxes, names and flags.
+
+The one place that knows VOC's pixels: 1-based, with the last pixel inside the box. A box of VOC
+pixels (xmin, ymin, xmax, ymax) covers (xmin - 1, ymin - 1, xmax, ymax) of the picture's continuous
+plane, whose corners are (0, 0) and (width, height).
+"""
+
+import math
+from typing import NamedTuple
+from xml.etree import ElementTree
+from xml.parsers import expat
+
+import numpy as np
+
+from ssd_jax import errors
+
+_TO_EDGES = np.array([-1, -1, 0, 0], np.float64)  # VOC pixels -> continuous edges
+_LEAST_SIDE = 0.01  # pixels; a thinner sliver would vanish in normalised float32
+
+
+class Annotation(NamedTuple):
+    """What one XML file says of one picture; N objects.
+
+    Attributes:
+      height: Of the picture, in pixels.
+      width: Of the picture, in pixels.
+      boxes: `[N, 4]` float32 xyxy, continuous edges in pixels, within the picture, of some area.
+      names: Class of each object.
+      difficult: `[N]` bool.
+      truncated: `[N]` bool.
+      notes: A line for each object that was clipped, reordered or dropped.
+    """
+
+    height: int
+    width: int
+    boxes: np.ndarray
+    names: tuple[str, ...]
+    difficult: np.ndarray
+    truncated: np.ndarray
+    notes: tuple[str, ...]
+
+
+class _Object(NamedTuple):
+    name: str
+    box: np.ndarray
+    difficult: bool
+    truncated: bool
+
+
+def parse(xml: bytes, *, name: str, picture_size: tuple[int, int] | None) -> Annotation:
+    """Reads one annotation file.
+
+    What can be mended is mended and noted: corners in the wrong order are exchanged, a box partly
+    outside the picture is clipped, one wholly outside or of no area (xmin = xmax or ymin = ymax) is
+    dropped. A file without a size (or with one of 0) takes the picture's; without `difficult` or
+    `truncated` they are 0. Coordinates may be fractional. Parts of objects are not objects.
+
+    Args:
+      xml: The whole file.
+      name: What errors and notes call the file.
+      picture_size: (height, width) of the picture, upright; None where it is not known.
+
+    Returns:
+      The annotation, its boxes in continuous pixel edges.
+
+    Raises:
+      UserError: The XML is malformed or declares entities; its size is not the picture's; an object
+        lacks its name or box; a coordinate or flag is no number.
+    """
+    root = _parse_xml(xml, name)
+    if root.tag != "annotation":
+        raise errors.UserError(f"{name}: its root is <{root.tag}>, not VOC's <annotation>")
+    height, width = _size(root, name, picture_size)
+    kept: list[_Object] = []
+    notes: list[str] = []
+    for number, element in enumerate(root.findall("object"), start=1):
+        item = _object(element, f"{name}: object {number}")
+        box, remarks = _mend(item.box, height, width)
+        notes += [f"{name}: object {number} ({item.name}): {remark}" for remark in remarks]
+        if box is not None:
+            kept.append(item._replace(box=box))
+    return Annotation(
+        height=height,
+        width=width,
+        boxes=np.array([item.box for item in kept], np.float32).reshape(-1, 4),
+        names=tuple(item.name for item in kept),
+        difficult=np.array([item.difficult for item in kept], bool),
+        truncated=np.array([item.truncated for item in kept], bool),
+        notes=tuple(notes),
+    )
+
+
+def to_voc_pixels(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Boxes in VOC's pixels, which evaluation by the devkit's rules wants: the inverse of `parse`.
+
+    Args:
+      boxes: `[N, 4]` xyxy, normalised to [0, 1].
+      height: Of the picture, in pixels.
+      width: Of the picture, in pixels.
+
+    Returns:
+      `[N, 4]` float32 (xmin, ymin, xmax, ymax), 1-based and inclusive.
+    """
+    scale = np.array([width, height, width, height], np.float64)
+    return (np.asarray(boxes, np.float64).reshape(-1, 4) * scale - _TO_EDGES).astype(np.float32)
+
+
+def _parse_xml(xml: bytes, name: str) -> ElementTree.Element:
+    """Parses XML; a document type, which could declare entities that explode, is refused."""
+    builder = ElementTree.TreeBuilder()
+    parser = expat.ParserCreate()
+    parser.StartElementHandler = builder.start
+    parser.EndElementHandler = builder.end
+    parser.CharacterDataHandler = builder.data
+
+    def refuse(*_: object) -> None:
+        raise errors.UserError(
+            f"{name}: declares a document type (DOCTYPE); remove the declaration"
+        )
+
+    parser.StartDoctypeDeclHandler = refuse
+    try:
+        parser.Parse(xml, True)
+    except errors.UserError:
+        raise
+    except (ValueError, LookupError, expat.ExpatError) as error:
+        raise errors.UserError(f"{name}: not well-formed XML ({error})") from error
+    return builder.close()
+
+
+def _size(
+    root: ElementTree.Element, name: str, picture_size: tuple[int, int] | None
+) -> tuple[int, int]:
+    """(height, width) of the picture, which file and picture have to agree on."""
+    width, height = (
+        int(_number(root, f"size/{side}", name, default=0.0)) for side in ("width", "height")
+    )
+    if width <= 0 or height <= 0:
+        if picture_size is None:
+            raise errors.UserError(f"{name}: has no <size>, and the picture's size is not known")
+        return picture_size
+    if picture_size is not None and picture_size != (height, width):
+        raise errors.UserError(
+            f"{name}: says {width} x {height}, but the picture is {picture_size[1]} x "
+            f"{picture_size[0]} (width x height, upright); correct <size> and the boxes"
+        )
+    return height, width
+
+
+def _object(element: ElementTree.Element, where: str) -> _Object:
+    name = (element.findtext("name") or "").strip()
+    if not name:
+        raise errors.UserError(f"{where} has no <name>")
+    if element.find("bndbox") is None:
+        raise errors.UserError(f"{where} ({name}) has no <bndbox>")
+    corners = ("xmin", "ymin", "xmax", "ymax")
+    where = f"{where} ({name})"
+    return _Object(
+        name=name,
+        box=np.array([_number(element, f"bndbox/{corner}", where) for corner in corners]),
+        difficult=_number(element, "difficult", where, default=0.0) != 0,
+        truncated=_number(element, "truncated", where, default=0.0) != 0,
+    )
+
+
+def _number(
+    element: ElementTree.Element, path: str, where: str, *, default: float | None = None
+) -> float:
+    """The finite number at `path`; `default` where there is nothing, unless that is None."""
+    text = (element.findtext(path) or "").strip()
+    if not text and default is not None:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        tag = path.rpartition("/")[2]
+        raise errors.UserError(f"{where}: <{tag}> is {text!r}, not a number")
+    return value
+
+
+def _mend(voc_box: np.ndarray, height: int, width: int) -> tuple[np.ndarray | None, list[str]]:
+    """Brings one box into the picture.
+
+    Args:
+      voc_box: `[4]` as in the file, VOC's pixels.
+      height: Of the picture, in pixels.
+      width: Of the picture, in pixels.
+
+    Returns:
+      `[4]` continuous edges, or None for a box to drop, and what was done, in words.
+    """
+    remarks = []
+    low, high = np.minimum(voc_box[:2], voc_box[2:]), np.maximum(voc_box[:2], voc_box[2:])
+    written = ", ".join(f"{value:g}" for value in voc_box)
+    if np.any(high - low < _LEAST_SIDE):
+        return None, [f"box ({written}) has no area; dropped"]
+    if np.any(voc_box[:2] > voc_box[2:]):
+        remarks.append(f"box ({written}) has its corners swapped; reordered")
+    edges = np.concatenate([low, high]) + _TO_EDGES
+    clipped = np.clip(edges, 0, [width, height, width, height])
+    if np.any(clipped[2:] - clipped[:2] < _LEAST_SIDE):
+        return None, [f"box ({written}) lies outside the {width} x {height} picture; dropped"]
+    if np.any(clipped != edges):
+        remarks.append(f"box ({written}) reaches outside the {width} x {height} picture; clipped")
+    return clipped, remarks

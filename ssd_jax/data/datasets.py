@@ -1,0 +1,317 @@
+"""The one entrance to data: a dataset's name and a split -> records by number, and their classes.
+
+What is read is a copy prepared once under `cache_dir`, whose name holds a fingerprint of what it
+was made from: a changed archive or folder, or a test archive that has come, is prepared anew. tfds
+prepares in a folder of another name and renames it at the end, so nothing half-made is ever read.
+"""
+
+import bisect
+import contextlib
+import functools
+import hashlib
+import io
+import itertools
+import os
+import pathlib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from ssd_jax import errors
+from ssd_jax.data import annotations, synthetic, voc
+
+DATASETS = ("voc", "folder", "synthetic")
+SYNTHETIC = {"train": 2000, "test": 200, "seed": 0}
+
+_PART = re.compile(r"(?:(?P<year>\w+)/)?(?P<name>\w+)(?P<slice>\[[^\]]*\])?")
+_HELP = 'as in "2007/trainval+2012/trainval" or, of a folder, "train[:80%]"'
+
+
+class Stretch(NamedTuple):
+    """Records `start` to `stop`, less that one, of a split prepared in `directory`."""
+
+    directory: str
+    split: str
+    start: int
+    stop: int
+    most_objects: int  # in one record
+
+
+class Records:
+    """Stretches of prepared splits, one after the other, as one sequence of records.
+
+    Threads may share it; pickled, it opens its files anew. Item `i` is a dict of `image` (the bytes
+    of the picture's file), `name`, `height` and `width` (pixels), `boxes` ([N, 4] float32 xyxy in
+    [0, 1]), `labels` ([N] int32, from 1), `difficult` and `truncated` ([N] bool).
+    """
+
+    def __init__(self, stretches: Iterable[Stretch]):
+        self._stretches = tuple(stretches)
+        self._ends = list(itertools.accumulate(part.stop - part.start for part in self._stretches))
+        self._sources = [_open(part.directory, part.split) for part in self._stretches]
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        index = range(len(self))[index]
+        number = bisect.bisect_right(self._ends, index)
+        offset = index - (self._ends[number - 1] if number else 0)
+        return _record(self._sources[number][self._stretches[number].start + offset])
+
+    def __reduce__(self) -> tuple[type["Records"], tuple[tuple[Stretch, ...]]]:
+        return Records, (self._stretches,)
+
+    def __repr__(self) -> str:
+        return f"Records({list(self._stretches)})"
+
+
+class Split(NamedTuple):
+    """What `load` gives.
+
+    Attributes:
+      source: Its records, by number.
+      class_names: Label k is class_names[k - 1].
+      max_objects: The most objects in any of its pictures, at least 1.
+    """
+
+    source: Records
+    class_names: tuple[str, ...]
+    max_objects: int
+
+
+def load(
+    dataset: str, split: str, *, path: str = "", archives: str = "", cache_dir: str | os.PathLike
+) -> Split:
+    """Opens a split of a dataset, which is prepared first where it has not been.
+
+    Args:
+      dataset: "voc" (PASCAL VOC 2007 and 2012), "folder" (yours, in VOC's form) or "synthetic"
+        (made here on first use).
+      split: Names joined by "+", each perhaps sliced as tfds does, "train[:16]" or "val[50%:]".
+        VOC's names begin with the year: "2007/train", "2007/val", "2007/trainval", "2007/test",
+        "2012/trainval", ... A folder's are those of its ImageSets/Main, or else "train", "val" and
+        "all". Synthetic data have "train" and "test".
+      path: The folder, of "folder".
+      archives: Folder with VOC's archives; empty: they are downloaded.
+      cache_dir: Where prepared data and downloads are kept.
+
+    Returns:
+      The split; its order is always the same.
+
+    Raises:
+      UserError: There is no such dataset, split, folder or archive, or it holds broken data.
+    """
+    cache = _writable(cache_dir)
+    find = {
+        "voc": functools.partial(_voc, archives=archives, cache=cache),
+        "folder": functools.partial(_folder, path=path, cache=cache),
+        "synthetic": functools.partial(_synthetic, cache=cache),
+    }.get(dataset)
+    if find is None:
+        raise errors.UserError(
+            f"config.data.dataset={dataset!r}: no such dataset; there are {', '.join(DATASETS)}"
+        )
+    parts = [_parse(part, split) for part in split.split("+")]
+    infos = {year: _info(find(year, split)) for year in dict.fromkeys(part.year for part in parts)}
+    stretches = [item for part in parts for item in _stretches(infos[part.year], part, split)]
+    info = next(iter(infos.values()))
+    return Split(
+        source=Records(stretches),
+        class_names=tuple(info.features["objects"]["labels"].feature.names),
+        max_objects=max(1, *(item.most_objects for item in stretches)),
+    )
+
+
+def ground_truth(split: Split) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """What evaluation compares detections with; no picture is decoded.
+
+    Args:
+      split: Of `load`.
+
+    Returns:
+      By picture's name: boxes `[M, 4]` float32 in VOC's pixels (1-based, inclusive), labels `[M]`
+      int32 from 1, difficult `[M]` bool.
+
+    Raises:
+      UserError: The split holds a picture twice.
+    """
+    truth: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+    for index in range(len(split.source)):
+        item = split.source[index]
+        if item["name"] in truth:
+            raise errors.UserError(
+                f"the split holds {item['name']} twice; evaluate each picture once"
+            )
+        boxes = annotations.to_voc_pixels(item["boxes"], item["height"], item["width"])
+        truth[item["name"]] = boxes, item["labels"], item["difficult"]
+    return truth
+
+
+class _Part(NamedTuple):
+    year: str
+    name: str
+    slice: str
+
+
+def _parse(part: str, split: str) -> _Part:
+    match = _PART.fullmatch(part.strip())
+    if match is None:
+        raise errors.UserError(f"split {split!r}: {part.strip()!r} is no split's name, {_HELP}")
+    return _Part(match["year"] or "", match["name"], match["slice"] or "")
+
+
+def _writable(cache_dir: str | os.PathLike) -> pathlib.Path:
+    cache = pathlib.Path(cache_dir).expanduser().absolute()
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise errors.UserError(
+            f"{cache}: the cache cannot be written there ({error.strerror}); name another folder"
+        ) from error
+    return cache
+
+
+def _voc(year: str, split: str, *, archives: str, cache: pathlib.Path) -> str:
+    """Prepares one year of PASCAL VOC; returns its directory."""
+    if year not in voc.ARCHIVES:
+        years = " or ".join(f"{known}/" for known in voc.ARCHIVES)
+        raise errors.UserError(f"split {split!r}: VOC's splits begin with {years}, {_HELP}")
+    if archives:
+        paths = voc.find_archives(archives, year).values()
+        key = _fingerprint((path.absolute(), path.stat()) for path in paths)
+    else:
+        key = _digest([voc.MIRROR, *map(str, voc.ARCHIVES[year].values())])
+    return _prepare(
+        functools.partial(voc.Voc, config=year, archives=archives),
+        cache / f"voc{year}-{key}",
+        downloads=cache / "downloads",
+    )
+
+
+def _folder(year: str, split: str, *, path: str, cache: pathlib.Path) -> str:
+    """Prepares a folder in VOC's form; returns its directory."""
+    if year:
+        raise errors.UserError(f"split {split!r}: a year is for dataset voc only, {_HELP}")
+    if not path:
+        raise errors.UserError(
+            "config.data.path is empty; give the folder with Annotations and JPEGImages in it"
+        )
+    tree = voc.list_folder(path).tree
+    root = pathlib.Path(path).expanduser().absolute()
+    key = _fingerprint((root / file, (root / file).stat()) for file in tree.files())
+    return _prepare(
+        functools.partial(voc.VocFolder, path=path),
+        cache / f"folder-{root.name}-{key}",
+        downloads=cache / "downloads",
+    )
+
+
+def _synthetic(year: str, split: str, *, cache: pathlib.Path) -> str:
+    """Makes and prepares the synthetic dataset; returns its directory."""
+    generator = pathlib.Path(synthetic.__file__).read_text()
+    folder = cache / f"synthetic-{_digest([generator, str(SYNTHETIC)])}"
+    if not folder.exists():
+        try:
+            synthetic.write(folder, **SYNTHETIC)
+        except (errors.UserError, OSError):
+            if not folder.exists():  # otherwise another process was first
+                raise
+    return _folder(year, split, path=str(folder), cache=cache)
+
+
+def _fingerprint(files: Iterable[tuple[pathlib.Path, os.stat_result]]) -> str:
+    """Of files' names, sizes and times of change."""
+    return _digest(f"{path} {stat.st_size} {stat.st_mtime_ns}" for path, stat in files)
+
+
+def _digest(lines: Iterable[str]) -> str:
+    text = "\n".join([voc.VERSION, *lines])
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def _prepare(
+    make_builder: Callable[..., tfds.core.DatasetBuilder],
+    data_dir: pathlib.Path,
+    *,
+    downloads: pathlib.Path,
+) -> str:
+    """Has tfds prepare a dataset below `data_dir` unless it is there; returns its directory."""
+    builder = make_builder(data_dir=data_dir, file_format="array_record")
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # tfds prints; its bars go to stderr
+            builder.download_and_prepare(
+                download_dir=downloads,
+                download_config=tfds.download.DownloadConfig(try_download_gcs=False),
+            )
+    except OSError:
+        if not builder.is_prepared():  # otherwise another process was first
+            raise
+    return builder.data_dir
+
+
+def _info(directory: str) -> tfds.core.DatasetInfo:
+    return tfds.builder_from_directory(directory).info
+
+
+def _open(directory: str, split: str) -> Any:
+    return tfds.builder_from_directory(directory).as_data_source(
+        split, decoders={"image": tfds.decode.SkipDecoding()}
+    )
+
+
+def _stretches(info: tfds.core.DatasetInfo, part: _Part, split: str) -> list[Stretch]:
+    """Where the records of one part of a split are."""
+    joined: Mapping[str, list[str]] = info.metadata["joined"]
+    if part.name not in joined and part.name not in info.splits:
+        prefix = f"{part.year}/" if part.year else ""
+        known = ", ".join(prefix + name for name in sorted([*info.splits, *joined]))
+        archive = voc.ARCHIVES.get(part.year, {}).get(part.name)
+        hint = f"; it comes with {archive.filename}" if archive else ""
+        raise errors.UserError(
+            f"split {split!r}: there is no {prefix}{part.name}, only {known}{hint}"
+        )
+    names = joined.get(part.name, [part.name])
+    lengths = [info.splits[name].num_examples for name in names]
+    start, stop = _bounds(part, sum(lengths), split)
+    found = []
+    for name, length in zip(names, lengths, strict=True):
+        low, high = max(start, 0), min(stop, length)
+        if low < high:
+            most = max(info.metadata["object_counts"][name][low:high])
+            found.append(Stretch(os.fspath(info.data_dir), name, low, high, most))
+        start, stop = start - length, stop - length
+    return found
+
+
+def _bounds(part: _Part, length: int, split: str) -> tuple[int, int]:
+    """First record of a slice in tfds' syntax and the one after its last."""
+    whole = tfds.core.SplitInfo(name="part", shard_lengths=[length], num_bytes=0)
+    try:
+        instruction = tfds.core.ReadInstruction.from_spec(f"part{part.slice}")
+        (bounds,) = instruction.to_absolute({"part": whole})
+    except (ValueError, AssertionError) as error:
+        raise errors.UserError(
+            f"split {split!r}: cannot take {part.slice} of {length} pictures, {_HELP}"
+        ) from error
+    start, stop, _ = slice(bounds.from_, bounds.to).indices(length)
+    if start >= stop:
+        raise errors.UserError(f"split {split!r}: {part.slice} of {length} pictures is none")
+    return start, stop
+
+
+def _record(item: Mapping[str, Any]) -> dict[str, Any]:
+    objects = item["objects"]
+    return {
+        "image": item["image"],
+        "name": item["name"].decode(),
+        "height": int(item["height"]),
+        "width": int(item["width"]),
+        "boxes": objects["boxes"],
+        "labels": np.array(objects["labels"], np.int32) + 1,
+        "difficult": objects["difficult"],
+        "truncated": objects["truncated"],
+    }

@@ -1,0 +1,141 @@
+"""Fixed-size batches from records: decode on threads, pad, stack.
+
+The training stream is infinite and a pure function of (seed, position): position `n` holds the same
+picture whatever the batch size, the number of threads and the number of processes, so a run resumes
+by asking for the stream from `step * batch_size` on.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import grain
+import numpy as np
+
+from ssd_jax.data import images
+
+Batch = dict[str, Any]  # of arrays, see training_batches
+
+
+class Source(Protocol):
+    """Records by number."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Mapping[str, Any]: ...
+
+
+def training_batches(
+    source: Source,
+    *,
+    batch_size: int,
+    canvas: int,
+    max_objects: int,
+    seed: int,
+    start: int = 0,
+    difficult: bool = True,
+    process: int = 0,
+    processes: int = 1,
+    threads: int = 4,
+) -> Iterator[Batch]:
+    """Endless shuffled batches of this process, each epoch in an order of its own.
+
+    Args:
+      source: Records as `datasets.load` gives them.
+      batch_size: Global batch size B; this process gets `batch_size / processes` of each batch.
+      canvas: Side of the square canvas in pixels; larger pictures are shrunk to it.
+      max_objects: G, rows that boxes are padded to.
+      seed: Of the order.
+      start: Position in the stream, in pictures, to begin at.
+      difficult: Keep objects that are marked difficult.
+      process: Index of this process.
+      processes: Number of processes.
+      threads: That decode, a batch each; as many batches lie ready.
+
+    Returns:
+      An iterator of batches: `image` `[b, canvas, canvas, 3]` uint8; `extent` `[b, 2]` float32
+      (height, width) of the picture on the canvas; `boxes` `[b, G, 4]` float32 corners in [0, 1];
+      `labels` `[b, G]` int32, 0 is padding; `position` `[b]` int32 in the stream.
+
+    Raises:
+      ValueError: If the processes do not divide the batch.
+      UserError: While iterating, if a picture does not decode.
+    """
+    if batch_size % processes:
+        raise ValueError(f"batch_size ({batch_size}) must be divisible by {processes} processes")
+
+    def example(position: int, record: Mapping[str, Any]) -> Batch:
+        keep = difficult | ~record["difficult"]
+        objects = record["boxes"][keep], record["labels"][keep]
+        return {
+            **_on_canvas(record, canvas),
+            **_padded(*objects, max_objects),
+            "position": np.int32(position),
+        }
+
+    stream = grain.MapDataset.source(source).shuffle(seed=seed).repeat().map_with_index(example)
+    mine = stream.slice(slice(start, None))[process::processes]
+    return _iterate(mine.batch(batch_size // processes, drop_remainder=True), threads)
+
+
+def evaluation_batches(
+    source: Source, *, count: int, batch_size: int, canvas: int, threads: int = 4
+) -> Iterator[Batch]:
+    """The first `count` records once, in order; the last batch is filled up with black pictures.
+
+    Args:
+      source: Records as `datasets.load` gives them.
+      count: How many of them.
+      batch_size: B.
+      canvas: Side of the square canvas in pixels; larger pictures are shrunk to it.
+      threads: That decode, a batch each; as many batches lie ready.
+
+    Returns:
+      An iterator of batches: `image` and `extent` as in `training_batches`, `index` `[B]` int32
+      into `source`, -1 where a row only fills up.
+
+    Raises:
+      UserError: While iterating, if a picture does not decode.
+    """
+    blank = {
+        "image": np.zeros((canvas, canvas, 3), np.uint8),
+        "extent": np.full(2, canvas, np.float32),
+        "index": np.int32(-1),
+    }
+
+    def example(index: int) -> Batch:
+        if index >= count:
+            return blank
+        return {**_on_canvas(source[index], canvas), "index": np.int32(index)}
+
+    rows = -(-count // batch_size) * batch_size
+    return _iterate(grain.MapDataset.range(rows).map(example).batch(batch_size), threads)
+
+
+def _iterate(dataset: grain.MapDataset, threads: int) -> Iterator[Batch]:
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+    return iter(dataset.to_iter_dataset(options))
+
+
+def _on_canvas(record: Mapping[str, Any], canvas: int) -> Batch:
+    picture = images.decode(record["image"], name=record["name"], fit=(canvas, canvas))
+    image, extent = place(picture, canvas)
+    return {"image": image, "extent": extent}
+
+
+def place(picture: np.ndarray, canvas: int) -> tuple[np.ndarray, np.ndarray]:
+    """Puts `[H, W, 3]` uint8 into the upper left corner of a square canvas, shrunk if it must be.
+
+    Returns:
+      `[canvas, canvas, 3]` uint8, and `[2]` float32 (height, width) of the picture on it.
+    """
+    picture = images.shrink(picture, height=canvas, width=canvas)
+    height, width = picture.shape[:2]
+    image = np.zeros((canvas, canvas, 3), np.uint8)
+    image[:height, :width] = picture
+    return image, np.array([height, width], np.float32)
+
+
+def _padded(boxes: np.ndarray, labels: np.ndarray, rows: int) -> Batch:
+    padded_boxes, padded_labels = np.zeros((rows, 4), np.float32), np.zeros(rows, np.int32)
+    padded_boxes[: len(boxes)], padded_labels[: len(labels)] = boxes, labels
+    return {"boxes": padded_boxes, "labels": padded_labels}

@@ -1,0 +1,58 @@
+"""Tables for the terminal: layers of a network, average precision of classes."""
+
+import math
+from collections.abc import Sequence
+
+from rich import console, table
+
+from ssd_jax.evaluation import run
+from ssd_jax.models import summary
+
+
+def layers(rows: Sequence[summary.Layer]) -> table.Table:
+    """The layers of a network, with a line of totals."""
+    result = table.Table("layer", title="layers, for one picture")
+    for heading in ("output", "parameters", "GFLOP"):
+        result.add_column(heading, justify="right")
+    for row in rows:
+        result.add_row(
+            row.name,
+            " x ".join(map(str, row.output)),
+            f"{row.parameters:,}",
+            f"{row.flops / 1e9:.3f}",
+        )
+    result.add_section()
+    parameters, flops = sum(row.parameters for row in rows), sum(row.flops for row in rows)
+    result.add_row("all", "", f"{parameters:,}", f"{flops / 1e9:.3f}")
+    return result
+
+
+def evaluation(result: run.Evaluation) -> console.Group:
+    """All figures of an evaluation."""
+    return console.Group(average_precision(result), coco(result))
+
+
+def average_precision(result: run.Evaluation) -> table.Table:
+    """AP of each class by VOC's two metrics, with their means."""
+    shown = table.Table("class", title=f"average precision on {result.images} pictures")
+    for heading in ("objects", "AP (VOC07)", "AP (VOC10+)"):
+        shown.add_column(heading, justify="right")
+    for name, ap in result.voc07.ap.items():
+        objects = result.voc07.curves[name].num_objects
+        shown.add_row(name, str(objects), _figure(ap), _figure(result.area.ap[name]))
+    shown.add_section()
+    shown.add_row("mAP", "", _figure(result.voc07.mean_ap), _figure(result.area.mean_ap))
+    return shown
+
+
+def coco(result: run.Evaluation) -> table.Table:
+    """COCO's 12 numbers, in one row."""
+    shown = table.Table(title="COCO")
+    for name in result.coco:
+        shown.add_column(name, justify="right")
+    shown.add_row(*(_figure(value) for value in result.coco.values()))
+    return shown
+
+
+def _figure(value: float) -> str:
+    return "no objects" if math.isnan(value) else f"{value:.4f}"

@@ -1,0 +1,65 @@
+"""VGG-16 with fc6 and fc7 as convolutions ("reduced fc"): the backbone of the paper."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ssd_jax.models import layers
+
+# RGB, 0..255: what the network subtracts (Liu et al.'s release; there is no scaling).
+MEAN = (123.0, 117.0, 104.0)
+
+_BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+
+
+def normalise(images: jax.Array) -> jax.Array:
+    """Subtracts the mean: `[..., H, W, 3]` RGB in 0..255 -> the network's input, float32."""
+    return images.astype(jnp.float32) - jnp.asarray(MEAN, jnp.float32)
+
+
+class VGG16(nn.Module):
+    """VGG-16 to fc7: two source maps, of stride 8 (conv4_3, L2-normalised) and 16 (fc7).
+
+    Attributes:
+      width: Multiplier of all channel counts.
+      atrous: fc6 with dilation 6 and pool5 3x3 with stride 1, as in the paper.
+      dtype: Type of the computation; parameters are float32.
+
+    Source: Liu et al. 2016, section 3.1.
+    """
+
+    width: float = 1.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> list[jax.Array]:
+        """Maps `[B, H, W, 3]` normalised pictures to the list of feature maps."""
+        x = images.astype(self.dtype)
+        sources = []
+        for block, widths in enumerate(_BLOCKS, start=1):
+            for index, features in enumerate(widths, start=1):
+                first = (block, index) == (1, 1)
+                init = layers.he_normal_pixels if first else layers.he_normal
+                layer = self._conv(
+                    features, 3, padding=1, kernel_init=init, name=f"conv{block}_{index}"
+                )
+                x = nn.relu(layer(x))
+            if block == 4:
+                sources.append(layers.L2Norm(name="conv4_3_norm")(x))
+            if block < 5:
+                x = layers.max_pool_2x2(x)
+        x = nn.max_pool(x, window_shape=(3, 3), strides=(1, 1), padding=((1, 1), (1, 1)))
+        x = nn.relu(self._conv(1024, 3, padding=6, dilation=6, name="fc6")(x))
+        x = nn.relu(self._conv(1024, 1, name="fc7")(x))
+        return [*sources, x]
+
+    def _conv(self, features: int, kernel: int, **options: Any) -> nn.Conv:
+        options = {"kernel_init": layers.he_normal, "dtype": self.dtype, **options}
+        return layers.conv(scaled(features, self.width), kernel, **options)
+
+
+def scaled(features: int, width: float) -> int:
+    """Channel count under the width multiplier: a multiple of 8, at least 8."""
+    return features if width == 1 else max(8, round(features * width / 8) * 8)

@@ -1,0 +1,193 @@
+"""The train step: a batch of pictures to new parameters, mapped over the devices."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from ssd_jax import augment, boxes, losses, matching
+from ssd_jax.models import ssd, vgg
+
+AXIS = "data"  # the mapped axis: the batch is split over it
+Batch = dict[str, Any]
+Metrics = dict[str, jax.Array]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """What a step changes and a checkpoint keeps.
+
+    Attributes:
+      step: Number of steps done, int32.
+      params: Parameters of the network, float32.
+      opt_state: State of the optimiser.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+
+
+class Targets(NamedTuple):
+    """What the network has to predict for a batch: `[B, P, 4]` offsets and `[B, P]` labels."""
+
+    loc: jax.Array
+    labels: jax.Array
+
+
+def init_state(
+    model: ssd.SSD, optimizer: optax.GradientTransformation, image_size: tuple[int, int], seed: int
+) -> TrainState:
+    """Fresh parameters, and the optimiser's state for them."""
+    images = jnp.zeros((1, *image_size, 3), jnp.float32)
+    params = jax.jit(model.init)(jax.random.key(seed), images)["params"]
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+
+def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
+    """A mesh of one axis over the devices, by default over all."""
+    devices = jax.devices() if devices is None else devices
+    return Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """How the state lies on the devices: whole on each."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def shard_batch(batch: Batch, mesh: Mesh) -> Batch:
+    """Splits a batch (this process's part of it) over the devices.
+
+    Raises:
+      ValueError: If the devices do not divide the batch.
+    """
+    sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+    return {
+        name: jax.make_array_from_process_local_data(sharding, values)
+        for name, values in batch.items()
+    }
+
+
+def make_train_step(
+    model: ssd.SSD,
+    optimizer: optax.GradientTransformation,
+    priors_cxcywh: np.ndarray,
+    *,
+    mesh: Mesh,
+    image_size: tuple[int, int],
+    seed: int = 0,
+    policy: str = "flip",
+    iou_threshold: float = 0.5,
+    neg_pos_ratio: float = 3.0,
+    loc_weight: float = 1.0,
+    parallel: str = "shard_map",
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """Builds the jit-compiled step that the devices run together on a batch.
+
+    Args:
+      model: The network.
+      optimizer: Made by `optimizer.make_optimizer`.
+      priors_cxcywh: `[P, 4]` default boxes of the network.
+      mesh: The devices; they have to divide the batch.
+      image_size: (height, width) of the network's input.
+      seed: Of the augmentation; an example's key depends on it and on its position in the stream.
+      policy: Of the augmentation.
+      iou_threshold: From which a prior matches a ground truth.
+      neg_pos_ratio: Mined negatives for each positive.
+      loc_weight: Weight of the localisation loss.
+      parallel: `"shard_map"`, or `"pmap"` to map the same function by `jax.pmap`.
+
+    Returns:
+      `step(state, batch) -> (state, metrics)`; the state that goes in is donated under
+      `"shard_map"`. A batch is one of `loader.training_batches`, put there by `shard_batch`. The
+      metrics are those of the global batch.
+
+    Raises:
+      ValueError: If `parallel` is unknown.
+    """
+    prepare = functools.partial(
+        _prepare_example,
+        priors_cxcywh=jnp.asarray(priors_cxcywh),
+        size=image_size,
+        policy=policy,
+        iou_threshold=iou_threshold,
+    )
+
+    def loss_fn(params: Any, images: jax.Array, targets: Targets) -> tuple[jax.Array, Metrics]:
+        predictions = ssd.apply(model, params, images)
+        return losses.multibox_loss(
+            predictions.loc,
+            predictions.conf,
+            targets.loc,
+            targets.labels,
+            neg_pos_ratio=neg_pos_ratio,
+            loc_weight=loc_weight,
+            axis_name=AXIS,
+        )
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        images, targets = jax.vmap(prepare, in_axes=(None, 0))(jax.random.key(seed), batch)
+        grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params, images, targets)
+        # The loss divides by the positives of the global batch, so the devices' parts add up.
+        grads, metrics = jax.lax.psum((grads, metrics), AXIS)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    return _map_over_devices(train_step, mesh, parallel)
+
+
+def _prepare_example(
+    key: jax.Array,
+    example: Batch,
+    *,
+    priors_cxcywh: jax.Array,
+    size: tuple[int, int],
+    policy: str,
+    iou_threshold: float,
+) -> tuple[jax.Array, Targets]:
+    """One example of a batch to the network's input and what it has to predict."""
+    image, gt_boxes, gt_labels = augment.augment(
+        jax.random.fold_in(key, example["position"]),
+        example["image"],
+        example["extent"],
+        example["boxes"],
+        example["labels"],
+        size=size,
+        policy=policy,
+    )
+    matches = matching.match(gt_boxes, gt_labels, priors_cxcywh, iou_threshold=iou_threshold)
+    return vgg.normalise(image), Targets(boxes.encode(matches.boxes, priors_cxcywh), matches.labels)
+
+
+def _map_over_devices(train_step: Callable, mesh: Mesh, parallel: str) -> Callable:
+    if parallel == "shard_map":
+        mapped = jax.shard_map(
+            train_step,
+            mesh=mesh,
+            in_specs=(PartitionSpec(), PartitionSpec(AXIS)),
+            out_specs=PartitionSpec(),
+            check_vma=False,
+        )
+        return jax.jit(mapped, donate_argnums=0)
+    if parallel == "pmap":
+        pmapped = jax.pmap(
+            train_step,
+            axis_name=AXIS,
+            in_axes=(None, 0),
+            out_axes=None,
+            devices=list(mesh.devices.flat),
+        )
+        return lambda state, batch: pmapped(state, _split(batch, mesh.size))
+    raise ValueError(f"parallel is {parallel!r}; choose shard_map or pmap")
+
+
+def _split(batch: Batch, parts: int) -> Batch:
+    """`[B, ...]` to `[parts, B / parts, ...]`, the form that pmap maps over."""
+    return {name: x.reshape(parts, -1, *x.shape[1:]) for name, x in batch.items()}

@@ -1,0 +1,146 @@
+"""Boxes on pictures, and contact sheets of pictures."""
+
+import colorsys
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+_GOLDEN_RATIO = (5**0.5 - 1) / 2
+_SHADES = ((0.80, 0.95), (0.90, 0.62), (0.40, 1.0))  # saturation, value: bright, dark, pale
+_HUES = 7  # of one shade; the eighth step of the golden ratio comes close to where it began
+
+
+def class_color(label: int) -> tuple[int, int, int]:
+    """The color of a class: the same on every picture, and far from those of the next classes.
+
+    Steps of the golden ratio around the color circle spread the hues; shades tell apart those that
+    come close.
+
+    Args:
+      label: The class, from 1; 0, the background, is grey.
+
+    Returns:
+      Red, green and blue in 0..255.
+    """
+    if label == 0:
+        return 128, 128, 128
+    saturation, value = _SHADES[(label - 1) // _HUES % len(_SHADES)]
+    red, green, blue = colorsys.hsv_to_rgb(label * _GOLDEN_RATIO % 1, saturation, value)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def draw(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    scores: np.ndarray | None = None,
+    *,
+    class_names: Sequence[str],
+    score_format: str = ".2f",
+) -> np.ndarray:
+    """A copy of the picture with boxes and captions; lines and letters grow with the picture.
+
+    Earlier rows are drawn over later ones: of detections, the best stays readable.
+
+    Args:
+      image: `[H, W, 3]` uint8.
+      boxes: `[N, 4]` corners in pixels, 0 at the left and upper edge; drawn as far as they are
+        inside the picture.
+      labels: `[N]` classes from 1; rows with label 0 are padding and not drawn.
+      scores: `[N]` for the captions, or None for class names alone.
+      class_names: Label k is `class_names[k - 1]`.
+      score_format: How a caption spells its score, as `format` takes it.
+
+    Returns:
+      `[H, W, 3]` uint8.
+
+    Raises:
+      ValueError: The labels are no integers, such as scores in their place.
+    """
+    labels = np.asarray(labels)
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"labels must be integers, not {labels.dtype}: are they the scores?")
+    canvas = Image.fromarray(np.asarray(image, np.uint8))
+    pen = ImageDraw.Draw(canvas)
+    side = min(canvas.size)
+    line = max(1, round(side / 160))
+    font = ImageFont.load_default(size=max(10, round(side / 26)))
+    rows = [k for k in reversed(range(len(boxes))) if labels[k] > 0]
+    corners = {k: _inside(boxes[k], canvas.size) for k in rows}
+    for k in rows:
+        pen.rectangle(corners[k], outline=class_color(int(labels[k])), width=line)
+    for k in rows:  # after all boxes, whose lines would cross the letters
+        caption = class_names[labels[k] - 1]
+        if scores is not None:
+            caption = f"{caption} {float(scores[k]):{score_format}}"
+        _tag(pen, corners[k][:2], caption, class_color(int(labels[k])), font, canvas.size)
+    return np.asarray(canvas).copy()
+
+
+def grid(
+    images: Sequence[np.ndarray], *, columns: int, width: int = 1200, gap: int = 8
+) -> np.ndarray:
+    """A contact sheet: the pictures in reading order, each scaled to its column's width.
+
+    Args:
+      images: `[H, W, 3]` uint8 each, of any size.
+      columns: Pictures in a row, at least 1.
+      width: Of the sheet, in pixels.
+      gap: Pixels of white around each picture.
+
+    Returns:
+      `[height, width, 3]` uint8; a row is as high as its highest picture.
+
+    Raises:
+      ValueError: `columns` is less than 1, or the columns are left no pixel.
+    """
+    column = (width - gap) // columns - gap if columns >= 1 else 0
+    if column < 1:
+        raise ValueError(f"columns ({columns}) must be at least 1 and fit into width ({width})")
+    scaled = [_to_width(image, column) for image in images]
+    rows = [scaled[k : k + columns] for k in range(0, len(scaled), columns)]
+    heights = [max(picture.height for picture in row) for row in rows]
+    sheet = Image.new("RGB", (width, gap + sum(height + gap for height in heights)), "white")
+    top = gap
+    for row, height in zip(rows, heights, strict=True):
+        for k, picture in enumerate(row):
+            sheet.paste(picture, (gap + k * (column + gap), top + (height - picture.height) // 2))
+        top += height + gap
+    return np.asarray(sheet).copy()
+
+
+def _inside(box: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Corner pixels of a box, clipped to the picture; at least one pixel."""
+    last = np.array([*size, *size]) - 1
+    left, top, right, bottom = np.clip(np.round(np.asarray(box, np.float64)), 0, last).astype(int)
+    return int(left), int(top), int(max(left, right)), int(max(top, bottom))
+
+
+def _tag(
+    pen: ImageDraw.ImageDraw,
+    corner: tuple[int, int],
+    text: str,
+    color: tuple[int, int, int],
+    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
+    size: tuple[int, int],
+) -> None:
+    """Writes on a filled tag above a box's corner, or within the box at the picture's edge."""
+    left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
+    pad = max(1, round((bottom - top) / 4))
+    width, height = right - left + 2 * pad, bottom - top + 2 * pad
+    x = max(0, min(corner[0], size[0] - width))
+    y = corner[1] - height if corner[1] >= height else corner[1]
+    pen.rectangle((x, y, x + width - 1, y + height - 1), fill=color)
+    pen.text((x + pad - left, y + pad - top), text, font=font, fill=_ink(color))
+
+
+def _ink(color: tuple[int, int, int]) -> str:
+    """Black or white, whichever is easier to read on the color (Rec. 601 luma)."""
+    return "black" if np.dot(color, (0.299, 0.587, 0.114)) > 140 else "white"
+
+
+def _to_width(image: np.ndarray, width: int) -> Image.Image:
+    picture = Image.fromarray(np.asarray(image, np.uint8)).convert("RGB")
+    height = max(1, round(picture.height * width / picture.width))
+    return picture.resize((width, height), Image.Resampling.LANCZOS)

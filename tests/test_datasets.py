@@ -1,0 +1,521 @@
+import concurrent.futures
+import functools
+import hashlib
+import http.server
+import logging
+import os
+import pathlib
+import pickle
+import shutil
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import voc_tree
+from PIL import Image
+
+from ssd_jax import errors
+from ssd_jax.data import annotations, datasets, images, synthetic, voc
+
+ROOT = pathlib.Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture
+def load(tmp_path):
+    return functools.partial(datasets.load, cache_dir=tmp_path / "cache")
+
+
+def names(split: datasets.Split) -> list[str]:
+    return [split.source[index]["name"] for index in range(len(split.source))]
+
+
+def refusal(function, *args, **kwargs) -> str:
+    """The message of the UserError that a call raises, which has to be one line."""
+    with pytest.raises(errors.UserError) as caught:
+        function(*args, **kwargs)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_every_field_survives(load, tmp_path):
+    data = voc_tree.jpeg()
+    objects = (
+        voc_tree.box("cat", (3, 4, 20, 18), difficult=1),
+        voc_tree.box("dog", (1, 1, 32, 24), truncated=1),
+    )
+    folder = voc_tree.write(
+        tmp_path / "own",
+        pictures={"a.jpg": data, "b.jpg": data},
+        annotations={"a": voc_tree.xml(*objects), "b": voc_tree.xml()},
+        splits={"train": ["a", "b"]},
+    )
+    split = load("folder", "train", path=str(folder))
+    assert split.class_names == ("cat", "dog")
+    assert split.max_objects == 2
+    full, empty = split.source[0], split.source[1]
+    assert full["image"] == data
+    assert (full["name"], full["height"], full["width"]) == ("a.jpg", 24, 32)
+    expected = [[2 / 32, 3 / 24, 20 / 32, 18 / 24], [0, 0, 1, 1]]
+    np.testing.assert_allclose(full["boxes"], expected, rtol=1e-6)
+    assert full["boxes"].dtype == np.float32
+    assert full["labels"].dtype == np.int32
+    assert full["labels"].tolist() == [1, 2]
+    assert full["difficult"].tolist() == [True, False]
+    assert full["truncated"].tolist() == [False, True]
+    assert empty["boxes"].shape == (0, 4)
+    assert empty["boxes"].dtype == np.float32
+    for field, dtype in (("labels", np.int32), ("difficult", bool), ("truncated", bool)):
+        assert empty[field].shape == (0,)
+        assert empty[field].dtype == dtype
+
+
+def test_ground_truth_is_in_voc_pixels(load, tmp_path):
+    folder = voc_tree.write_plain(tmp_path / "own", 2, splits={"train": ["000001", "000002"]})
+    truth = datasets.ground_truth(load("folder", "train", path=str(folder)))
+    assert list(truth) == ["000001.jpg", "000002.jpg"]
+    boxes, labels, difficult = truth["000002.jpg"]
+    np.testing.assert_allclose(boxes, [[3, 4, 20, 18]] * 2, rtol=1e-6)
+    assert boxes.dtype == np.float32
+    assert labels.tolist() == [1, 1]
+    assert difficult.tolist() == [False, False]
+
+
+def test_ground_truth_refuses_a_picture_twice(load, tmp_path):
+    folder = voc_tree.write_plain(tmp_path / "own")
+    twice = load("folder", "train+train[:1]", path=str(folder))
+    assert "holds 000001.jpg twice" in refusal(datasets.ground_truth, twice)
+
+
+def test_a_folder_without_image_sets_is_split_by_order(load, tmp_path):
+    folder = str(voc_tree.write_plain(tmp_path / "own", 11))
+    train, val = (names(load("folder", name, path=folder)) for name in ("train", "val"))
+    assert val == ["000005.jpg", "000010.jpg"]
+    assert train == [f"{i:06d}.jpg" for i in (1, 2, 3, 4, 6, 7, 8, 9, 11)]
+    assert names(load("folder", "all", path=folder)) == train + val
+
+
+def test_splits_come_from_image_sets_without_class_lists(load, tmp_path):
+    splits = {"train": ["000001"], "odd": ["000001", "000003"], "dog_train": ["000001  1"]}
+    folder = str(voc_tree.write_plain(tmp_path / "own", 3, splits=splits))
+    assert names(load("folder", "odd", path=folder)) == ["000001.jpg", "000003.jpg"]
+    message = refusal(load, "folder", "val", path=folder)
+    assert message.endswith("there is no val, only odd, train")
+
+
+def test_hidden_files_are_passed_over(load, tmp_path):
+    folder = voc_tree.write_plain(tmp_path / "own", 2)
+    for name in ("Annotations/._000001.xml", "JPEGImages/._000001.jpg"):
+        (folder / name).write_bytes(b"Mac OS X")
+    assert len(load("folder", "all", path=str(folder)).source) == 2
+
+
+def test_processes_may_prepare_the_same_data_at_once(tmp_path):
+    code = (
+        "import sys; from ssd_jax.data import datasets\n"
+        "split = datasets.load('folder', 'all', path=sys.argv[1], cache_dir=sys.argv[2])\n"
+        "assert len(split.source) == 40 and split.source[39]\n"
+    )
+    folder = voc_tree.write_plain(tmp_path / "own", 40)
+    command = [sys.executable, "-W", "error", "-c", code, str(folder), str(tmp_path / "cache")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    running = [subprocess.Popen(command, env=environment) for _ in range(3)]
+    assert [process.wait() for process in running] == [0, 0, 0]
+
+
+def test_lower_case_folders_and_mixed_suffixes_are_read(load, tmp_path):
+    folder = voc_tree.write(
+        tmp_path / "own",
+        pictures={
+            "a.JPEG": voc_tree.jpeg(),
+            "b.png": voc_tree.encoded(voc_tree.pixels(), "PNG"),
+            "deep/c.bmp": voc_tree.encoded(voc_tree.pixels(), "BMP"),
+        },
+        annotations={key: voc_tree.xml(voc_tree.box()) for key in ("a", "b", "deep/c")},
+    )
+    (folder / "JPEGImages").rename(folder / "images")
+    (folder / "Annotations").rename(folder / "annotations")
+    split = load("folder", "all", path=str(folder))
+    assert names(split) == ["a.JPEG", "b.png", "deep/c.bmp"]
+    assert all(
+        images.decode(split.source[i]["image"], name="a").shape == (24, 32, 3) for i in range(3)
+    )
+
+
+@pytest.mark.parametrize(
+    "picture",
+    {
+        "grey": voc_tree.encoded(voc_tree.pixels()[:, :, 0], "JPEG"),
+        "cmyk": voc_tree.encoded(Image.new("CMYK", (32, 24)), "JPEG"),
+        "16 bit": voc_tree.encoded(np.full((24, 32), 40000, np.uint16), "PNG"),
+        "alpha": voc_tree.encoded(Image.new("RGBA", (32, 24)), "PNG"),
+    }.items(),
+    ids=lambda item: item[0],
+)
+def test_unusual_pictures_are_kept_byte_for_byte(load, tmp_path, picture):
+    folder = voc_tree.write(
+        tmp_path / "own",
+        pictures={"a.jpg": picture[1]},
+        annotations={"a": voc_tree.xml(voc_tree.box())},
+    )
+    record = load("folder", "all", path=str(folder)).source[0]
+    assert record["image"] == picture[1]
+    assert images.decode(record["image"], name="a").shape == (24, 32, 3)
+
+
+def test_a_rotated_picture_has_its_upright_size(load, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = voc_tree.encoded(voc_tree.pixels(24, 32), "JPEG", exif=exif)
+    folder = voc_tree.write(
+        tmp_path / "own",
+        pictures={"a.jpg": data},
+        annotations={"a": voc_tree.xml(voc_tree.box(), size=(32, 24))},
+    )
+    record = load("folder", "all", path=str(folder)).source[0]
+    assert (record["height"], record["width"]) == (32, 24)
+    (folder / "Annotations/a.xml").write_bytes(voc_tree.xml(voc_tree.box(), size=(24, 32)))
+    assert "a.xml: says 32 x 24" in refusal(load, "folder", "all", path=str(folder))
+
+
+def test_mended_boxes_are_logged(load, tmp_path, caplog):
+    corners = [(0, 0, 99, 99), (20, 18, 3, 4), (9, 9, 9, 20), (50, 50, 60, 60)]
+    folder = voc_tree.write(
+        tmp_path / "own",
+        pictures={"a.jpg": voc_tree.jpeg()},
+        annotations={"a": voc_tree.xml(*(voc_tree.box(corners=each) for each in corners))},
+    )
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        split = load("folder", "all", path=str(folder))
+    assert len(split.source[0]["boxes"]) == 2
+    assert caplog.messages[0].startswith("4 boxes were clipped, reordered or dropped")
+    assert [line.rpartition("; ")[2] for line in caplog.messages[1:5]] == [
+        "clipped",
+        "reordered",
+        "dropped",
+        "dropped",
+    ]
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", voc_tree.jpeg()[:-200]])
+def test_broken_pictures_are_named_and_counted(load, tmp_path, content):
+    folder = voc_tree.write_plain(tmp_path / "own", 20)
+    for number in range(3, 18):
+        (folder / f"JPEGImages/{number:06d}.jpg").write_bytes(content)
+    message = refusal(load, "folder", "all", path=str(folder))
+    assert f"{folder}/JPEGImages/000003.jpg: " in message
+    assert "; 14 more cannot be used: 000004, 000006, 000007" in message
+    assert message.endswith(", ...")
+    assert not list((tmp_path / "cache").rglob("*.array_record*"))
+
+
+def test_a_broken_annotation_is_named(load, tmp_path):
+    folder = voc_tree.write_plain(tmp_path / "own")
+    (folder / "Annotations/000002.xml").write_bytes(b"<annotation>")
+    message = refusal(load, "folder", "all", path=str(folder))
+    assert "Annotations/000002.xml: not well-formed XML" in message
+
+
+def test_missing_files_are_named(load, tmp_path):
+    folder = voc_tree.write_plain(tmp_path / "own", splits={"train": ["000001", "000009"]})
+    message = refusal(load, "folder", "train", path=str(folder))
+    assert "no Annotations/000009.xml, though ImageSets/Main names 000009" in message
+    shutil.rmtree(folder / "ImageSets")
+    (folder / "JPEGImages/000002.jpg").unlink()
+    message = refusal(load, "folder", "train", path=str(folder))
+    assert "Annotations/000002.xml has no picture JPEGImages/000002" in message
+
+
+def test_folders_that_hold_no_data_say_what_was_looked_for(load, tmp_path):
+    (tmp_path / "empty").mkdir()
+    message = refusal(load, "folder", "all", path=str(tmp_path / "empty"))
+    assert "looked for Annotations/*.xml" in message
+    assert "no such folder" in refusal(load, "folder", "all", path=str(tmp_path / "none"))
+    assert "config.data.path is empty" in refusal(load, "folder", "all")
+    bare = voc_tree.write(
+        tmp_path / "bare", pictures={"a.jpg": voc_tree.jpeg()}, annotations={"a": voc_tree.xml()}
+    )
+    assert "no annotation has an object" in refusal(load, "folder", "all", path=str(bare))
+
+
+def test_two_pictures_of_one_name_and_odd_split_names_are_refused(load, tmp_path):
+    folder = voc_tree.write_plain(tmp_path / "own", splits={"all": ["000001"]})
+    assert "rename ImageSets/Main/all.txt" in refusal(load, "folder", "all", path=str(folder))
+    folder = voc_tree.write_plain(tmp_path / "odd", splits={"my-train": ["000001"]})
+    assert "my-train.txt" in refusal(load, "folder", "all", path=str(folder))
+    (folder / "JPEGImages/000001.png").write_bytes(b"")
+    assert "differ by suffix only" in refusal(load, "folder", "all", path=str(folder))
+
+
+def test_unknown_names_list_what_there_is(load, tmp_path):
+    message = refusal(load, "coco8", "train")
+    assert "config.data.dataset='coco8'" in message
+    assert "voc, folder, synthetic" in message
+    folder = str(voc_tree.write_plain(tmp_path / "own"))
+    for split in ("train[", "", "train+", "train[a:]", "train[99:]", "train[3:1]", "2007/train"):
+        assert f"split {split!r}" in refusal(load, "folder", split, path=folder)
+    assert "2007/ or 2012/" in refusal(load, "voc", "train")
+
+
+def test_slices_and_sums_are_those_of_tfds(load, tmp_path):
+    folder = str(voc_tree.write_plain(tmp_path / "own", 10))
+    everything = names(load("folder", "all", path=folder))
+    for part, expected in {
+        "all[:3]": everything[:3],
+        "all[7:]": everything[7:],  # one of train, both of val
+        "all[-1:]": everything[-1:],
+        "all[25%:50%]": everything[2:5],
+        "val + train[:1]": everything[8:] + everything[:1],
+    }.items():
+        assert names(load("folder", part, path=folder)) == expected
+    assert load("folder", "train[:2]", path=folder).max_objects == 2
+    assert load("folder", "train[:2]+val[:1]", path=folder).max_objects == 5
+
+
+def test_random_access_works_from_threads_and_after_pickling(load, tmp_path):
+    source = load("folder", "all", path=str(voc_tree.write_plain(tmp_path / "own", 10))).source
+    expected = [source[index]["name"] for index in range(10)]
+    copy = pickle.loads(pickle.dumps(source))
+    order = np.random.default_rng(0).integers(0, 10, 400)
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        for each in (source, copy):
+            found = list(pool.map(lambda index, each=each: each[index]["name"], order))
+            assert found == [expected[index] for index in order]
+    assert source[-1]["name"] == expected[-1]
+    with pytest.raises(IndexError):
+        source[10]
+
+
+def test_a_changed_folder_is_prepared_anew(load, tmp_path):
+    folder = voc_tree.write_plain(tmp_path / "own")
+    assert load("folder", "all", path=str(folder)).class_names == ("dog",)
+    (folder / "Annotations/000001.xml").write_bytes(voc_tree.xml(voc_tree.box("cow")))
+    assert load("folder", "all", path=str(folder)).class_names == ("cow", "dog")
+
+
+def test_an_interrupted_preparation_is_not_read(load, tmp_path, monkeypatch):
+    folder = str(voc_tree.write_plain(tmp_path / "own"))
+    records = voc._records
+
+    def interrupted(examples):
+        yield from records(examples[:1])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(voc, "_records", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            load("folder", "all", path=folder)
+    assert len(load("folder", "all", path=folder).source) == 5
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    message = refusal(datasets.load, "voc", "2007/train", cache_dir=tmp_path / "file")
+    assert f"{tmp_path}/file: the cache cannot be written" in message
+
+
+def test_archives_give_the_splits_they_hold(load, tmp_path):
+    archives = voc_tree.write_archives(tmp_path)
+    split = load("voc", "2007/trainval", archives=str(archives))
+    assert split.class_names == voc.CLASSES
+    assert len(split.class_names) == 20
+    assert list(split.class_names) == sorted(split.class_names)
+    assert names(split) == ["000001.jpg", "000002.jpg", "000003.jpg"]
+    assert split.source[2]["labels"].tolist() == [1 + voc.CLASSES.index("dog")] * 3
+    message = refusal(load, "voc", "2007/test", archives=str(archives))
+    assert "only 2007/train, 2007/trainval, 2007/val; it comes with VOCtest_06" in message
+    tree = voc_tree.write_plain(tmp_path / "test", 2, splits={"test": ["000011"]}, first=11)
+    voc_tree.pack(tree, archives / voc_tree.TEST)
+    assert names(load("voc", "2007/test", archives=str(archives))) == ["000011.jpg"]
+    both = load("voc", "2007/train[:1]+2007/test", archives=str(archives))
+    assert names(both) == ["000001.jpg", "000011.jpg"]
+
+
+def test_a_trainval_that_is_not_train_and_val_is_kept(load, tmp_path):
+    splits = {"train": ["000001"], "trainval": ["000002", "000001", "000003"]}
+    voc_tree.pack(
+        voc_tree.write_plain(tmp_path / "tree", 3, splits=splits), tmp_path / voc_tree.TRAINVAL
+    )
+    split = load("voc", "2007/trainval", archives=str(tmp_path))
+    assert names(split) == ["000002.jpg", "000001.jpg", "000003.jpg"]
+
+
+def test_both_years_are_joined(load, tmp_path):
+    archives = voc_tree.write_archives(tmp_path)
+    tree = voc_tree.write_plain(tmp_path / "2012", 1, splits={"train": ["002012"]}, first=2012)
+    voc_tree.pack(tree, archives / "VOCtrainval_11-May-2012.tar", root="./VOCdevkit/VOC2012")
+    split = load("voc", "2007/val+2012/train", archives=str(archives))
+    assert names(split) == ["000003.jpg", "002012.jpg"]
+    assert split.max_objects == 3
+
+
+def test_missing_and_broken_archives_are_named(load, tmp_path):
+    assert "no such folder" in refusal(load, "voc", "2007/train", archives=str(tmp_path / "x"))
+    message = refusal(load, "voc", "2007/train", archives=str(tmp_path))
+    assert f"no {voc_tree.TRAINVAL} in it" in message
+    archive = tmp_path / voc_tree.TRAINVAL
+    whole = (voc_tree.write_archives(tmp_path / "good") / voc_tree.TRAINVAL).read_bytes()
+    for content in (b"", b"text", whole[:900], whole[: len(whole) // 2], b"\x1f\x8b" + whole):
+        archive.write_bytes(content)
+        message = refusal(load, "voc", "2007/train", archives=str(tmp_path))
+        assert voc_tree.TRAINVAL in message
+    voc_tree.pack(voc_tree.write_plain(tmp_path / "tree"), archive, root="somewhere")
+    message = refusal(load, "voc", "2007/train", archives=str(tmp_path))
+    assert "holds no folder VOC2007/" in message
+    voc_tree.pack(tmp_path / "tree", archive)
+    assert "no train.txt" in refusal(load, "voc", "2007/train", archives=str(tmp_path))
+
+
+def test_vocs_classes_are_closed(load, tmp_path):
+    tree = voc_tree.write_plain(tmp_path / "tree", 2, splits={"train": ["000001", "000002"]})
+    (tree / "Annotations/000002.xml").write_bytes(voc_tree.xml(voc_tree.box("unicorn")))
+    voc_tree.pack(tree, tmp_path / voc_tree.TRAINVAL)
+    message = refusal(load, "voc", "2007/train", archives=str(tmp_path))
+    assert f"{voc_tree.TRAINVAL}/Annotations/000002.xml: class 'unicorn'" in message
+
+
+@pytest.fixture
+def mirror(tmp_path, monkeypatch):
+    """Serves a folder as the mirror of VOC2007's trainval archive, and counts requests."""
+    folder = voc_tree.write_archives(tmp_path)
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        requests = 0
+
+        def do_GET(self):
+            Handler.requests += 1
+            super().do_GET()
+
+        def log_message(self, *args):
+            pass
+
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Handler, directory=str(folder))
+    )
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    data = (folder / voc_tree.TRAINVAL).read_bytes()
+    archive = voc.Archive(voc_tree.TRAINVAL, len(data), hashlib.sha256(data).hexdigest())
+    monkeypatch.setattr(voc, "MIRROR", f"http://127.0.0.1:{server.server_port}/")
+    monkeypatch.setattr(voc, "ARCHIVES", {"2007": {"trainval": archive}})
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    yield Handler
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_archives_are_downloaded_once(load, mirror, tmp_path):
+    assert len(load("voc", "2007/train").source) == 2
+    assert mirror.requests > 0
+    mirror.requests = 0
+    for prepared in (tmp_path / "cache").glob("voc2007-*"):
+        shutil.rmtree(prepared)
+    assert len(load("voc", "2007/train").source) == 2
+    assert mirror.requests == 0
+
+
+@pytest.mark.parametrize("case", ["checksum", "absent", "unreachable"])
+def test_a_failed_download_tells_the_way_out(load, mirror, monkeypatch, tmp_path, case):
+    archive = voc.ARCHIVES["2007"]["trainval"]
+    if case == "checksum":
+        wrong = archive._replace(sha256="0" * 64)
+        monkeypatch.setattr(voc, "ARCHIVES", {"2007": {"trainval": wrong}})
+    elif case == "absent":
+        monkeypatch.setattr(voc, "MIRROR", voc.MIRROR + "nowhere/")
+    else:
+        monkeypatch.setattr(voc, "MIRROR", "http://127.0.0.1:9/")
+    begin = time.monotonic()
+    message = refusal(load, "voc", "2007/train")
+    reason = {"checksum": "SHA-256", "absent": "404", "unreachable": "refused"}[case]
+    assert reason in message
+    assert archive.filename in message
+    assert message.endswith("--config.data.archives=DIR")
+    assert time.monotonic() - begin < 10
+    assert not list((tmp_path / "cache/downloads").rglob("*.tmp.*"))
+
+
+def test_the_official_archives_are_those_of_tfds():
+    import tensorflow_datasets as tfds
+
+    table = pathlib.Path(tfds.__file__).parent / "url_checksums" / "voc.txt"
+    lines = {line.split("\t")[0]: line.split("\t")[1:3] for line in table.read_text().splitlines()}
+    for archives in voc.ARCHIVES.values():
+        for archive in archives.values():
+            assert lines[voc.MIRROR + archive.filename] == [str(archive.size), archive.sha256]
+
+
+def test_synthetic_data_are_made_once(load, monkeypatch):
+    monkeypatch.setattr(datasets, "SYNTHETIC", {"train": 4, "test": 2, "seed": 0})
+    assert len(load("synthetic", "train").source) == 4
+    monkeypatch.setattr(synthetic, "write", None)
+    split = load("synthetic", "test")
+    assert len(split.source) == 2
+    assert split.max_objects >= 1
+
+
+def test_neither_tensorflow_nor_jax_is_imported(tmp_path):
+    code = (
+        "import sys; from ssd_jax.data import datasets\n"
+        "split = datasets.load('folder', 'all', path=sys.argv[1], cache_dir=sys.argv[2])\n"
+        "assert len(split.source) == 5 and split.source[0]['image']\n"
+        "datasets.ground_truth(split)\n"
+        "assert not {'tensorflow', 'jax'} & set(sys.modules)\n"
+    )
+    arguments = [str(voc_tree.write_plain(tmp_path / "own")), str(tmp_path / "cache")]
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == ""
+
+
+@pytest.mark.skipif(not (SHARED / "own_data/kangaroo").is_dir(), reason="needs ../shared/own_data")
+def test_a_real_folder_with_a_truncated_picture(load, tmp_path):
+    folder = tmp_path / "kangaroo"
+    shutil.copytree(SHARED / "own_data/kangaroo", folder, copy_function=shutil.copyfile)
+    folder.chmod(0o755)
+    for child in folder.iterdir():
+        child.chmod(0o755)
+    message = refusal(load, "folder", "train", path=str(folder))
+    assert "kangaroo/JPEGImages/00090.jpg: not a readable picture" in message
+    (folder / "JPEGImages/00090.jpg").unlink()
+    (folder / "Annotations/00090.xml").unlink()
+    split = load("folder", "all", path=str(folder))
+    assert len(split.source) == 37
+    assert split.class_names == ("kangaroo",)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (SHARED / "voc").is_dir(), reason="needs ../shared/voc")
+def test_real_voc2007_is_prepared_within_a_minute(load):
+    open_split = functools.partial(load, "voc", archives=str(SHARED / "voc"))
+    begin = time.monotonic()
+    train, val = open_split("2007/train"), open_split("2007/val")
+    assert time.monotonic() - begin < 60
+    assert (len(train.source), len(val.source)) == (2500, 1004)
+    assert len(open_split("2007/trainval").source) == 3504
+    truth = datasets.ground_truth(train) | datasets.ground_truth(val)
+    assert sum(len(labels) for _, labels, _ in truth.values()) == 10999
+    assert (train.max_objects, val.max_objects) == (37, 42)
+    # 000012.xml: one car at (156, 97, 351, 270).
+    boxes, labels, difficult = truth["000012.jpg"]
+    np.testing.assert_allclose(boxes, [[156, 97, 351, 270]], rtol=1e-6)
+    assert labels.tolist() == [1 + voc.CLASSES.index("car")]
+    assert difficult.tolist() == [False]
+
+
+def test_ground_truth_and_parse_agree_on_real_coordinates():
+    # Every integer pixel of a common size survives normalisation to within 1e-4 of a pixel.
+    corners = np.stack([np.arange(1, 501)] * 4, axis=1).astype(np.float32)
+    corners[:, 2:] += 1
+    sides = np.array([501, 501, 501, 501], np.float32)
+    edges = corners - np.array([1, 1, 0, 0], np.float32)
+    back = annotations.to_voc_pixels(edges / sides, 501, 501)
+    np.testing.assert_allclose(back, corners, atol=1e-4)
