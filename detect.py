@@ -1,17 +1,19 @@
 """Finds objects in pictures and videos.
 
   python detect.py --workdir runs/quickstart PICTURE.jpg FOLDER 'photos/*.png' FILM.mp4
+  python detect.py --checkpoint runs/quickstart/checkpoints/500 FOLDER --score_threshold 0.3
 
-Writes each with its boxes, and detections.json, into --output.
+Writes each with its boxes, and detections.json with all boxes in pixels, into --output. What cannot
+be read is named at the end; the others are done all the same.
 """
 
-import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 
-from ssd_jax import cli, errors
+from ssd_jax import cli
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", None, "Workdir of the run; its best checkpoint is taken.")
@@ -22,27 +24,38 @@ flags.DEFINE_float("score_threshold", 0.5, "Only detections that score more.", 0
 
 def main(argv: Sequence[str]) -> None:
     """Restores, detects, draws and writes."""
-    inputs = cli.parse(
+    FLAGS.set_gnu_getopt()  # flags may follow the files
+    names = cli.parse(
         argv, saved=lambda: cli.run_of(FLAGS.workdir, FLAGS.checkpoint) / "config.json"
     )
     from ssd_jax import detector as detector_lib
-    from ssd_jax import inputs as inputs_lib
+    from ssd_jax import media
     from ssd_jax.training import checkpoint
 
-    if not inputs:
-        raise errors.UserError("name a picture, a folder, a glob or a video: detect.py ... PICTURE")
-    files = inputs_lib.find(inputs)
-    detector = detector_lib.restore(
-        FLAGS.config, checkpoint.find(FLAGS.checkpoint or FLAGS.workdir)
-    )
     output = Path(FLAGS.output)
-    results = {}
-    for path, annotated in inputs_lib.places(files, output).items():
-        handle = inputs_lib.detect_video if inputs_lib.is_video(path) else inputs_lib.detect_picture
-        results[str(path)] = handle(detector, path, annotated, FLAGS.score_threshold)
-        cli.stdout.print(f"{path}: {inputs_lib.in_words(results[str(path)])} -> {annotated}")
-    (output / "detections.json").write_text(json.dumps(results, indent=2) + "\n")
+    targets = media.places(media.find(names), output)
+    folder = checkpoint.find(FLAGS.checkpoint or FLAGS.workdir)
+    detector = detector_lib.restore(FLAGS.config, folder)
+    media.make_folder(output)
+    outcomes = []
+    try:
+        with media.Progress(len(targets)) as progress:
+            for outcome in media.annotate(
+                detector,
+                targets,
+                score_threshold=FLAGS.score_threshold,
+                on_frame=progress.frame,
+            ):
+                outcomes.append(outcome)
+                progress.done(outcome)
+    finally:  # also of an interrupted run
+        media.write_json(output / "detections.json", outcomes)
     cli.show_places({"detections": output / "detections.json"})
+    problems = [outcome.problem for outcome in outcomes if outcome.problem]
+    for problem in problems:
+        sys.stderr.write(f"error: {' '.join(problem.split())}\n")
+    if problems:
+        sys.exit(2)
 
 
 if __name__ == "__main__":

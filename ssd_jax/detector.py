@@ -120,6 +120,8 @@ class Detector:
 
     def _detect(self, pictures: list[np.ndarray], score_threshold: float) -> list[Detections]:
         placed = [loader.place(picture, self.config.data.canvas) for picture in pictures]
+        rows = padded_rows(len(placed), most=self.config.eval.batch_size)
+        placed += placed[-1:] * (rows - len(placed))
         canvases, extents = (np.stack(arrays) for arrays in zip(*placed, strict=True))
         raw = jax.device_get(self._predict(self.params, canvases, extents))
         return [
@@ -136,6 +138,18 @@ class Detector:
             for place, index in enumerate(batch["index"]):
                 if index >= 0:
                     yield int(index), row(raw, place)
+
+
+def padded_rows(count: int, *, most: int) -> int:
+    """Rows of the batch that `count` pictures run in: a power of two, or `most`.
+
+    Each number of rows is compiled once, so they are few.
+
+    Args:
+      count: In 1..most.
+      most: The largest batch.
+    """
+    return min(1 << (count - 1).bit_length(), most)
 
 
 def row(batch: Detections, index: int) -> Detections:

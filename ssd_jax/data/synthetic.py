@@ -31,11 +31,10 @@ SPLITS = ("train", "test")  # the position of a name is part of its pictures' ra
 PICTURE_SIDES = (240, 420)  # pixels
 EMPTY_SHARE = 0.05  # of the pictures hold no object
 MAX_OBJECTS = 8
-MAX_LOOK_ALIKES = 4
-SIZE_MEDIAN, SIZE_SIGMA = (
-    0.24,
-    0.6,
-)  # log-normal: longer side of a thing / shorter side of the picture
+LOOK_ALIKES_MEAN, MAX_LOOK_ALIKES = 0.8, 3  # Poisson
+PATTERNED_SHARE = 0.35  # of the things have stripes, checks or dots
+# Log-normal: longer side of a thing / shorter side of the picture.
+SIZE_MEDIAN, SIZE_SIGMA = 0.27, 0.6
 SIZE_RANGE = (0.05, 0.9)
 CUT_SHARE = 0.15  # of the objects may reach over the edge of the picture
 OCCLUDED_FROM, DIFFICULT_FROM, GONE_FROM = 0.05, 0.5, 0.85  # hidden share of an object's own pixels
@@ -199,7 +198,8 @@ def _texture(rng: np.random.Generator, u: np.ndarray, v: np.ndarray, plain: bool
     """Draws a pattern: the share 0..1 of the second colour at u, v, which span -1..1."""
     angle, waves, phase = rng.uniform(0, math.pi), rng.uniform(4, 11), rng.uniform(0, 6)
     a, b = (u * math.cos(angle) + v * math.sin(angle), v * math.cos(angle) - u * math.sin(angle))
-    kind = rng.integers(2 if plain else 5)
+    patterned = not plain and rng.random() < PATTERNED_SHARE
+    kind = rng.integers(2, 5) if patterned else rng.integers(2)
     if kind == 0:
         return np.zeros_like(u)
     if kind == 1:
@@ -284,7 +284,7 @@ def _ground(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     image = image.resize((2 * width, 2 * height), Image.Resampling.BICUBIC)
     image = _cluttered(rng, image, tones)
     light = np.ones((height, width), np.float32)
-    for cells, strength in ((5, 0.3), (24, 0.3), (80, 0.2)):
+    for cells, strength in ((5, 0.3), (24, 0.15), (80, 0.1)):
         clouds = Image.fromarray(rng.integers(0, 256, (cells, cells), dtype=np.uint8))
         smooth = _unit(clouds.resize((width, height), Image.Resampling.BICUBIC))
         light *= 1 + np.float32(rng.uniform(0, strength)) * (2 * smooth - 1)
@@ -305,7 +305,7 @@ def _plan(rng: np.random.Generator) -> list[tuple[str, float]]:
     """Draws the names and relative sizes of the things, the larger ones mostly further back."""
     objects = 0 if rng.random() < EMPTY_SHARE else min(1 + rng.poisson(2.2), MAX_OBJECTS)
     names = [*rng.choice(CLASS_NAMES, objects)]
-    names += [*rng.choice(list(LOOK_ALIKES), min(rng.poisson(1.5), MAX_LOOK_ALIKES))]
+    names += [*rng.choice(list(LOOK_ALIKES), min(rng.poisson(LOOK_ALIKES_MEAN), MAX_LOOK_ALIKES))]
     sizes = np.clip(SIZE_MEDIAN * np.exp(rng.normal(0, SIZE_SIGMA, len(names))), *SIZE_RANGE)
     order = np.argsort(-sizes * np.exp(rng.normal(0, 0.5, len(names))))
     return [(str(names[i]), float(sizes[i])) for i in order]

@@ -139,7 +139,7 @@ def check_classes(detector: detector_lib.Detector, split: datasets.Split) -> Non
     if detector.class_names != split.class_names:
         raise errors.UserError(
             f"the checkpoint has {len(detector.class_names)} classes "
-            f"({', '.join(detector.class_names)}), the dataset {detector.config.data.dataset!r} has "
+            f"({', '.join(detector.class_names)}), dataset {detector.config.data.dataset!r} has "
             f"{len(split.class_names)} ({', '.join(split.class_names)})"
         )
 

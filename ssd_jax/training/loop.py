@@ -186,9 +186,8 @@ def _restore_or_start(
     if not pretrained:
         return state, "fresh parameters"
     params, loaded = npz.load_into(state.params, pretrained)
-    return dataclasses.replace(
-        state, params=params
-    ), f"{pretrained} ({loaded} of its arrays), the rest fresh"
+    state = dataclasses.replace(state, params=params)
+    return state, f"{loaded} arrays of {pretrained}, the rest fresh"
 
 
 def _claim(workdir: Path, config: config_lib.Config, class_names: tuple[str, ...]) -> None:

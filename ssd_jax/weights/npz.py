@@ -29,10 +29,12 @@ def load_into(params: Any, path: str | Path) -> tuple[Any, int]:
         no array belongs to the network.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = dict(file)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise errors.UserError(f"config.model.pretrained={str(path)!r}: {error}") from None
+    except OSError as error:
+        raise errors.UserError(f"config.model.pretrained={path}: {error.strerror}") from None
+    except (ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        raise errors.UserError(f"config.model.pretrained={path} is no .npz: {error}") from None
     flat = flax.traverse_util.flatten_dict(params, sep="/")
     taken = 0
     for name, value in flat.items():

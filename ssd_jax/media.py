@@ -1,0 +1,448 @@
+"""Detection in files: the pictures and videos that a command line means, and annotated copies."""
+
+import contextlib
+import glob
+import itertools
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, TypeVar
+
+import av
+import numpy as np
+from PIL import Image
+from rich import progress
+
+from ssd_jax import cli, errors, visualize
+from ssd_jax import detector as detector_lib
+from ssd_jax.detection import Detections
+
+PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
+_KEPT = (".jpeg", ".jpg", ".png")  # kinds of picture that are written as what they were
+_BATCH_PIXELS = 1 << 26  # of the pictures held at a time: 200 MB, however large they are
+_USUAL_RATE = Fraction(25)  # frames a second, for a video that does not say
+_SLACK = 0.5  # seconds by which a whole video may end before the duration that it states
+_BT709 = 1  # FFmpeg's number for BT.709, in the fields that tell a player the colors
+_ENCODERS = {  # the first that FFmpeg has; near to transparent, and quick
+    "libx264": {"crf": "20", "preset": "veryfast"},
+    "mpeg4": {"qmin": "2", "qmax": "6"},
+}
+
+Item = TypeVar("Item")
+
+
+class Outcome(NamedTuple):
+    """What became of one input.
+
+    Attributes:
+      path: The input.
+      place: Its annotated copy.
+      found: Of a picture `{"boxes", "scores", "labels"}`, of a video `{"fps", "size", "frames"}`;
+        None where nothing could be read.
+      problem: None, or a line that names the input and what is wrong with it.
+    """
+
+    path: Path
+    place: Path
+    found: dict[str, Any] | None
+    problem: str | None = None
+
+
+def find(names: Sequence[str]) -> list[Path]:
+    """The files that a command line names, each once, in its order.
+
+    Args:
+      names: Files, folders (all pictures directly in it, sorted) and globs (`**` for any depth).
+
+    Raises:
+      UserError: If a name matches nothing, or there is none.
+    """
+    if not names:
+        raise errors.UserError("name at least one picture, folder, 'glob*' or video")
+    return list(dict.fromkeys(path for name in names for path in _named(name)))
+
+
+def is_video(path: Path) -> bool:
+    """Whether a file is a video, by the ending of its name."""
+    return path.suffix.lower() in VIDEOS
+
+
+def places(paths: Sequence[Path], output: Path) -> dict[Path, Path]:
+    """Where the annotated copy of each file goes.
+
+    A copy has the name of its file, except that two copies never share a name, none replaces one of
+    `paths`, videos become MP4, and pictures that are not JPEG become PNG.
+    """
+    taken = {_identity(path) for path in paths}
+    chosen = {}
+    for path in paths:
+        ending = ".mp4" if is_video(path) else path.suffix
+        if ending.lower() not in (*_KEPT, ".mp4"):
+            ending = ".png"
+        stems = itertools.chain([path.stem], (f"{path.stem}-{k}" for k in itertools.count(2)))
+        free = (output / f"{stem}{ending}" for stem in stems)
+        chosen[path] = next(place for place in free if _identity(place) not in taken)
+        taken.add(_identity(chosen[path]))
+    return chosen
+
+
+def annotate(
+    detector: detector_lib.Detector,
+    targets: Mapping[Path, Path],
+    *,
+    score_threshold: float,
+    on_frame: Callable[[Path, int], None] = lambda path, frames: None,
+) -> Iterator[Outcome]:
+    """Detects in files and writes their annotated copies, one batch in memory at a time.
+
+    Args:
+      detector: What detects.
+      targets: Where the copy of each file goes, from `places`; folders have to exist.
+      score_threshold: Only detections that score more, in [0, 1].
+      on_frame: Called with a video and the number of its frames done, after each batch.
+
+    Yields:
+      An outcome for each file, as soon as its copy is written. A file that fails is one of them and
+      stops nothing.
+    """
+    for video, group in itertools.groupby(targets, key=is_video):
+        if not video:
+            yield from _annotate_pictures(detector, group, targets, score_threshold)
+            continue
+        for path in group:
+            yield _annotate_video(detector, path, targets[path], score_threshold, on_frame)
+
+
+def in_words(found: Mapping[str, Any]) -> str:
+    """Counts of an outcome's `found`: `"2 dog, 1 person"`, of a video over all its frames."""
+    if "frames" in found:
+        labels = [label for frame in found["frames"] for label in frame["labels"]]
+        return f"{len(found['frames'])} frames, {_counted(labels)}"
+    return _counted(found["labels"])
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder, and those above it, where there is none yet.
+
+    Raises:
+      UserError: If that is not possible.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise errors.UserError(f"--output {path}: no folder there: {error.strerror}") from None
+
+
+def write_json(path: Path, outcomes: Iterable[Outcome]) -> None:
+    """Writes what was found as one JSON object: a line for each input, by its path.
+
+    Raises:
+      UserError: If the file cannot be written.
+    """
+    lines = [
+        f"{json.dumps(str(outcome.path))}: {json.dumps(outcome.found)}"
+        for outcome in outcomes
+        if outcome.found is not None
+    ]
+    try:
+        path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    except OSError as error:
+        raise errors.UserError(f"{path}: not written: {error.strerror}") from None
+
+
+class Progress:
+    """A progress bar on a terminal; elsewhere a line for each input."""
+
+    def __init__(self, total: int):
+        self._bar = progress.Progress(
+            progress.TextColumn("[bold]{task.completed:.0f}/{task.total:.0f}"),
+            progress.BarColumn(),
+            progress.TextColumn("{task.description}", markup=False),
+            console=cli.stdout,
+            disable=not cli.stdout.is_terminal,
+        )
+        self._task = self._bar.add_task("compiling", total=total)
+
+    def __enter__(self) -> "Progress":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def frame(self, path: Path, frames: int) -> None:
+        """Shows how many frames of a video are done."""
+        self._bar.update(self._task, description=_printable(f"{path}: frame {frames}"))
+
+    def done(self, outcome: Outcome) -> None:
+        """Shows what was found in an input; one with nothing to show only counts."""
+        text = f"{outcome.path}: not read"
+        if outcome.found is not None:
+            text = f"{outcome.path}: {in_words(outcome.found)} -> {outcome.place}"
+        self._bar.update(self._task, advance=1, description=_printable(text))
+        if not cli.stdout.is_terminal and outcome.found is not None:
+            cli.stdout.print(_printable(text), markup=False)
+
+
+def _named(name: str) -> list[Path]:
+    path = Path(name)
+    try:
+        if path.is_dir():
+            return _pictures_of(path)
+        if path.exists():
+            return [path]
+        matches = [Path(match) for match in glob.glob(name, recursive=True)]
+    except OSError as error:
+        raise errors.UserError(f"{name}: {error.strerror}") from None
+    if not matches:
+        raise errors.UserError(f"{name}: there is no such file or folder, and nothing matches it")
+    kept = [p for p in matches if p.is_file() and p.suffix.lower() in (*PICTURES, *VIDEOS)]
+    if not kept:
+        raise errors.UserError(f"{name}: none of the matches is a picture or a video")
+    return sorted(kept)
+
+
+def _pictures_of(folder: Path) -> list[Path]:
+    """Pictures directly in a folder, sorted, without hidden files."""
+    pictures = [
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in PICTURES and path.is_file() and not path.name.startswith(".")
+    ]
+    if not pictures:
+        raise errors.UserError(
+            f"{folder}: this folder holds no pictures ({' '.join(PICTURES)}); name videos singly"
+        )
+    return sorted(pictures)
+
+
+def _identity(path: Path) -> str:
+    """Equal for paths that may be the same file, also where the file system ignores case."""
+    return str(path.resolve()).casefold()
+
+
+def _annotate_pictures(
+    detector: detector_lib.Detector,
+    paths: Iterable[Path],
+    targets: Mapping[Path, Path],
+    score_threshold: float,
+) -> Iterator[Outcome]:
+    unreadable: list[Outcome] = []
+
+    def readable() -> Iterator[tuple[Path, np.ndarray]]:
+        for path in paths:
+            try:
+                image = detector_lib.read_picture(path)
+            except errors.UserError as error:
+                unreadable.append(Outcome(path, targets[path], None, str(error)))
+            else:
+                yield path, image
+
+    for batch in _batches(readable(), most=detector.config.eval.batch_size):
+        detections = detector([image for _, image in batch], score_threshold=score_threshold)
+        for (path, image), found in zip(batch, detections, strict=True):
+            drawn = _drawn(image, found, detector.class_names)
+            problem = _save(drawn, targets[path], of=path)
+            yield Outcome(path, targets[path], _as_json(found, detector.class_names), problem)
+    yield from unreadable
+
+
+def _save(image: np.ndarray, place: Path, *, of: Path) -> str | None:
+    """Writes a picture; where that fails, a line on why."""
+    try:
+        Image.fromarray(image).save(place, quality=95)
+    except OSError as error:
+        return f"{of}: {place} was not written: {error.strerror or error}"
+    return None
+
+
+def _annotate_video(
+    detector: detector_lib.Detector,
+    path: Path,
+    place: Path,
+    score_threshold: float,
+    on_frame: Callable[[Path, int], None],
+) -> Outcome:
+    frames: list[dict[str, Any]] = []
+    try:
+        with av.open(str(path)) as source, contextlib.ExitStack() as stack:
+            video = VideoReader(source)
+            write = None
+            for batch in _batches(enumerate(video), most=detector.config.eval.batch_size):
+                images = [image for _, image in batch]
+                write = write or stack.enter_context(
+                    video_writer(place, images[0].shape[:2], rate=video.rate)
+                )
+                detections = detector(images, score_threshold=score_threshold)
+                for image, found in zip(images, detections, strict=True):
+                    write(_drawn(image, found, detector.class_names))
+                    frames.append(_as_json(found, detector.class_names))
+                on_frame(path, len(frames))
+    except (av.FFmpegError, OSError, errors.UserError) as error:
+        reason = getattr(error, "strerror", None) or error
+        return Outcome(path, place, None, f"{path}: not a readable video ({reason})")
+    if not frames:
+        return Outcome(path, place, None, f"{path}: no frame of this video can be read")
+    result = {"fps": float(video.rate), "size": list(video.size), "frames": frames}
+    problem = video.problem and f"{path}: {video.problem}; {len(frames)} frames are kept"
+    return Outcome(path, place, result, problem)
+
+
+class VideoReader:
+    """Reads a video frame by frame: iterate over it, once.
+
+    The frames are `[H, W, 3]` uint8 RGB, the way up that the video says, all of one size. What is
+    damaged is left out; the iteration does not raise for it.
+
+    Attributes:
+      rate: Frames a second; the mean, where they come at uneven times.
+      size: (width, height) of the frames in pixels, once there was one.
+      problem: None, or after the iteration what was wrong with the video.
+    """
+
+    def __init__(self, container: av.container.InputContainer):
+        """Starts to read.
+
+        Args:
+          container: Of the video, opened.
+
+        Raises:
+          UserError: If there are no pictures in it.
+        """
+        if not container.streams.video:
+            raise errors.UserError("it holds no pictures")
+        self._container = container
+        self._stream = container.streams.video[0]
+        self._stream.thread_type = "AUTO"
+        rate = self._stream.average_rate or self._stream.guessed_rate or _USUAL_RATE
+        self.rate = 1 / (1 / Fraction(rate)).limit_denominator(65535)  # more, mpeg4 cannot encode
+        self.size = (0, 0)
+        self.problem: str | None = None
+        self._end = 0.0  # seconds from the start of the video
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        coded = self._stream.codec_context
+        for frame in self._decoded():
+            stored = frame.to_ndarray(format="rgb24", width=coded.width, height=coded.height)
+            image = np.ascontiguousarray(np.rot90(stored, round(frame.rotation / 90)), np.uint8)
+            self.size = (image.shape[1], image.shape[0])
+            yield image
+        if self._end < self._stated_end() - _SLACK and not self.problem:
+            self._damaged(f"it states {self._stated_end():.1f} s")
+
+    def _decoded(self) -> Iterator[av.VideoFrame]:
+        try:
+            for packet in self._container.demux(self._stream):
+                if packet.is_corrupt:
+                    self._damaged("incomplete data")
+                    continue
+                try:
+                    decoded = packet.decode()
+                except av.FFmpegError as error:
+                    self._damaged(str(error.strerror))
+                    continue
+                for frame in decoded:
+                    self._end = self._end_of(frame)
+                    yield frame
+        except av.FFmpegError as error:
+            self._damaged(str(error.strerror))
+
+    def _damaged(self, reason: str) -> None:
+        self.problem = self.problem or f"damaged or broken off at {self._end:.1f} s ({reason})"
+
+    def _end_of(self, frame: av.VideoFrame) -> float:
+        """When the next frame is due, in seconds from the start."""
+        if frame.time is None or frame.time_base is None:
+            return self._end + float(1 / self.rate)
+        start = (self._stream.start_time or 0) * (self._stream.time_base or 0)
+        return frame.time - float(start) + float((frame.duration or 0) * frame.time_base)
+
+    def _stated_end(self) -> float:
+        if self._stream.duration is not None and self._stream.time_base is not None:
+            return float(self._stream.duration * self._stream.time_base)
+        return (self._container.duration or 0) / av.time_base
+
+
+@contextlib.contextmanager
+def video_writer(
+    path: Path, size: tuple[int, int], *, rate: Fraction
+) -> Iterator[Callable[[np.ndarray], None]]:
+    """Writes an MP4, H.264 where FFmpeg has it; it is whole once the context is left.
+
+    Args:
+      path: Of the file.
+      size: (height, width) in pixels; where one is odd, the last row or column is written twice.
+      rate: Frames a second.
+
+    Yields:
+      `write(image)`, for frames of that size, `[H, W, 3]` uint8 RGB.
+
+    Raises:
+      FFmpegError: If the file cannot be written or encoded.
+    """
+    encoder = next(name for name in _ENCODERS if name in av.codecs_available)
+    pad = ((0, size[0] % 2), (0, size[1] % 2), (0, 0))
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream(encoder, rate=rate, options=_ENCODERS[encoder])
+        assert isinstance(stream, av.VideoStream)
+        stream.height, stream.width = size[0] + pad[0][1], size[1] + pad[1][1]
+        stream.pix_fmt = "yuv420p"
+        context = stream.codec_context
+        context.colorspace = context.color_primaries = context.color_trc = _BT709
+        count = itertools.count()
+
+        def write(image: np.ndarray) -> None:
+            frame = av.VideoFrame.from_ndarray(np.pad(image, pad, mode="edge"), format="rgb24")
+            frame = frame.reformat(format="yuv420p", dst_colorspace="ITU709")
+            frame.pts, frame.time_base = next(count), 1 / rate
+            container.mux(stream.encode(frame))
+
+        yield write
+        container.mux(stream.encode(None))
+
+
+def _batches(
+    images: Iterable[tuple[Item, np.ndarray]], *, most: int
+) -> Iterator[list[tuple[Item, np.ndarray]]]:
+    """Groups (anything, image): at most so many, and fewer of large ones."""
+    batch: list[tuple[Item, np.ndarray]] = []
+    for item in images:
+        batch.append(item)
+        if len(batch) == most or sum(image.size // 3 for _, image in batch) >= _BATCH_PIXELS:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _drawn(image: np.ndarray, found: Detections, class_names: Sequence[str]) -> np.ndarray:
+    boxes, scores, labels = (np.asarray(values) for values in found)
+    return visualize.draw(image, boxes, labels, scores, class_names=class_names)
+
+
+def _as_json(found: Detections, class_names: Sequence[str]) -> dict[str, Any]:
+    """Detections in pixels as what JSON holds; digits beyond float32's are left out."""
+    return {
+        "boxes": np.asarray(found.boxes, np.float64).round(3).tolist(),
+        "scores": np.asarray(found.scores, np.float64).round(5).tolist(),
+        "labels": [class_names[label - 1] for label in found.labels],
+    }
+
+
+def _counted(labels: Iterable[str]) -> str:
+    counts = Counter(labels).most_common()
+    return ", ".join(f"{count} {label}" for label, count in counts) or "nothing"
+
+
+def _printable(text: str) -> str:
+    """Text of file names, which may be no UTF-8, for the console."""
+    return text.encode(errors="replace").decode()

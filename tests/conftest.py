@@ -1,0 +1,22 @@
+"""What every test needs: eight CPU devices, and the way to the material beside the repository."""
+
+import os
+import pathlib
+
+import pytest
+
+# Before jax is imported. Without NPROC, many fake devices on few cores can deadlock.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+).strip()
+os.environ["NPROC"] = "32"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+
+@pytest.fixture(scope="session")
+def shared() -> pathlib.Path:
+    """The folder `../shared` beside the repository: real data and other frameworks' outputs."""
+    path = pathlib.Path(__file__).resolve().parents[2] / "shared"
+    if not path.is_dir():
+        pytest.skip("no folder ../shared beside the repository: its data are not part of it")
+    return path

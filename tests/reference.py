@@ -1,0 +1,182 @@
+"""SSD's pure functions once more, written from the paper: plain NumPy, slow, one thing at a time.
+
+Everything is float64 and loops; nothing here imports the package. Boxes are corners unless a name
+ends in `_cxcywh`. Liu et al. 2016, arXiv:1512.02325v5.
+"""
+
+import math
+
+import numpy as np
+
+
+def corners(box_cxcywh):
+    cx, cy, w, h = (float(value) for value in box_cxcywh)
+    return cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2
+
+
+def iou(a, b):
+    """Overlap of two boxes; 0 where both have no area."""
+    ax0, ay0, ax1, ay1 = (float(value) for value in a)
+    bx0, by0, bx1, by1 = (float(value) for value in b)
+    width = max(min(ax1, bx1) - max(ax0, bx0), 0.0)
+    height = max(min(ay1, by1) - max(ay0, by0), 0.0)
+    intersection = width * height
+    area_a = max(ax1 - ax0, 0.0) * max(ay1 - ay0, 0.0)
+    area_b = max(bx1 - bx0, 0.0) * max(by1 - by0, 0.0)
+    union = area_a + area_b - intersection
+    return intersection / union if union > 0 else 0.0
+
+
+def encode(box, prior_cxcywh, variances=(0.1, 0.2)):
+    """Equation 2, divided by the variances of the authors' release."""
+    x0, y0, x1, y1 = (float(value) for value in box)
+    px, py, pw, ph = (float(value) for value in prior_cxcywh)
+    return np.array(
+        [
+            ((x0 + x1) / 2 - px) / pw / variances[0],
+            ((y0 + y1) / 2 - py) / ph / variances[0],
+            math.log((x1 - x0) / pw) / variances[1],
+            math.log((y1 - y0) / ph) / variances[1],
+        ]
+    )
+
+
+def decode(loc, prior_cxcywh, variances=(0.1, 0.2)):
+    """Equation 2 solved for the box."""
+    dx, dy, dw, dh = (float(value) for value in loc)
+    px, py, pw, ph = (float(value) for value in prior_cxcywh)
+    cx, cy = px + dx * variances[0] * pw, py + dy * variances[0] * ph
+    w, h = pw * math.exp(dw * variances[1]), ph * math.exp(dh * variances[1])
+    return np.array([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2])
+
+
+def default_boxes(side, maps, steps, sizes, ratios):
+    """Section 2.2, "Choosing scales and aspect ratios", for a square input.
+
+    `sizes` has one entry more than there are maps: the large square of a map is the geometric mean
+    of its size and the next map's. `ratios` lists for each map the aspect ratios above 1.
+    """
+    rows = []
+    for level, (cells, step) in enumerate(zip(maps, steps, strict=True)):
+        small, following = sizes[level], sizes[level + 1]
+        shapes = [(small, small), (math.sqrt(small * following),) * 2]
+        for ratio in ratios[level]:
+            shapes.append((small * math.sqrt(ratio), small / math.sqrt(ratio)))
+            shapes.append((small / math.sqrt(ratio), small * math.sqrt(ratio)))
+        for i in range(cells):
+            for j in range(cells):
+                for w, h in shapes:
+                    cx, cy = (j + 0.5) * step, (i + 0.5) * step
+                    rows.append((cx / side, cy / side, w / side, h / side))
+    return np.array(rows)
+
+
+def match(gt_boxes, gt_labels, priors_cxcywh, iou_threshold=0.5):
+    """Index of the ground truth of each prior, -1 for background. Section 2.2, "Matching strategy".
+
+    Stage one goes through all pairs with an overlap from the largest IoU down (ties: lowest prior,
+    then lowest ground truth) and joins the two where both are free. Stage two gives each prior
+    still free its best ground truth (ties: the lowest) if that IoU reaches the threshold.
+    """
+    priors = [corners(prior) for prior in priors_cxcywh]
+    real = [g for g in range(len(gt_boxes)) if gt_labels[g] > 0]
+    overlaps = {(g, p): iou(gt_boxes[g], prior) for g in real for p, prior in enumerate(priors)}
+    matched = np.full(len(priors), -1)
+    served = set()
+    pairs = [(-overlap, p, g) for (g, p), overlap in overlaps.items() if overlap > 1e-6]
+    for _, p, g in sorted(pairs):
+        if g not in served and matched[p] < 0:
+            matched[p] = g
+            served.add(g)
+    for p in np.flatnonzero(matched < 0):
+        best = max(real, key=lambda g: (overlaps[g, p], -g), default=None)
+        if best is not None and overlaps[best, p] >= iou_threshold:
+            matched[p] = best
+    return matched
+
+
+def log_softmax(logits):
+    logits = np.asarray(logits, np.float64)
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def hard_negative_mask(background_loss, positive, neg_pos_ratio=3):
+    """The `ratio * positives` priors of highest loss that are no positives; ties: lowest index."""
+    negatives = [p for p in range(len(positive)) if not positive[p]]
+    ranked = sorted(negatives, key=lambda p: (-float(background_loss[p]), p))
+    mask = np.zeros(len(positive), bool)
+    mask[ranked[: math.floor(neg_pos_ratio * int(np.sum(positive)))]] = True
+    return mask
+
+
+def multibox_loss(loc, conf, loc_targets, labels, neg_pos_ratio=3, loc_weight=1.0):
+    """Equations 1 to 3 over a batch: (loss, localisation part, confidence part)."""
+    loc_sum = conf_sum = 0.0
+    positives = 0
+    for picture in range(len(labels)):
+        positive = labels[picture] > 0
+        log_probs = log_softmax(conf[picture])
+        negative = hard_negative_mask(-log_probs[:, 0], positive, neg_pos_ratio)
+        for p in np.flatnonzero(positive):
+            conf_sum -= log_probs[p, labels[picture][p]]
+            for got, wanted in zip(loc[picture][p], loc_targets[picture][p], strict=True):
+                error = abs(float(got) - float(wanted))
+                loc_sum += 0.5 * error**2 if error < 1 else error - 0.5
+        for p in np.flatnonzero(negative):
+            conf_sum -= log_probs[p, 0]
+        positives += int(positive.sum())
+    count = max(positives, 1)
+    return (conf_sum + loc_weight * loc_sum) / count, loc_sum / count, conf_sum / count
+
+
+def nms(boxes, scores, iou_threshold=0.45, max_outputs=None):
+    """Indices of the kept boxes, best first (ties: lowest index); scores of 0 take no part."""
+    kept = []
+    for index in sorted(range(len(scores)), key=lambda n: (-float(scores[n]), n)):
+        if scores[index] <= 0 or len(kept) == max_outputs:
+            break
+        if all(iou(boxes[index], boxes[other]) <= iou_threshold for other in kept):
+            kept.append(index)
+    return kept
+
+
+def detect(
+    loc,
+    conf,
+    priors_cxcywh,
+    score_threshold=0.01,
+    iou_threshold=0.45,
+    top_k=400,
+    max_detections=200,
+):
+    """List of (box, score, label), best first (ties: lowest class). Section 3.1's inference."""
+    boxes = [decode(*pair) for pair in zip(loc, priors_cxcywh, strict=True)]
+    probabilities = np.exp(log_softmax(conf))
+    found = []
+    for label in range(1, probabilities.shape[1]):
+        scores = probabilities[:, label]
+        above = [p for p in range(len(boxes)) if scores[p] > score_threshold]
+        best = sorted(above, key=lambda p: (-scores[p], p))[:top_k]
+        kept = nms([boxes[p] for p in best], [scores[p] for p in best], iou_threshold)
+        found += [(boxes[best[n]], scores[best[n]], label) for n in kept]
+    found.sort(key=lambda row: -row[1])
+    return [(np.clip(box, 0, 1), score, label) for box, score, label in found[:max_detections]]
+
+
+def resize(image, height, width):
+    """Bilinear, pixel centres at halves, the border repeats, no antialiasing."""
+    rows, columns = image.shape[:2]
+    result = np.empty((height, width, image.shape[2]))
+    for i in range(height):
+        y = min(max((i + 0.5) * rows / height - 0.5, 0), rows - 1)
+        top = math.floor(y)
+        bottom = min(top + 1, rows - 1)
+        for j in range(width):
+            x = min(max((j + 0.5) * columns / width - 0.5, 0), columns - 1)
+            left = math.floor(x)
+            right = min(left + 1, columns - 1)
+            upper = image[top, left] * (1 - (x - left)) + image[top, right] * (x - left)
+            lower = image[bottom, left] * (1 - (x - left)) + image[bottom, right] * (x - left)
+            result[i, j] = upper * (1 - (y - top)) + lower * (y - top)
+    return result

@@ -1,0 +1,94 @@
+"""The project keeps its own rules: style, types, and which module may import which."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "ssd_jax"
+
+# What a module of each layer may import of ssd_jax; whatever is not named here may import all but
+# the scripts. The arrows of the house point down this list.
+PAPER = {"boxes", "priors", "matching", "losses", "detection", "augment"}
+ALLOWED = {
+    "errors": set(),
+    "boxes": set(),
+    "priors": set(),
+    "matching": {"boxes"},
+    "losses": set(),
+    "detection": {"boxes"},
+    "augment": {"boxes"},
+    "config": {"errors"},
+    "visualize": set(),
+    "models": PAPER | {"models"},
+    "data": {"errors", "data"},
+    "weights": {"errors", "weights"},
+}
+
+
+def imports_of(path):
+    """(module, name) of each import of ssd_jax in a file."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ssd_jax"):
+            for alias in node.names:
+                yield node.module, alias.name
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.startswith("ssd_jax"):
+                    yield alias.name, ""
+
+
+def part_of(module, name):
+    """The first part of what is imported below ssd_jax: `data` of `ssd_jax.data.voc`."""
+    return module.split(".")[1] if "." in module else name
+
+
+@pytest.mark.parametrize("part", ALLOWED)
+def test_arrows_point_one_way(part):
+    files = [PACKAGE / f"{part}.py"] if (PACKAGE / f"{part}.py").exists() else []
+    files += (PACKAGE / part).glob("*.py")
+    assert files
+    for path in files:
+        used = {part_of(module, name) for module, name in imports_of(path)}
+        assert used <= ALLOWED[part], f"{path.name} imports {sorted(used - ALLOWED[part])}"
+
+
+def test_nothing_in_the_package_imports_a_script():
+    scripts = {"train", "evaluate", "detect", "configs"}
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                assert not scripts & {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert (node.module or "").split(".")[0] not in scripts
+
+
+def test_numerics_take_no_config():
+    for name in PAPER:
+        assert "config" not in (PACKAGE / f"{name}.py").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("command", [["check", "."], ["format", "--check", "."]])
+def test_ruff_is_clean(command):
+    result = subprocess.run(
+        [sys.executable, "-m", "ruff", *command], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.slow
+def test_types_are_clean():
+    result = subprocess.run([sys.executable, "-m", "mypy"], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_readme_has_the_command_that_ci_runs():
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert "README.md" in script
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    command = lines[lines.index("<!-- test command -->") + 2]
+    assert command.startswith("python3 -m venv")
+    assert command.endswith("-m pytest")
