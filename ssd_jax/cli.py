@@ -90,7 +90,12 @@ def run_of(workdir: str | None, checkpoint: str | None) -> Path:
     """
     if bool(workdir) == bool(checkpoint):
         raise errors.UserError("give either --workdir DIR or --checkpoint DIR/checkpoints/STEP")
-    return Path(workdir) if workdir else Path(checkpoint or "").absolute().parent.parent
+    if workdir:
+        return Path(workdir)
+    folder = Path(checkpoint or "").absolute()
+    if not (folder / "params").is_dir():
+        raise errors.UserError(f"--checkpoint {checkpoint} is no checkpoint: it has no params/")
+    return folder.parent.parent
 
 
 @contextlib.contextmanager

@@ -42,6 +42,7 @@ def nms(
 
     Source: Liu et al. 2016, section 2.2 (0.45 jaccard overlap), and the authors' release.
     """
+    boxes, scores = jnp.asarray(boxes), jnp.asarray(scores)
     order = jnp.argsort(-scores)
     keep = _suppress(boxes[order], scores[order] > 0, iou_threshold, max_outputs)
     # The kept ones move to the front in their order.

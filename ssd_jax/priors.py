@@ -119,8 +119,8 @@ def default_boxes(spec: PriorSpec, *, clip: bool = False) -> np.ndarray:
 
     Args:
       spec: What they are made of.
-      clip: Clamp (cx, cy, w, h) to [0, 1], as amdegroot's, lufficc's and torchvision's SSD do and
-        the authors' does not.
+      clip: Clamp (cx, cy, w, h) to [0, 1], as amdegroot's and lufficc's SSD do and the authors'
+        does not. (torchvision's clamps w and h alone.)
 
     Returns:
       `[P, 4]` float32 (cx, cy, w, h) over the input's width and height; ordered by map, row, column

@@ -82,9 +82,7 @@ def test_encode_by_hand():
     # One prior side to the right, e times as wide: 1 / 0.1 and 1 / 0.2; the same for y, halved.
     prior = jnp.array([[0.5, 0.5, 0.2, 0.4]])
     box = boxes.cxcywh_to_xyxy(jnp.array([[0.7, 0.7, 0.2 * np.e, 0.2]]))
-    np.testing.assert_allclose(
-        boxes.encode(box, prior), [[10, 5, 5, -np.log(2) / 0.2]], rtol=1e-5
-    )
+    np.testing.assert_allclose(boxes.encode(box, prior), [[10, 5, 5, -np.log(2) / 0.2]], rtol=1e-5)
 
 
 def test_encode_equals_the_reference_plain_jit_and_vmap():

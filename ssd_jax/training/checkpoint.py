@@ -143,8 +143,7 @@ def _check_shapes(folder: Path, like: Any) -> None:
     """Compares names and shapes before Orbax does, whose message names no file."""
     if not (folder / "params").is_dir():
         raise errors.UserError(f"{folder} is not a checkpoint: it has no folder 'params'")
-    with ocp.StandardCheckpointer() as checkpointer:
-        saved = checkpointer.metadata(folder / "params").item_metadata.tree
+    saved = ocp.StandardCheckpointHandler().metadata(folder / "params").tree
     there, wanted = _shapes(saved), _shapes(like)
     for name, shape in wanted.items():
         if there.get(name) != shape:

@@ -1,0 +1,94 @@
+"""Post-processing (decode, softmax, NMS, top-k) of 8 pictures: ours beside torchvision's.
+
+  pip install -e . torch torchvision
+  python benchmarks/postprocess.py [--runs 15]
+
+Both get the same outputs and take turns in one process, A B A B; the table shows medians and the
+median of the ratios of neighbours. `dense` are random logits, of which nearly every box passes the
+score threshold; `trained` are logits of a few objects a picture over a confident background, as a
+trained detector gives.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+import torch
+import torchvision
+
+from ssd_jax import detection, priors
+
+BATCH = 8
+PRIORS = priors.default_boxes(priors.SSD300_VOC)
+
+
+def outputs(kind: str, classes: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Offsets `[B, P, 4]` and logits `[B, P, C]`."""
+    loc = rng.normal(0, 0.5, (BATCH, len(PRIORS), 4))
+    conf = rng.normal(0, 1, (BATCH, len(PRIORS), classes))
+    if kind == "trained":
+        conf[..., 0] += 9
+        for picture in conf:
+            for _ in range(6):  # objects, each seen by the priors around its own
+                centre, label = rng.integers(len(PRIORS)), rng.integers(1, classes)
+                near = np.abs(PRIORS - PRIORS[centre]).max(axis=1) < 0.08
+                picture[near, label] += rng.uniform(6, 14, near.sum())
+    return loc.astype(np.float32), conf.astype(np.float32)
+
+
+def ours(loc: np.ndarray, conf: np.ndarray) -> Callable[[], object]:
+    """Our post-processing of the batch, compiled."""
+    run = jax.jit(jax.vmap(detection.detect, in_axes=(0, 0, None)))
+    arrays = jax.device_put((loc, conf, PRIORS))
+    return lambda: jax.block_until_ready(run(*arrays))
+
+
+def torchvisions(loc: np.ndarray, conf: np.ndarray) -> Callable[[], object]:
+    """Torchvision's `SSD.postprocess_detections` of the same outputs."""
+    model = torchvision.models.detection.ssd300_vgg16(
+        weights=None, weights_backbone=None, num_classes=conf.shape[-1]
+    )
+    head = {"bbox_regression": torch.from_numpy(loc), "cls_logits": torch.from_numpy(conf)}
+    size = torch.tensor([300.0, 300.0, 300.0, 300.0])
+    low, high = PRIORS[:, :2] - PRIORS[:, 2:] / 2, PRIORS[:, :2] + PRIORS[:, 2:] / 2
+    anchors = torch.from_numpy(np.concatenate([low, high], axis=1)) * size
+
+    def run() -> object:
+        with torch.inference_mode():
+            return model.postprocess_detections(head, [anchors] * BATCH, [(300, 300)] * BATCH)
+
+    return run
+
+
+def seconds(run: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=15)
+    runs = parser.parse_args().runs
+    device = jax.devices()[0].device_kind
+    print(
+        f"jax {jax.__version__} on {device}; torch {torch.__version__}, torchvision "
+        f"{torchvision.__version__}, {torch.get_num_threads()} threads; {runs} runs\n"
+    )
+    print("| outputs | classes | ours, ms | torchvision, ms | ratio |\n|---|---|---|---|---|")
+    for kind in ("trained", "dense"):
+        for classes in (21, 81):
+            arrays = outputs(kind, classes, np.random.default_rng(0))
+            a, b = ours(*arrays), torchvisions(*arrays)
+            a(), b()
+            pairs = [(seconds(a), seconds(b)) for _ in range(runs)]
+            mine, theirs = (statistics.median(times) * 1e3 for times in zip(*pairs, strict=True))
+            ratio = statistics.median(x / y for x, y in pairs)
+            print(f"| {kind} | {classes} | {mine:.1f} | {theirs:.1f} | {ratio:.2f} |")
+
+
+if __name__ == "__main__":
+    main()

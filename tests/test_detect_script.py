@@ -1,0 +1,161 @@
+import json
+import shutil
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import optax
+import pytest
+from PIL import Image
+
+from ssd_jax import config as config_lib
+from ssd_jax import detector as detector_lib
+from ssd_jax import media
+from ssd_jax.data import synthetic
+from ssd_jax.training import checkpoint, step
+
+
+@pytest.fixture(scope="session")
+def workdir(tmp_path_factory):
+    """What `train.py` leaves of a network with random parameters."""
+    folder = tmp_path_factory.mktemp("runs") / "workdir"
+    folder.mkdir()
+    config = config_lib.Config()
+    config.data.dataset, config.data.canvas = "synthetic", 64
+    config.model.width = 0.125
+    config.eval.batch_size, config.eval.max_detections = 4, 3
+    config_lib.save(folder / "config.json", config, synthetic.CLASS_NAMES)
+    model = detector_lib.build_model(config.model, len(synthetic.CLASS_NAMES))
+    state = step.init_state(model, optax.sgd(0.1), detector_lib.input_size(config.model), seed=0)
+    with checkpoint.open_manager(folder) as manager:
+        checkpoint.save(manager, state, mean_ap=0.5)
+        manager.wait_until_finished()
+    return folder
+
+
+def detect(*arguments):
+    """Runs the script; what it wrote to stdout and stderr is text."""
+    return subprocess.run(
+        [sys.executable, "detect.py", *map(str, arguments)],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+    )
+
+
+def noise(path, *, size):
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def refused(done, *named):
+    """Whether a run ended with one line on stderr that names what it has to."""
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert all(str(name) in done.stderr for name in named), done.stderr
+    return True
+
+
+def test_pictures_and_videos_are_annotated_and_listed(workdir, tmp_path):
+    photos, output = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    sizes = {"a.jpg": (90, 60), "b.png": (50, 70)}
+    for name, size in sizes.items():
+        noise(photos / name, size=size)
+    with media.video_writer(tmp_path / "film.mp4", (48, 64), rate=Fraction(10)) as write:
+        for level in range(6):
+            write(np.full((48, 64, 3), 40 * level, np.uint8))
+    done = detect(
+        "--workdir", workdir, photos, tmp_path / "film.mp4", "--output", output,
+        "--score_threshold", 0,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads((output / "detections.json").read_text(encoding="utf-8"))
+    assert list(found) == [str(photos / "a.jpg"), str(photos / "b.png"), str(tmp_path / "film.mp4")]
+    film = found.pop(str(tmp_path / "film.mp4"))
+    assert (film["fps"], film["size"], len(film["frames"])) == (10, [64, 48], 6)
+    assert (output / "film.mp4").exists()
+    for path, size in zip(found, sizes.values(), strict=True):
+        boxes = np.array(found[path]["boxes"])
+        assert boxes.shape == (len(found[path]["scores"]), 4)
+        assert 1 <= len(boxes) <= 3
+        assert (boxes >= 0).all()
+        assert (boxes <= [*size, *size]).all()
+        assert set(found[path]["labels"]) <= set(synthetic.CLASS_NAMES)
+        assert f"{path}: " in done.stdout
+        with Image.open(output / Path(path).name) as copy:
+            assert copy.size == size
+
+
+def test_a_broken_picture_is_named_and_the_others_are_done(workdir, tmp_path):
+    good, broken = noise(tmp_path / "good.png", size=(40, 40)), tmp_path / "broken.jpg"
+    broken.write_text("no picture")
+    step_folder = workdir / "checkpoints" / "0"
+    done = detect("--checkpoint", step_folder, broken, good, f"--output={tmp_path / 'out'}")
+    assert refused(done, broken)
+    assert list(json.loads((tmp_path / "out" / "detections.json").read_text())) == [str(good)]
+    assert (tmp_path / "out" / "good.png").exists()
+    assert f"{good}: " in done.stdout
+
+
+def test_a_broken_video_is_named_and_its_beginning_done(workdir, tmp_path):
+    path = tmp_path / "film.mp4"
+    pixels = np.random.default_rng(0)
+    with media.video_writer(path, (48, 64), rate=Fraction(10)) as write:
+        for _ in range(20):
+            write(pixels.integers(0, 256, (48, 64, 3), dtype=np.uint8))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 3000] = bytes(3000)
+    path.write_bytes(data)
+    done = detect("--workdir", workdir, path, "--output", tmp_path / "out")
+    assert refused(done, path, "frames are kept")
+    found = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert 5 <= len(found[str(path)]["frames"]) < 20
+
+
+def test_no_input_is_refused(workdir):
+    assert refused(detect("--workdir", workdir), "picture")
+
+
+def test_a_missing_file_is_named(workdir, tmp_path):
+    assert refused(detect("--workdir", workdir, tmp_path / "none.jpg"), tmp_path / "none.jpg")
+
+
+def test_an_empty_folder_is_named(workdir, tmp_path):
+    assert refused(detect("--workdir", workdir, tmp_path), tmp_path)
+
+
+def test_no_workdir_is_refused(tmp_path):
+    picture = noise(tmp_path / "a.png", size=(40, 40))
+    assert refused(detect(picture), "--workdir")
+
+
+def test_a_workdir_without_a_checkpoint_is_named(workdir, tmp_path):
+    picture, empty = noise(tmp_path / "a.png", size=(40, 40)), tmp_path / "empty"
+    empty.mkdir()
+    assert refused(detect("--workdir", empty, picture), empty)
+    shutil.copy(workdir / "config.json", empty)
+    assert refused(detect("--workdir", empty, picture), empty)
+    assert not (tmp_path / "detections").exists()
+
+
+@pytest.mark.parametrize("step_folder", ["nonsense", "{workdir}/checkpoints/99"])
+def test_a_checkpoint_that_is_none_is_refused(workdir, tmp_path, step_folder):
+    picture = noise(tmp_path / "a.png", size=(40, 40))
+    refused(detect("--checkpoint", step_folder.format(workdir=workdir), picture))
+
+
+@pytest.mark.parametrize("flag", ["--score_threshold=2", "--no_such_flag=1", "--config.eval.x=1"])
+def test_a_wrong_flag_is_named(workdir, flag):
+    assert refused(detect("--workdir", workdir, flag, "a.png"), flag.strip("-").split("=")[0][-1])
+
+
+def test_help_shows_the_usage():
+    done = detect("--help")
+    assert done.returncode == 0
+    assert "python detect.py --workdir" in done.stdout
+    assert "--score_threshold" in done.stdout

@@ -1,0 +1,112 @@
+import io
+import itertools
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ssd_jax import errors
+from ssd_jax.data import loader
+
+
+def record(index):
+    """A picture whose size and grey level tell its index, with `index % 3` objects."""
+    picture = Image.new("RGB", (40 + index, 30), (index * 10,) * 3)
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    objects = index % 3
+    return {
+        "image": buffer.getvalue(),
+        "name": f"{index}.png",
+        "height": 30,
+        "width": 40 + index,
+        "boxes": np.tile(np.array([[0.1, 0.2, 0.5, 0.6]], np.float32), (objects, 1)),
+        "labels": np.arange(1, objects + 1, dtype=np.int32),
+        "difficult": np.arange(objects) == 1,
+        "truncated": np.zeros(objects, bool),
+    }
+
+
+RECORDS = [record(index) for index in range(10)]
+OPTIONS = {"canvas": 64, "max_objects": 4, "seed": 3}
+
+
+def positions_and_widths(batches, count):
+    taken = list(itertools.islice(batches, count))
+    return [
+        (int(position), int(extent[1]))
+        for batch in taken
+        for position, extent in zip(batch["position"], batch["extent"], strict=True)
+    ]
+
+
+def test_each_epoch_holds_every_picture_once_in_an_order_of_its_own():
+    stream = loader.training_batches(RECORDS, batch_size=5, **OPTIONS)
+    widths = [width for _, width in positions_and_widths(stream, 6)]
+    epochs = [widths[:10], widths[10:20], widths[20:]]
+    assert all(sorted(epoch) == list(range(40, 50)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+@pytest.mark.parametrize("threads", [1, 8])
+def test_the_stream_goes_on_from_any_position(threads):
+    whole = positions_and_widths(loader.training_batches(RECORDS, batch_size=2, **OPTIONS), 12)
+    rest = loader.training_batches(RECORDS, batch_size=2, start=14, threads=threads, **OPTIONS)
+    assert positions_and_widths(rest, 5) == whole[14:]
+
+
+def test_batch_size_does_not_change_what_a_position_holds():
+    small = positions_and_widths(loader.training_batches(RECORDS, batch_size=2, **OPTIONS), 12)
+    large = positions_and_widths(loader.training_batches(RECORDS, batch_size=8, **OPTIONS), 3)
+    assert small == large
+
+
+def test_processes_share_each_global_batch():
+    whole = positions_and_widths(loader.training_batches(RECORDS, batch_size=4, **OPTIONS), 6)
+    parts = [
+        positions_and_widths(
+            loader.training_batches(
+                RECORDS, batch_size=4, process=process, processes=2, **OPTIONS
+            ),
+            6,
+        )
+        for process in range(2)
+    ]
+    assert sorted(parts[0] + parts[1]) == whole
+    with pytest.raises(ValueError, match=r"batch_size \(4\) must be divisible by 3 processes"):
+        loader.training_batches(RECORDS, batch_size=4, processes=3, **OPTIONS)
+
+
+def test_boxes_are_padded_and_the_picture_lies_in_the_corner():
+    batch = next(loader.training_batches([RECORDS[2]], batch_size=1, **OPTIONS))
+    np.testing.assert_array_equal(batch["labels"], [[1, 2, 0, 0]])
+    assert batch["boxes"].shape == (1, 4, 4)
+    assert not batch["boxes"][0, 2:].any()
+    np.testing.assert_array_equal(batch["extent"], [[30, 42]])
+    assert (batch["image"][0, :30, :42] == 20).all()
+    assert not batch["image"][0, 30:].any()
+    assert not batch["image"][0, :, 42:].any()
+
+
+def test_difficult_objects_are_left_out_on_demand():
+    batch = next(loader.training_batches([RECORDS[2]], batch_size=1, difficult=False, **OPTIONS))
+    np.testing.assert_array_equal(batch["labels"], [[1, 0, 0, 0]])
+
+
+def test_larger_pictures_shrink_to_the_canvas():
+    options = {**OPTIONS, "canvas": 20}
+    batch = next(loader.training_batches([RECORDS[0]], batch_size=1, **options))
+    np.testing.assert_array_equal(batch["extent"], [[15, 20]])
+
+
+def test_evaluation_gives_each_picture_once_and_fills_up_the_last_batch():
+    batches = list(loader.evaluation_batches(RECORDS, count=7, batch_size=3, canvas=64))
+    index = np.concatenate([batch["index"] for batch in batches])
+    np.testing.assert_array_equal(index, [0, 1, 2, 3, 4, 5, 6, -1, -1])
+    assert all(batch["image"].shape == (3, 64, 64, 3) for batch in batches)
+
+
+def test_a_broken_picture_is_named():
+    broken = {**RECORDS[1], "image": b"no picture", "name": "broken.jpg"}
+    with pytest.raises(errors.UserError, match=r"broken\.jpg"):
+        next(loader.training_batches([broken], batch_size=1, **OPTIONS))

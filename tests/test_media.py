@@ -1,0 +1,386 @@
+import io
+import json
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from rich import console
+
+import ssd_jax
+from ssd_jax import config as config_lib
+from ssd_jax import detector as detector_lib
+from ssd_jax import errors, media
+from ssd_jax.detection import Detections
+
+ROOT = Path(__file__).parent.parent
+NAMES = ("ring", "cross")
+
+
+class FakeDetector:
+    """Finds a cross in the upper left quarter of every picture, and keeps the sizes of batches."""
+
+    class_names = NAMES
+
+    def __init__(self, batch_size=4):
+        self.config = config_lib.Config(eval=config_lib.EvalConfig(batch_size=batch_size))
+        self.batches = []
+
+    def __call__(self, images, *, score_threshold):
+        self.batches.append(len(images))
+        return [self._find(image, score_threshold) for image in images]
+
+    def _find(self, image, score_threshold):
+        height, width = image.shape[:2]
+        found = Detections(
+            np.array([[0, 0, width / 2, height / 2]], np.float32),
+            np.array([0.75], np.float32),
+            np.array([2], np.int32),
+        )
+        return found if score_threshold < 0.75 else Detections(*(values[:0] for values in found))
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """A network with random parameters, and 8 pictures a batch."""
+    config = config_lib.Config()
+    config.model.width, config.data.canvas = 0.125, 64
+    config.eval.batch_size, config.eval.max_detections = 8, 5
+    model = detector_lib.build_model(config.model, len(NAMES))
+    image = jax.ShapeDtypeStruct((1, 300, 300, 3), jnp.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+    values = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: values.normal(0, 0.1, x.shape).astype(x.dtype), shapes)
+    return detector_lib.Detector(config, NAMES, params)
+
+
+def picture(path, *, size=(40, 30), mode="RGB", **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, 200 if mode in ("L", "I;16") else None).save(path, **options)
+    return path
+
+
+def film(path, *, frames=20, size=(64, 48), rate=Fraction(30000, 1001), rotation=0, seed=0):
+    """A video of noise, its frames brighten, over and over from black; size is (width, height)."""
+    pixels = np.random.default_rng(seed)
+    options = {"movflags": "faststart"} if path.suffix in (".mp4", ".mov") else {}
+    with av.open(str(path), "w", options=options) as container:
+        codec = "libvpx" if path.suffix == ".webm" else "mpeg4"
+        stream = container.add_stream(
+            codec, rate=rate, options={"g": "1"}
+        )  # no frame needs another
+        stream.width, stream.height = size
+        stream.bit_rate = 8_000_000
+        if rotation:
+            stream.set_display_rotation(rotation)
+        for k in range(frames):
+            image = pixels.integers(0, 40, (size[1], size[0], 3)) + 10 * (k % 20)
+            image[: size[1] // 2, : size[0] // 2] = 0  # a dark upper left corner
+            frame = av.VideoFrame.from_ndarray(np.clip(image, 0, 255).astype(np.uint8), "rgb24")
+            frame.pts, frame.time_base = k, 1 / rate
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def read(path):
+    """Frames, rate and problem of a video."""
+    with av.open(str(path)) as container:
+        video = media.VideoReader(container)
+        return list(video), video.rate, video.problem
+
+
+def annotate(paths, output, detector=None, **options):
+    output.mkdir(exist_ok=True)
+    targets = media.places(paths, output)
+    return list(media.annotate(detector or FakeDetector(), targets, score_threshold=0.5, **options))
+
+
+def test_a_folder_gives_its_pictures_sorted_and_nothing_else(tmp_path):
+    for name in ("b.PNG", "a.jpg", "sub/c.jpg"):
+        picture(tmp_path / name)
+    for name in ("notes.txt", ".hidden.jpg", "film.mp4"):
+        (tmp_path / name).touch()
+    assert media.find([str(tmp_path)]) == [tmp_path / "a.jpg", tmp_path / "b.PNG"]
+
+
+def test_a_glob_gives_pictures_and_videos_sorted(tmp_path):
+    for name in ("b.jpg", "a.mp4", "c.txt", "deep/d.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert media.find([f"{tmp_path}/*"]) == [tmp_path / "a.mp4", tmp_path / "b.jpg"]
+    assert tmp_path / "deep/d.jpg" in media.find([f"{tmp_path}/**"])
+
+
+def test_files_come_once_in_the_order_of_their_names(tmp_path):
+    b, a = picture(tmp_path / "b[1].jpg"), picture(tmp_path / "a.jpg")
+    assert media.find([str(b), str(tmp_path), str(a)]) == [b, a]
+
+
+@pytest.mark.parametrize("name", ["missing.jpg", "*.jpg", "empty", "text/*", "x" * 300])
+def test_a_name_without_pictures_is_named(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    Path("text").mkdir()
+    Path("text/notes.txt").touch()
+    with pytest.raises(errors.UserError) as error:
+        media.find([name])
+    assert str(error.value).startswith(f"{name}: ")
+
+
+def test_copies_never_share_a_name():
+    paths = [Path("one/a.jpg"), Path("two/a.jpg"), Path("two/A.JPG"), Path("a-2.jpg")]
+    chosen = list(media.places(paths, Path("out")).values())
+    assert chosen[:2] == [Path("out/a.jpg"), Path("out/a-2.jpg")]
+    assert len({str(place).lower() for place in chosen}) == len(paths)
+
+
+def test_a_copy_never_replaces_an_input(tmp_path):
+    paths = [tmp_path / "a.jpg", tmp_path / "a-2.jpg", tmp_path / "a.mp4"]
+    assert not set(media.places(paths, tmp_path).values()) & set(paths)
+
+
+@pytest.mark.parametrize(
+    ("name", "copy"),
+    [("a.JPEG", "a.JPEG"), ("a.gif", "a.png"), ("a", "a.png"), ("a.webm", "a.mp4")],
+)
+def test_copies_are_of_kinds_that_can_be_written(name, copy):
+    assert media.places([Path(name)], Path("out")) == {Path(name): Path("out") / copy}
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [("a.jpg", "L"), ("a.jpg", "CMYK"), ("a.png", "I;16"), ("a.png", "RGBA"), ("a.gif", "P")],
+)
+def test_pictures_of_every_mode_are_annotated(tmp_path, name, mode):
+    [outcome] = annotate([picture(tmp_path / name, mode=mode)], tmp_path / "out")
+    assert outcome.problem is None
+    assert outcome.found == {"boxes": [[0, 0, 20, 15]], "scores": [0.75], "labels": ["cross"]}
+    with Image.open(outcome.place) as copy:
+        assert (copy.size, copy.mode) == ((40, 30), "RGB")
+
+
+def test_boxes_belong_to_the_upright_picture(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: the stored rows are columns
+    path = picture(tmp_path / "a.jpg", size=(40, 30), exif=exif)
+    [outcome] = annotate([path], tmp_path / "out")
+    assert outcome.found["boxes"] == [[0, 0, 15, 20]]
+    with Image.open(outcome.place) as copy:
+        assert copy.size == (30, 40)
+
+
+def test_broken_pictures_stop_nothing(tmp_path):
+    paths = [picture(tmp_path / f"{k}.png") for k in range(6)]
+    paths[1].write_bytes(paths[1].read_bytes()[:50])
+    paths[3].write_text("no picture")
+    paths[5].unlink()
+    outcomes = {outcome.path: outcome for outcome in annotate(paths, tmp_path / "out")}
+    assert list(outcomes) == [paths[k] for k in (0, 2, 4, 1, 3, 5)]
+    for k, path in enumerate(paths):
+        assert outcomes[path].place.exists() == (outcomes[path].found is not None) == (k % 2 == 0)
+        assert outcomes[path].problem is None if k % 2 == 0 else str(path) in outcomes[path].problem
+
+
+def test_a_copy_that_cannot_be_written_keeps_what_was_found(tmp_path):
+    path = picture(tmp_path / "a.png")
+    (tmp_path / "out" / "a.png").mkdir(parents=True)
+    [outcome] = annotate([path], tmp_path / "out")
+    assert outcome.found["labels"] == ["cross"]
+    assert str(path) in outcome.problem
+
+
+def test_batches_are_bounded_in_number_and_in_pixels(tmp_path, monkeypatch):
+    paths = [picture(tmp_path / f"{k}.png") for k in range(7)]
+    detector = FakeDetector(batch_size=3)
+    annotate(paths, tmp_path / "out", detector)
+    assert detector.batches == [3, 3, 1]
+    monkeypatch.setattr(media, "_BATCH_PIXELS", 2 * 40 * 30)
+    detector = FakeDetector(batch_size=3)
+    annotate(paths, tmp_path / "out", detector)
+    assert detector.batches == [2, 2, 2, 1]
+
+
+@pytest.mark.parametrize("encoder", ["libx264", "mpeg4"])
+@pytest.mark.parametrize("name", ["a.mp4", "a.avi", "a.mkv", "a.webm"])
+def test_a_video_keeps_its_frames_rate_and_size(tmp_path, monkeypatch, name, encoder):
+    if encoder not in av.codecs_available:
+        pytest.skip(f"this FFmpeg has no {encoder}")
+    monkeypatch.setattr(media, "_ENCODERS", {encoder: media._ENCODERS[encoder]})
+    source = film(tmp_path / name, frames=10)
+    before, rate, _ = read(source)
+    seen, detector = [], FakeDetector(batch_size=4)
+    [outcome] = annotate([source], tmp_path / "out", detector, on_frame=lambda *a: seen.append(a))
+    after, copied_rate, problem = read(outcome.place)
+    assert outcome.problem is problem is None
+    assert detector.batches == [4, 4, 2]
+    assert seen == [(source, 4), (source, 8), (source, 10)]
+    assert len(after) == len(before) == len(outcome.found["frames"]) == 10
+    assert copied_rate == rate
+    assert outcome.found["fps"] == pytest.approx(29.97, abs=0.01)
+    assert outcome.found["size"] == [64, 48]
+    assert outcome.found["frames"][0] == {
+        "boxes": [[0, 0, 32, 24]],
+        "scores": [0.75],
+        "labels": ["cross"],
+    }
+    assert after[0].shape == before[0].shape
+    for k in range(10):  # away from the box and its caption
+        assert after[k][30:, 40:].mean() == pytest.approx(before[k][30:, 40:].mean(), abs=4)
+
+
+@pytest.mark.parametrize("color", [(220, 40, 90), (30, 200, 60), (40, 60, 230)])
+def test_a_written_video_keeps_colors_and_odd_sizes(tmp_path, color):
+    image = np.full((65, 97, 3), color, np.uint8)
+    with media.video_writer(tmp_path / "a.mp4", (65, 97), rate=Fraction(24)) as write:
+        write(image)
+    frames, rate, _ = read(tmp_path / "a.mp4")
+    assert (len(frames), rate, frames[0].shape) == (1, 24, (66, 98, 3))
+    np.testing.assert_allclose(frames[0][:65, :97], image, atol=8)
+
+
+@pytest.mark.parametrize(
+    ("rotation", "size", "corner"),
+    [
+        (0, (64, 48), (slice(0, 20), slice(0, 28))),
+        (90, (48, 64), (slice(36, 64), slice(0, 20))),  # counterclockwise: to the lower left
+        (-90, (48, 64), (slice(0, 28), slice(28, 48))),
+        (180, (64, 48), (slice(28, 48), slice(36, 64))),
+    ],
+)
+def test_a_video_is_turned_the_way_up_that_it_says(tmp_path, rotation, size, corner):
+    frames, *_ = read(film(tmp_path / "a.mp4", rotation=rotation))
+    image = frames[-1].astype(float)
+    assert image.shape[:2] == size[::-1]
+    assert image[corner].mean() < 20 < image.mean()
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.avi", "a.mkv", "a.webm"])
+def test_a_video_that_breaks_off_keeps_the_frames_before(tmp_path, name):
+    path = film(tmp_path / name, frames=60)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    [outcome] = annotate([path], tmp_path / "out")
+    frames, _, problem = read(outcome.place)
+    assert str(path) in outcome.problem
+    assert "broken off at" in outcome.problem
+    assert 10 <= len(outcome.found["frames"]) == len(frames) < 60
+    assert problem is None
+
+
+def test_a_file_that_is_no_video_is_named(tmp_path):
+    for name, data in (("text.mp4", b"hello"), ("empty.mkv", b"")):
+        (tmp_path / name).write_bytes(data)
+        [outcome] = annotate([tmp_path / name], tmp_path / "out")
+        assert outcome.found is None
+        assert outcome.problem.startswith(f"{tmp_path / name}: not a readable video")
+
+
+def test_a_film_of_sound_alone_is_named(tmp_path):
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000)
+        stream.layout = "mono"
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), "s16", "mono")
+        sound.sample_rate = 8000
+        container.mux(stream.encode(sound))
+    [outcome] = annotate([path], tmp_path / "out")
+    assert outcome.found is None
+    assert "no pictures" in outcome.problem
+
+
+def test_counts_in_words():
+    assert media.in_words({"labels": []}) == "nothing"
+    assert media.in_words({"labels": ["person", "dog", "dog"]}) == "2 dog, 1 person"
+    frames = [{"labels": ["dog"]}, {"labels": []}, {"labels": ["dog"]}]
+    assert media.in_words({"frames": frames}) == "3 frames, 2 dog"
+
+
+def test_json_holds_a_line_for_each_input_that_was_read(tmp_path):
+    found = {"boxes": [], "scores": [], "labels": []}
+    outcomes = [
+        media.Outcome(Path('a "b".jpg'), Path("x"), found),
+        media.Outcome(Path("c.jpg"), Path("y"), None, "c.jpg: broken"),
+    ]
+    media.write_json(tmp_path / "a.json", outcomes)
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {'a "b".jpg': found}
+
+
+def test_an_output_that_is_a_file_is_named(tmp_path):
+    (tmp_path / "out").touch()
+    with pytest.raises(errors.UserError, match=r"--output .*out"):
+        media.make_folder(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "rows"), [(1, 8, 1), (2, 8, 2), (3, 8, 4), (5, 8, 8), (9, 12, 12), (1, 1, 1)]
+)
+def test_padded_rows(count, most, rows):
+    assert detector_lib.padded_rows(count, most=most) == rows
+
+
+def test_detections_do_not_depend_on_the_batch(tiny):
+    pixels = np.random.default_rng(0)
+    images = [
+        pixels.integers(0, 256, (height, 50, 3), dtype=np.uint8) for height in (40, 64, 90, 30, 50)
+    ]
+    together = tiny(images, score_threshold=0.0)
+    assert any(len(found.scores) for found in together)
+    for image, found in zip(images, together, strict=True):
+        [alone] = tiny([image], score_threshold=0.0)
+        for a, b in zip(alone, found, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_batches_of_other_counts_are_not_compiled_again(tiny):
+    image = np.zeros((20, 20, 3), np.uint8)
+    tiny([image] * 8)
+    compiled = tiny._predict._cache_size()
+    for count in (5, 6, 7, 13):
+        assert len(tiny([image] * count)) == count
+    assert tiny._predict._cache_size() == compiled
+
+
+def test_the_package_gives_a_detector_at_first_use():
+    assert ssd_jax.load_detector is detector_lib.load_detector
+    assert {"load_detector", "__version__"} <= set(dir(ssd_jax))
+    with pytest.raises(AttributeError, match="nonsense"):
+        ssd_jax.nonsense  # noqa: B018
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    heavy = "{'jax', 'tensorflow', 'tensorflow_datasets', 'flax', 'orbax'}"
+    code = f"import sys, ssd_jax; assert not {heavy} & set(sys.modules); print(ssd_jax.__version__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.strip() == "0.1.0"
+
+
+def test_importing_paper_modules_imports_no_datasets():
+    code = (
+        "import sys; from ssd_jax import boxes; "
+        "assert not {'tensorflow_datasets', 'ssd_jax.detector'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_progress_prints_names_as_they_are(monkeypatch, terminal):
+    written = io.StringIO()
+    screen = console.Console(file=written, force_terminal=terminal, width=200, soft_wrap=True)
+    monkeypatch.setattr(media.cli, "stdout", screen)
+    with media.Progress(2) as progress:
+        progress.done(media.Outcome(Path("c.jpg"), Path("out/c.jpg"), None, "c.jpg: broken"))
+        progress.frame(Path("[red]film.mp4"), 8)
+        progress.done(media.Outcome(Path("[red]a\udcff.jpg"), Path("b.jpg"), {"labels": ["dog"]}))
+    if terminal:
+        assert "2/2" in written.getvalue()
+        assert "[red]a?.jpg: 1 dog -> b.jpg" in written.getvalue()
+    else:
+        assert written.getvalue() == "[red]a?.jpg: 1 dog -> b.jpg\n"

@@ -1,0 +1,74 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ssd_jax.training import optimizer
+
+PARAMS = {
+    "conv": {"kernel": jnp.array([1.0, -2.0]), "bias": jnp.array([0.5])},
+    "norm": {"scale": jnp.array([20.0])},
+}
+GRADS = {
+    "conv": {"kernel": jnp.array([0.1, 0.2]), "bias": jnp.array([0.3])},
+    "norm": {"scale": jnp.array([-0.4])},
+}
+
+
+def test_paper_schedule_divides_by_ten_at_each_drop():
+    rate = optimizer.make_schedule(learning_rate=1e-3, steps=120_000, drops=(80_000, 100_000))
+    at = [float(rate(step)) for step in (0, 79_999, 80_001, 99_999, 100_001, 119_999)]
+    np.testing.assert_allclose(at, [1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5], rtol=1e-5)
+
+
+def test_warm_up_rises_linearly_to_the_rate():
+    rate = optimizer.make_schedule(learning_rate=2.0, steps=100, warmup_steps=4)
+    np.testing.assert_allclose([float(rate(s)) for s in range(6)], [0.5, 1.0, 1.5, 2.0, 2.0, 2.0])
+
+
+def test_cosine_ends_at_zero():
+    rate = optimizer.make_schedule(learning_rate=2.0, steps=100, schedule="cosine")
+    np.testing.assert_allclose([rate(0), rate(50), rate(100)], [2.0, 1.0, 0.0], atol=1e-6)
+
+
+def test_sgd_follows_the_authors_update_rule():
+    # By hand: v = m v + g + d w (no d for biases); w -= rate * (2 for biases) * v.
+    opt = optimizer.make_optimizer(optax.constant_schedule(0.1))
+    state, params = opt.init(PARAMS), PARAMS
+    expected = jax.tree.map(np.asarray, PARAMS)
+    velocity = jax.tree.map(np.zeros_like, expected)
+    for _ in range(3):
+        updates, state = opt.update(GRADS, state, params)
+        params = optax.apply_updates(params, updates)
+        for layer, name, decay, factor in (
+            ("conv", "kernel", 5e-4, 1),
+            ("conv", "bias", 0, 2),
+            ("norm", "scale", 5e-4, 1),
+        ):
+            w, g = expected[layer][name], np.asarray(GRADS[layer][name])
+            velocity[layer][name] = 0.9 * velocity[layer][name] + g + decay * w
+            expected[layer][name] = w - 0.1 * factor * velocity[layer][name]
+    for leaf, want in zip(jax.tree.leaves(params), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(leaf, want, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["adam", "muon"])
+def test_biases_do_not_decay(name):
+    opt = optimizer.make_optimizer(
+        optax.constant_schedule(0.1), optimizer=name, weight_decay=0.5, bias_rate=1.0
+    )
+    params = {
+        "conv": {"kernel": jnp.ones((3, 3, 2, 4)), "bias": jnp.ones(4)},
+    }
+    nothing = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = opt.update(nothing, opt.init(params), params)
+    np.testing.assert_allclose(updates["conv"]["kernel"], -0.05, rtol=1e-5)
+    np.testing.assert_array_equal(updates["conv"]["bias"], 0)
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match="schedule is 'linear'; choose"):
+        optimizer.make_schedule(learning_rate=1.0, steps=1, schedule="linear")
+    with pytest.raises(ValueError, match="optimizer is 'lion'; choose"):
+        optimizer.make_optimizer(optax.constant_schedule(1.0), optimizer="lion")

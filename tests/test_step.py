@@ -1,0 +1,122 @@
+"""The mapped train step. conftest.py gives 8 devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ssd_jax import augment, boxes, matching
+from ssd_jax.models import ssd, vgg
+from ssd_jax.training import optimizer, step
+
+SIZE, BATCH = (300, 300), 8
+MODEL = ssd.SSD(num_classes=4, width=0.125)
+PRIORS = ssd.default_boxes(MODEL, SIZE)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rng = np.random.default_rng(0)
+    low = rng.uniform(0, 0.5, (BATCH, 3, 2))
+    labels = rng.integers(1, 4, (BATCH, 3))
+    labels[2] = 0  # a picture without objects
+    labels[5, 1:] = 0
+    return {
+        "image": rng.integers(0, 256, (BATCH, 64, 64, 3), dtype=np.uint8),
+        "extent": np.tile(np.float32([50, 60]), (BATCH, 1)),
+        "boxes": np.concatenate([low, low + rng.uniform(0.1, 0.5, low.shape)], -1).astype("f4"),
+        "labels": labels.astype(np.int32),
+        "position": np.arange(BATCH, dtype=np.int32),
+    }
+
+
+OPTIMIZER = optimizer.make_optimizer(optax.constant_schedule(1e-3))
+
+
+def run(batch, *, devices, parallel="shard_map", steps=2):
+    """Parameters and metrics after a few steps on the same batch."""
+    mesh = step.make_mesh(jax.devices()[:devices])
+    train_step = step.make_train_step(
+        MODEL, OPTIMIZER, PRIORS, mesh=mesh, image_size=SIZE, parallel=parallel
+    )
+    state = step.init_state(MODEL, OPTIMIZER, SIZE, seed=0)
+    state = jax.device_put(state, step.replicated(mesh))
+    for _ in range(steps):
+        state, metrics = train_step(state, step.shard_batch(batch, mesh))
+    assert int(state.step) == steps
+    return jax.device_get((state.params, metrics))
+
+
+@pytest.fixture(scope="module")
+def on_eight(batch):
+    return run(batch, devices=8)
+
+
+def assert_close(result, expected):
+    for (path, leaf), want in zip(
+        jax.tree_util.tree_leaves_with_path(result), jax.tree.leaves(expected), strict=True
+    ):
+        scale = np.abs(want).max() + 1e-6
+        np.testing.assert_allclose(leaf / scale, want / scale, atol=2e-5, err_msg=str(path))
+
+
+@pytest.mark.slow
+def test_pmap_and_shard_map_are_equal(batch, on_eight):
+    assert_close(run(batch, devices=8, parallel="pmap"), on_eight)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 4])
+def test_the_number_of_devices_does_not_change_the_step(batch, on_eight, devices):
+    assert_close(run(batch, devices=devices), on_eight)
+
+
+@pytest.mark.slow
+def test_the_step_is_the_sum_of_its_parts(batch):
+    """Against the pieces called one after the other, on one device and without any mapping."""
+    keys = jax.vmap(lambda p: jax.random.fold_in(jax.random.key(0), p))(batch["position"])
+    image, gt_boxes, labels = jax.vmap(lambda *a: augment.augment(*a, size=SIZE))(
+        keys, batch["image"], batch["extent"], batch["boxes"], batch["labels"]
+    )
+    matches = jax.vmap(matching.match, in_axes=(0, 0, None))(gt_boxes, labels, PRIORS)
+    targets = jax.vmap(boxes.encode, in_axes=(0, None))(matches.boxes, PRIORS)
+    params = step.init_state(MODEL, OPTIMIZER, SIZE, seed=0).params
+
+    def loss(params):
+        loc, conf = MODEL.apply({"params": params}, vgg.normalise(image))
+        positive = matches.labels > 0
+        log_probs = jax.nn.log_softmax(conf)
+        worst = jnp.where(positive, -jnp.inf, -log_probs[..., 0])
+        rank = jnp.argsort(jnp.argsort(-worst, axis=1, stable=True), axis=1)
+        negative = ~positive & (rank < 3 * positive.sum(1, keepdims=True))
+        entropy = -jnp.take_along_axis(log_probs, matches.labels[..., None], -1)[..., 0]
+        far = jnp.abs(loc - jnp.where(positive[..., None], targets, 0))
+        smooth = jnp.where(far < 1, far**2 / 2, far - 0.5).sum(-1)
+        total = jnp.where(positive | negative, entropy, 0) + jnp.where(positive, smooth, 0)
+        return total.sum() / positive.sum()
+
+    value, grads = jax.value_and_grad(loss)(params)
+    updates, _ = OPTIMIZER.update(grads, OPTIMIZER.init(params), params)
+    expected = jax.device_get(optax.apply_updates(params, updates))
+    new_params, metrics = run(batch, devices=4, steps=1)
+    np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
+    assert_close(new_params, expected)
+
+
+def test_the_same_picture_is_augmented_alike_in_any_batch():
+    key = jax.random.key(7)
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    arguments = (image, np.float32([64, 64]), np.zeros((1, 4), "f4"), np.zeros(1, "i4"))
+    alone = [augment.augment(jax.random.fold_in(key, n), *arguments, size=32) for n in range(6)]
+    keys = jax.vmap(lambda n: jax.random.fold_in(key, n))(jnp.arange(6))
+    many = jax.vmap(lambda k: augment.augment(k, *arguments, size=32))(keys)
+    for index, one in enumerate(alone):
+        np.testing.assert_allclose(one.image, many.image[index], atol=1e-3)
+
+
+def test_unknown_mapping_is_refused():
+    with pytest.raises(ValueError, match="parallel is 'xmap'; choose shard_map or pmap"):
+        step.make_train_step(
+            MODEL, OPTIMIZER, PRIORS, mesh=step.make_mesh(), image_size=SIZE, parallel="xmap"
+        )
