@@ -60,7 +60,10 @@ def test_iou_by_hand():
 
 def test_iou_equals_the_reference_plain_jit_and_vmap():
     a, b = random_boxes(1, 4, 7), random_boxes(2, 4, 9)
-    expected = [[[reference.iou(x, y) for y in bs] for x in as_] for as_, bs in zip(a, b)]
+    expected = [
+        [[reference.iou(x, y) for y in right] for x in left]
+        for left, right in zip(a, b, strict=True)
+    ]
     check_ways(boxes.pairwise_iou, expected, a, b, atol=1e-6)
 
 

@@ -187,9 +187,12 @@ def _blurred(values: np.ndarray, radius: float) -> np.ndarray:
     return _unit(image.filter(ImageFilter.BoxBlur(radius)))
 
 
-def _colour(rng: np.random.Generator, saturation: float, value: float) -> np.ndarray:
-    """Draws a colour `(3,)` 0..1 of any hue, of up to that saturation, of at least that value."""
-    hue, s, v = rng.random(3) * (6, saturation, 1 - value) + (0, 0, value)
+def _colour(
+    rng: np.random.Generator, saturation: float, value: float, *, least_saturation: float = 0.0
+) -> np.ndarray:
+    """Draws a colour `(3,)` 0..1 of any hue and a saturation up to that, of at least that value."""
+    hue, s, v = rng.random(3) * (6, saturation - least_saturation, 1 - value)
+    s, v = s + least_saturation, v + value
     ramp = np.clip(np.abs((hue + np.array([0, 4, 2])) % 6 - 3) - 1, 0, 1)
     return (v * (1 - s * (1 - ramp))).astype(np.float32)
 
@@ -229,7 +232,7 @@ def _paint(
     v, u = np.mgrid[: ground.shape[0], : ground.shape[1]].astype(np.float32)
     u, v = (2 * u + 1 - ground.shape[1]) / size, (2 * v + 1 - ground.shape[0]) / size
     around = ground[shape.coverage >= 0.5].mean(axis=0)
-    colours = [_colour(rng, 1.0, 0.45) for _ in range(4)]
+    colours = [_colour(rng, 1.0, 0.55, least_saturation=0.3) for _ in range(4)]
     first, second, *_ = sorted(colours, key=lambda colour: -float(np.abs(colour - around).sum()))
     share = _texture(rng, u, v, plain=size < 40)[..., None]
     light = _light(name, shape, u, v, side)
@@ -264,7 +267,7 @@ def _cluttered(
     draw = ImageDraw.Draw(image, "RGBA")
 
     def ink() -> tuple[int, ...]:
-        vivid = rng.random() < 0.4
+        vivid = rng.random() < 0.25
         colour = _colour(rng, 1.0, 0.3) if vivid else tones[int(rng.integers(len(tones)))]
         return (*(int(255 * c) for c in colour), int(rng.integers(60, 190)))
 
@@ -278,7 +281,7 @@ def _cluttered(
 
 def _ground(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """Draws a cluttered ground, float32 `(height, width, 3)` 0..1, with no shape of a class."""
-    tones = [_colour(rng, 0.6, 0.25) for _ in range(3)]
+    tones = [_colour(rng, 0.35, 0.25) for _ in range(3)]
     corners = np.stack([tones[i] for i in rng.integers(0, 3, 4)]).reshape(2, 2, 3)
     image = Image.fromarray((corners * 255).astype(np.uint8))
     image = image.resize((2 * width, 2 * height), Image.Resampling.BICUBIC)
