@@ -65,9 +65,7 @@ def test_processes_share_each_global_batch():
     whole = positions_and_widths(loader.training_batches(RECORDS, batch_size=4, **OPTIONS), 6)
     parts = [
         positions_and_widths(
-            loader.training_batches(
-                RECORDS, batch_size=4, process=process, processes=2, **OPTIONS
-            ),
+            loader.training_batches(RECORDS, batch_size=4, process=process, processes=2, **OPTIONS),
             6,
         )
         for process in range(2)

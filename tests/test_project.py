@@ -81,7 +81,8 @@ def test_ruff_is_clean(command):
 
 @pytest.mark.slow
 def test_types_are_clean():
-    result = subprocess.run([sys.executable, "-m", "mypy"], cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, "-m", "mypy"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
