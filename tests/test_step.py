@@ -31,7 +31,7 @@ def batch():
     }
 
 
-OPTIMIZER = optimizer.make_optimizer(optax.constant_schedule(1e-3))
+OPTIMIZER = optimizer.make_optimizer(optax.constant_schedule(1e-5))
 
 
 def run(batch, *, devices, parallel="shard_map", steps=2):

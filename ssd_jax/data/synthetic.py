@@ -31,13 +31,16 @@ SPLITS = ("train", "test")  # the position of a name is part of its pictures' ra
 PICTURE_SIDES = (240, 420)  # pixels
 EMPTY_SHARE = 0.05  # of the pictures hold no object
 MAX_OBJECTS = 8
-LOOK_ALIKES_MEAN, MAX_LOOK_ALIKES = 0.8, 3  # Poisson
-PATTERNED_SHARE = 0.35  # of the things have stripes, checks or dots
+LOOK_ALIKES_MEAN, MAX_LOOK_ALIKES = 0.6, 3  # Poisson
+PATTERNED_SHARE = 0.2  # of the things have stripes, checks or dots
 # Log-normal: longer side of a thing / shorter side of the picture.
-SIZE_MEDIAN, SIZE_SIGMA = 0.27, 0.6
+SIZE_MEDIAN, SIZE_SIGMA = 0.3, 0.55
+TILT = 0.35  # radians, the most that a thing is turned
 SIZE_RANGE = (0.05, 0.9)
 CUT_SHARE = 0.15  # of the objects may reach over the edge of the picture
-OCCLUDED_FROM, DIFFICULT_FROM, GONE_FROM = 0.05, 0.5, 0.85  # hidden share of an object's own pixels
+OVERLAP_SHARE = 0.35  # of the things may hide much of others; the rest hide little (LEAST_HIDDEN)
+# Hidden share of an object's own pixels.
+OCCLUDED_FROM, LEAST_HIDDEN, DIFFICULT_FROM, GONE_FROM = 0.05, 0.1, 0.5, 0.85
 PLACE_TRIALS = 12
 SUPERSAMPLING = 3
 JPEG_QUALITY = 90
@@ -145,7 +148,6 @@ LOOK_ALIKES: dict[str, Callable[[np.random.Generator], list[Facet]]] = {
 }
 CLASS_NAMES: tuple[str, ...] = tuple(SHAPES)
 ROUND = ("ball", "half disc")  # shaded as parts of a sphere
-UPRIGHT = ("cube",)  # turned by 25 degrees at most
 
 
 # --- From a shape to pixels ---
@@ -161,7 +163,7 @@ class Silhouette(NamedTuple):
 def silhouette(rng: np.random.Generator, name: str, size: float) -> Silhouette:
     """Draws a shape, randomly turned and stretched, whose longer side is `size` pixels."""
     facets = (SHAPES | LOOK_ALIKES)[name](rng)
-    angle = rng.uniform(-1, 1) * (0.44 if name in UPRIGHT else math.pi)
+    angle = rng.uniform(-TILT, TILT)
     turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
     stretch = math.exp(rng.normal(0, 0.08))
     facets = [(points * (stretch, 1 / stretch) @ turn, shade) for points, shade in facets]
@@ -269,11 +271,11 @@ def _cluttered(
     def ink() -> tuple[int, ...]:
         vivid = rng.random() < 0.25
         colour = _colour(rng, 1.0, 0.3) if vivid else tones[int(rng.integers(len(tones)))]
-        return (*(int(255 * c) for c in colour), int(rng.integers(60, 190)))
+        return (*(int(255 * c) for c in colour), int(rng.integers(40, 150)))
 
-    for _ in range(rng.integers(3, 22)):
+    for _ in range(rng.integers(3, 16)):
         draw.polygon(_blot(rng, height, width), fill=ink())
-    for _ in range(rng.integers(2, 20)):
+    for _ in range(rng.integers(2, 14)):
         ends = (rng.random((2, 2)) * (width, height)).ravel().tolist()
         draw.line(ends, fill=ink(), width=int(rng.integers(2, 14)))
     return image
@@ -341,8 +343,9 @@ def _put(
     name: str,
     solid: np.ndarray,
     offset: tuple[int, int],
+    most_hidden: float,
 ) -> tuple[np.ndarray, list[_Thing]] | None:
-    """Puts a thing in front of the others; None if that would hide an object nearly wholly.
+    """Puts a thing in front of the others; None if that hides an object by more than that share.
 
     Returns:
       The new `owner`, `(H, W)` number from 1 of the frontmost thing at each pixel, and `things`.
@@ -356,7 +359,7 @@ def _put(
     box = (int(xs.min()) + 1, int(ys.min()) + 1, int(xs.max()) + 1, int(ys.max()) + 1)
     things = [*things, _Thing(name, box, int(solid.sum()), len(ys))]
     for thing, left in zip(things, _visible(owner, things), strict=True):
-        if thing.name in SHAPES and left <= (1 - GONE_FROM) * thing.pixels:
+        if thing.name in SHAPES and left <= (1 - most_hidden) * thing.pixels:
             return None
     return owner, things
 
@@ -408,11 +411,12 @@ def scene(rng: np.random.Generator) -> Scene:
         shape = silhouette(rng, name, size * min(height, width))
         solid = shape.coverage >= 0.5
         low, extent = np.argwhere(solid).min(axis=0), np.ptp(np.argwhere(solid), axis=0) + 1
+        most_hidden = GONE_FROM if rng.random() < OVERLAP_SHARE else LEAST_HIDDEN
         over = 0.6 if name in SHAPES and rng.random() < CUT_SHARE else 0.0
         for _ in range(PLACE_TRIALS):
             y = _offset(rng, int(extent[0]), height, over) - int(low[0])
             x = _offset(rng, int(extent[1]), width, over) - int(low[1])
-            put = _put(owner, things, name, solid, (y, x))
+            put = _put(owner, things, name, solid, (y, x), most_hidden)
             if put:
                 owner, things = put
                 image = _pasted(rng, image, name, shape, (y, x), side)

@@ -24,7 +24,6 @@ class VGG16(nn.Module):
 
     Attributes:
       width: Multiplier of all channel counts.
-      atrous: fc6 with dilation 6 and pool5 3x3 with stride 1, as in the paper.
       dtype: Type of the computation; parameters are float32.
 
     Source: Liu et al. 2016, section 3.1.
