@@ -37,7 +37,13 @@ def config(tmp_path_factory):
         cache_dir=str(tmp_path_factory.mktemp("cache")),
     )
     config.train = dataclasses.replace(
-        config.train, steps=4, batch_size=8, log_every=1, eval_every=4, checkpoint_every=2
+        config.train,
+        steps=4,
+        batch_size=8,
+        learning_rate=1e-4,
+        log_every=1,
+        eval_every=4,
+        checkpoint_every=2,
     )
     config.eval = dataclasses.replace(config.eval, batch_size=8)
     yield config
@@ -79,7 +85,7 @@ def test_every_step_is_logged_once(finished):
     with (finished / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows if row["loss"]] == ["1", "2", "3", "4"]
-    assert all(float(row["learning_rate"]) == pytest.approx(1e-3) for row in rows if row["loss"])
+    assert all(float(row["learning_rate"]) == pytest.approx(1e-4) for row in rows if row["loss"])
     lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 4]
     assert 0 <= lines[-1]["mean_ap"] <= 1
@@ -103,7 +109,8 @@ def test_a_stopped_run_goes_on_bitwise(finished, config, tmp_path):
     whole, resumed = params_of(finished), params_of(workdir)
     for name, values in whole.items():
         np.testing.assert_array_equal(resumed[name], values, err_msg=name)
-    steps = [json.loads(row)["step"] for row in (workdir / "metrics.jsonl").open()]
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in lines]
     assert steps == [1, 2, 3, 4, 4]
 
 

@@ -64,6 +64,9 @@ class L2Norm(nn.Module):
     y = scale * x / sqrt(sum of x^2 over channels + 1e-10). The epsilon stands inside the root, so
     that the gradient at an all-zero position is finite. Computed in float32.
 
+    Attributes:
+      initial_scale: Of every channel.
+
     Source: Liu et al. 2016, section 3.1, after ParseNet (Liu et al. 2015).
     """
 

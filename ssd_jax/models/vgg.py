@@ -1,5 +1,6 @@
 """VGG-16 with fc6 and fc7 as convolutions ("reduced fc"): the backbone of the paper."""
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -46,7 +47,8 @@ class VGG16(nn.Module):
                 )
                 x = nn.relu(layer(x))
             if block == 4:
-                sources.append(layers.L2Norm(name="conv4_3_norm")(x))
+                scale = 20.0 * math.sqrt(x.shape[-1] / 512)  # channels as large as at full width
+                sources.append(layers.L2Norm(initial_scale=scale, name="conv4_3_norm")(x))
             if block < 5:
                 x = layers.max_pool_2x2(x)
         x = nn.max_pool(x, window_shape=(3, 3), strides=(1, 1), padding=((1, 1), (1, 1)))
