@@ -86,10 +86,27 @@ def test_types_are_clean():
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_readme_has_the_command_that_ci_runs():
-    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    assert "README.md" in script
-    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+def ci_runs(readme, folder):
+    """What `.ci/run` says and does beside a README of that text."""
+    (folder / ".ci").mkdir()
+    (folder / ".ci" / "run").write_bytes((ROOT / ".ci" / "run").read_bytes())
+    (folder / "README.md").write_text(readme, encoding="utf-8")
+    command = ["bash", str(folder / ".ci" / "run")]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_ci_runs_the_test_command_of_the_readme(tmp_path):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = readme.splitlines()
     command = lines[lines.index("<!-- test command -->") + 2]
     assert command.startswith("python3 -m venv")
     assert command.endswith("-m pytest")
+    other = "python3 -c 'print(6 * 7)' && exit 5"
+    result = ci_runs(readme.replace(command, other), tmp_path)
+    assert (result.stdout, result.returncode) == (f"+ {other}\n42\n", 5)
+
+
+def test_ci_fails_without_a_test_command(tmp_path):
+    result = ci_runs("no command", tmp_path)
+    assert result.returncode == 1
+    assert "must hold one test command" in result.stderr
