@@ -1,18 +1,39 @@
-"""Augmentation of one picture and its boxes, on the device.
+"""SSD's augmentation of one picture and its boxes, on the device.
 
-A picture comes on a fixed uint8 canvas whose upper left corner it fills; `extent` says how far. The
-geometry (here a resize and a flip) is one axis-aligned affine map of the canvas, resampled once.
+A picture comes on a fixed uint8 canvas whose upper left corner it fills; `extent` says how far.
+Expansion, crop, warp and flip are one axis-aligned affine map of that canvas, so the picture is
+resampled once: a matrix of filter weights for the rows, one for the columns. The photometric
+operations act on the result, where the picture shows; around it lies the mean.
+
+Source: Liu et al. 2016, section 2.2, "Data augmentation", and section 3.6 (expansion); ranges and
+order as in the authors' release.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ssd_jax import boxes as box_ops
+
 Array = jax.Array | np.ndarray
 
-POLICIES = ("flip", "none")
+POLICIES = ("ssd", "flip")
+INTERPOLATIONS = ("linear", "area", "nearest", "cubic", "lanczos")
+# RGB, 0..255: what the authors' network subtracts, and what surrounds an expanded picture.
+MEAN = (123.0, 117.0, 104.0)
+
+_LARGEST_EXPANSION = 4.0  # sides of the expanded picture over those of the picture
+_LEAST_OVERLAPS = (0.1, 0.3, 0.5, 0.7, 0.9, 0.0)  # of the samplers that draw; 0: unconstrained
+_CROP_SCALE = (0.3, 1.0)  # square root of the crop's share of the area
+_CROP_RATIO = (0.5, 2.0)  # normalised width over normalised height
+_BRIGHTNESS = 32.0  # levels
+_FACTOR = (0.5, 1.5)  # of contrast and of saturation
+_HUE = 36.0  # degrees, 18 of OpenCV's 8-bit units
+_KEYS = ("flip", "expand", "crop", "warp", "colour")  # of an example, by what they decide
+_MOST_TAPS = 8  # of the widest kernel, Lanczos-4
 
 
 class Augmented(NamedTuple):
@@ -20,8 +41,8 @@ class Augmented(NamedTuple):
 
     Attributes:
       image: `[height, width, 3]` float32 in 0..255.
-      boxes: `[G, 4]` corners in [0, 1] of `image`.
-      labels: `[G]` int32; 0 is padding.
+      boxes: `[G, 4]` corners in [0, 1] of `image`, in the rows of the input; 0 where dropped.
+      labels: `[G]` int32; 0 is padding or an object that the crop dropped.
     """
 
     image: jax.Array
@@ -29,41 +50,91 @@ class Augmented(NamedTuple):
     labels: jax.Array
 
 
+class Proposals(NamedTuple):
+    """Crops, one of each sampler: the whole, IoU 0.1, 0.3, 0.5, 0.7, 0.9, unconstrained.
+
+    Attributes:
+      crops: `[7, 4]` corners in [0, 1] of the picture.
+      found: `[7]` bool: whether the sampler found a crop within its trials.
+    """
+
+    crops: jax.Array
+    found: jax.Array
+
+
+class _Window(NamedTuple):
+    """What becomes of the canvas along one axis, in pixels of the canvas.
+
+    The first and last pixel of the result begin and end at `low` and `high`. The picture covers
+    `[0, extent)`; around it lies the mean, as far as the whole pixels `[first, last]`.
+    """
+
+    low: jax.Array
+    high: jax.Array
+    extent: jax.Array
+    first: jax.Array
+    last: jax.Array
+
+
 def augment(
     key: jax.Array,
-    image: jax.Array,
-    extent: jax.Array,
-    boxes: jax.Array,
-    labels: jax.Array,
+    image: Array,
+    extent: Array,
+    boxes: Array,
+    labels: Array,
     *,
     size: int | tuple[int, int],
-    policy: str = "flip",
+    policy: str = "ssd",
+    channel_shuffle: bool = False,
+    interpolations: Sequence[str] = INTERPOLATIONS,
+    mean: Sequence[float] = MEAN,
 ) -> Augmented:
     """Makes a training example of one picture.
+
+    `"ssd"` distorts colours, expands (half of the pictures), crops, warps to `size` and flips
+    (half). `"flip"` only warps, bilinearly, and flips.
 
     Args:
       key: Random key of this example.
       image: `[H, W, 3]` uint8 canvas.
-      extent: `[2]` (height, width) of the picture on the canvas, in pixels.
+      extent: `[2]` (height, width) of the picture on the canvas, in whole pixels.
       boxes: `[G, 4]` corners in [0, 1] of the picture.
       labels: `[G]` int classes from 1; 0 is padding.
       size: Side, or (height, width), of the result in pixels.
-      policy: One of `POLICIES`: `"flip"` mirrors half of the pictures left to right.
+      policy: One of `POLICIES`.
+      channel_shuffle: Half of the pictures get their colour channels in a random order, as in
+        amdegroot's and lufficc's SSD and not in the authors'.
+      interpolations: Names from `INTERPOLATIONS`, of which one is drawn for each picture.
+      mean: `[3]` RGB in 0..255 around an expanded picture.
 
     Returns:
-      The example, resized to `size` without keeping the aspect ratio.
+      The example. An object stays if its centre lies in the crop, and is clipped to it.
 
     Raises:
-      ValueError: If `policy` is unknown.
-
-    Source: Liu et al. 2016, section 2.2, "Data augmentation": resize and horizontal flip.
+      ValueError: If `policy` or an interpolation is unknown.
     """
     if policy not in POLICIES:
         raise ValueError(f"policy is {policy!r}; choose one of {', '.join(POLICIES)}")
-    flip = jax.random.bernoulli(key) & (policy == "flip")
-    mirrored = jnp.stack([1 - boxes[:, 2], boxes[:, 1], 1 - boxes[:, 0], boxes[:, 3]], axis=-1)
-    boxes = jnp.where(flip & (labels > 0)[:, None], mirrored, boxes)
-    return Augmented(_resample(image, extent, flip, size=size), boxes, labels.astype(jnp.int32))
+    boxes, labels = jnp.asarray(boxes, jnp.float32), jnp.asarray(labels, jnp.int32)
+    extent = jnp.asarray(extent, jnp.float32)
+    keys = dict(zip(_KEYS, jax.random.split(key, len(_KEYS)), strict=True))
+    flip = jax.random.bernoulli(keys["flip"])
+    if policy == "flip":
+        image = resize(image, extent, size=size)
+        image = jnp.where(flip, image[:, ::-1], image)
+        return Augmented(image, *_flip_boxes(flip, boxes, labels))
+    canvas = _expansion(keys["expand"], extent)
+    boxes = _to_frame(boxes, canvas / jnp.tile(extent[::-1], 2))
+    crop = sample_crop(keys["crop"], boxes, labels)
+    boxes, labels = crop_boxes(crop, boxes, labels)
+    boxes, labels = _flip_boxes(flip, boxes, labels)
+    method = _draw_interpolation(keys["warp"], interpolations)
+    image, coverage = warp(
+        image, extent, canvas=canvas, crop=crop, flip=flip, interpolation=method, size=size
+    )
+    image = photometric(keys["colour"], image, channel_shuffle=channel_shuffle)
+    surround = (1 - coverage)[..., None] * jnp.asarray(mean, jnp.float32)
+    return Augmented(image * coverage[..., None] + surround, boxes, labels)
 
 
 def resize(image: Array, extent: Array, *, size: int | tuple[int, int]) -> jax.Array:
@@ -77,25 +148,354 @@ def resize(image: Array, extent: Array, *, size: int | tuple[int, int]) -> jax.A
     Returns:
       `[height, width, 3]` float32 in 0..255.
     """
-    return _resample(image, extent, jnp.asarray(False), size=size)
+    width_and_height = jnp.asarray(extent, jnp.float32)[::-1]
+    return warp(
+        image,
+        extent,
+        canvas=jnp.concatenate([jnp.zeros(2), width_and_height]),
+        crop=jnp.array([0.0, 0.0, 1.0, 1.0]),
+        size=size,
+        precision="highest",
+    )[0]
 
 
-def _resample(
-    image: Array, extent: Array, flip: jax.Array, *, size: int | tuple[int, int]
-) -> jax.Array:
-    height, width = (size, size) if isinstance(size, int) else size
-    rows = _linear_weights(height, image.shape[0], extent[0])
-    columns = _linear_weights(width, image.shape[1], extent[1])
-    columns = jnp.where(flip, columns[::-1], columns)
-    pixels = jnp.einsum("yh,hwc->ywc", rows, jnp.asarray(image, jnp.float32), precision="highest")
-    return jnp.einsum("xw,ywc->yxc", columns, pixels, precision="highest")
+# --- The crop ---
 
 
-def _linear_weights(count: int, canvas: int, extent: Array) -> jax.Array:
-    """`[count, canvas]`: how much of each of the canvas's pixels is in each pixel of the result.
+def sample_crop(key: jax.Array, boxes: Array, labels: Array, *, trials: int = 50) -> jax.Array:
+    """Draws the crop of a picture: one of the seven samplers' finds, each as likely.
 
-    Pixel centres lie at halves; beyond the picture its border repeats.
+    Args:
+      key: Random key.
+      boxes: `[G, 4]` corners in [0, 1] of the picture.
+      labels: `[G]` int classes from 1; 0 is padding.
+      trials: Crops that a sampler tries.
+
+    Returns:
+      `[4]` corners in [0, 1] of the picture; (0, 0, 1, 1) is the whole.
+
+    Source: Liu et al. 2016, section 2.2, "Data augmentation".
     """
-    centre = (jnp.arange(count) + 0.5) * (extent / count) - 0.5
-    centre = jnp.clip(centre, 0, extent - 1)
-    return jnp.maximum(1 - jnp.abs(centre[:, None] - jnp.arange(canvas)), 0)
+    propose_key, pick_key = jax.random.split(key)
+    proposals = propose_crops(propose_key, boxes, labels, trials=trials)
+    scores = jnp.where(proposals.found, jax.random.uniform(pick_key, (7,)), -1)
+    return proposals.crops[jnp.argmax(scores)]
+
+
+def propose_crops(key: jax.Array, boxes: Array, labels: Array, *, trials: int = 50) -> Proposals:
+    """Each sampler's first crop that satisfies it; all trials are drawn and tested at once.
+
+    A sampler is satisfied by a crop whose IoU with at least one object reaches its minimum. Without
+    objects only the whole picture and the unconstrained crop are found.
+
+    Args:
+      key: Random key.
+      boxes: `[G, 4]` corners in [0, 1] of the picture.
+      labels: `[G]` int classes from 1; 0 is padding.
+      trials: Crops that a sampler tries.
+
+    Returns:
+      A crop of each sampler, and which are real.
+    """
+    boxes, labels = jnp.asarray(boxes, jnp.float32), jnp.asarray(labels)
+    least = jnp.asarray(_LEAST_OVERLAPS)
+    crops = _draw_crops(key, (len(_LEAST_OVERLAPS), trials))
+    iou = box_ops.pairwise_iou(crops.reshape(-1, 4), boxes).reshape(*crops.shape[:2], -1)
+    best = jnp.max(iou, axis=-1, where=labels > 0, initial=0)  # [6, trials]
+    satisfied = best >= least[:, None]
+    first = jnp.argmax(satisfied, axis=1)
+    drawn = jnp.take_along_axis(crops, first[:, None, None], axis=1)[:, 0]
+    whole = jnp.array([[0.0, 0.0, 1.0, 1.0]])
+    return Proposals(
+        crops=jnp.concatenate([whole, drawn]),
+        found=jnp.concatenate([jnp.array([True]), jnp.any(satisfied, axis=1)]),
+    )
+
+
+def _draw_crops(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """`[*shape, 4]` crops: scale, then aspect ratio, then place, all uniform."""
+    uniform = jax.random.uniform(key, (4, *shape))
+    scale = _CROP_SCALE[0] + (_CROP_SCALE[1] - _CROP_SCALE[0]) * uniform[0]
+    low = jnp.maximum(_CROP_RATIO[0], scale**2)
+    high = jnp.minimum(_CROP_RATIO[1], 1 / scale**2)
+    side = jnp.sqrt(low + (high - low) * uniform[1])
+    size = jnp.stack([jnp.minimum(scale * side, 1), jnp.minimum(scale / side, 1)], axis=-1)
+    corner = jnp.stack([uniform[2], uniform[3]], axis=-1) * (1 - size)
+    return jnp.concatenate([corner, jnp.minimum(corner + size, 1)], axis=-1)
+
+
+def crop_boxes(crop: Array, boxes: Array, labels: Array) -> tuple[jax.Array, jax.Array]:
+    """Boxes in a crop: an object stays if its centre lies in it, and is clipped to it.
+
+    Args:
+      crop: `[4]` corners, in the frame of `boxes`.
+      boxes: `[G, 4]` corners.
+      labels: `[G]` int classes from 1; 0 is padding.
+
+    Returns:
+      `[G, 4]` corners in [0, 1] of the crop and `[G]` int32 labels, both 0 where dropped.
+    """
+    crop = jnp.asarray(crop)
+    labels = jnp.asarray(labels, jnp.int32)
+    centre = (boxes[:, :2] + boxes[:, 2:]) / 2
+    inside = jnp.all((centre >= crop[:2]) & (centre <= crop[2:]), axis=1)
+    clipped = box_ops.clip(_to_frame(boxes, crop))
+    # A sliver that float32 rounds to nothing would make log(0) of its target.
+    some = jnp.all(clipped[:, 2:] > clipped[:, :2], axis=1)
+    kept = inside & some & (labels > 0)
+    return jnp.where(kept[:, None], clipped, 0), jnp.where(kept, labels, 0)
+
+
+def _to_frame(boxes: Array, frame: jax.Array) -> jax.Array:
+    """`[G, 4]` corners, relative to the corners `[4]` of a frame that become 0 and 1."""
+    return (boxes - jnp.tile(frame[:2], 2)) / jnp.tile(frame[2:] - frame[:2], 2)
+
+
+def _from_frame(boxes: Array, frame: jax.Array) -> jax.Array:
+    """The inverse of `_to_frame`."""
+    return boxes * jnp.tile(frame[2:] - frame[:2], 2) + jnp.tile(frame[:2], 2)
+
+
+def _flip_boxes(flip: jax.Array, boxes: Array, labels: Array) -> tuple[jax.Array, jax.Array]:
+    """Mirrors real boxes left to right, if so."""
+    mirrored = jnp.stack([1 - boxes[:, 2], boxes[:, 1], 1 - boxes[:, 0], boxes[:, 3]], axis=-1)
+    return jnp.where(flip & (labels > 0)[:, None], mirrored, boxes), labels
+
+
+# --- The geometry ---
+
+
+def _expansion(key: jax.Array, extent: jax.Array) -> jax.Array:
+    """`[4]` corners of the expanded picture, in whole pixels of the picture (negative or more).
+
+    Half of the pictures stay as they are: (0, 0, width, height).
+    """
+    apply, ratio, place = jax.random.split(key, 3)
+    ratio = jax.random.uniform(ratio, minval=1.0, maxval=_LARGEST_EXPANSION)
+    size = jnp.floor(extent[::-1] * ratio)  # (width, height)
+    offset = jnp.floor(jax.random.uniform(place, (2,)) * (size - extent[::-1]))
+    expanded = jnp.concatenate([-offset, size - offset])
+    whole = jnp.concatenate([jnp.zeros(2), extent[::-1]])
+    return jnp.where(jax.random.bernoulli(apply), expanded, whole)
+
+
+def warp(
+    image: Array,
+    extent: Array,
+    *,
+    canvas: Array,
+    crop: Array,
+    size: int | tuple[int, int],
+    flip: Array | bool = False,
+    interpolation: Array | str = "linear",
+    precision: str | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Expands, crops, resizes and flips a picture: one resampling, separable in rows and columns.
+
+    The filters are OpenCV's, which do not smooth before they shrink (but for `"area"`, the mean of
+    what a pixel covers), with pixel centres at halves. The crop's border repeats.
+
+    Args:
+      image: `[H, W, 3]` uint8, filled by the picture up to `extent` from its upper left corner.
+      extent: `[2]` (height, width) of the picture, in whole pixels.
+      canvas: `[4]` corners of the expanded picture, in whole pixels of the picture.
+      crop: `[4]` corners in [0, 1] of the expanded picture.
+      size: Side, or (height, width), of the result in pixels.
+      flip: Whether to mirror the result left to right.
+      interpolation: One of `INTERPOLATIONS`, or an index into them.
+      precision: Of the products, as for `jax.numpy.einsum`; by default that of the device, which
+        may be worth half a level.
+
+    Returns:
+      `[height, width, 3]` float32 in 0..255 of the picture's pixels, and `[height, width]` in
+      [0, 1]: how much of each is the picture; the rest is what surrounds it.
+    """
+    if isinstance(interpolation, str):
+        interpolation = INTERPOLATIONS.index(interpolation)
+    shape = (size, size) if isinstance(size, int) else size
+    rows, columns = (
+        _weights(window, jnp.asarray(interpolation), count=count, canvas=side)
+        for window, count, side in zip(
+            _windows(jnp.asarray(canvas), jnp.asarray(crop), jnp.asarray(extent, jnp.float32)),
+            shape,
+            image.shape[:2],
+            strict=True,
+        )
+    )
+    columns = jnp.where(flip, columns[::-1], columns)
+    (rows, row_share), (columns, column_share) = _only_the_picture(rows), _only_the_picture(columns)
+    pixels = jnp.asarray(image, jnp.float32)
+    pixels = jnp.einsum("yh,hwc->ywc", rows, pixels, precision=precision)
+    pixels = jnp.einsum("xw,ywc->yxc", columns, pixels, precision=precision)
+    return jnp.clip(pixels, 0, 255), row_share[:, None] * column_share
+
+
+def _windows(canvas: jax.Array, crop: jax.Array, extent: jax.Array) -> tuple[_Window, _Window]:
+    """Where a crop of the expanded picture lies, along the rows and along the columns."""
+    corners = _from_frame(crop, canvas)
+    columns, rows = (
+        _Window(
+            low=corners[axis],
+            high=corners[axis + 2],
+            extent=extent[1 - axis],
+            # The crop shows none of the pixels beyond it, and its border repeats, as if cut out.
+            first=jnp.floor(corners[axis]),
+            last=jnp.maximum(jnp.ceil(corners[axis + 2]) - 1, jnp.floor(corners[axis])),
+        )
+        for axis in (0, 1)
+    )
+    return rows, columns
+
+
+def _draw_interpolation(key: jax.Array, names: Sequence[str]) -> jax.Array:
+    """Index into `INTERPOLATIONS` of one of the names."""
+    unknown = sorted(set(names) - set(INTERPOLATIONS))
+    if unknown or not names:
+        raise ValueError(
+            f"interpolations: {', '.join(unknown) or 'none'}; "
+            f"choose among {', '.join(INTERPOLATIONS)}"
+        )
+    return jax.random.choice(key, jnp.asarray([INTERPOLATIONS.index(name) for name in names]))
+
+
+def _only_the_picture(weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Weights whose rows sum to 1, as if nothing lay around the picture, and what they had."""
+    share = jnp.clip(jnp.sum(weights, axis=1), 0, 1)
+    return weights / jnp.where(share > 0, share, 1)[:, None], share
+
+
+def _weights(window: _Window, method: jax.Array, *, count: int, canvas: int) -> jax.Array:
+    """`[count, canvas]`: how much of each pixel of the canvas is in each pixel of the result.
+
+    A row sums to 1 less the weight of the mean around the picture.
+    """
+    step = (window.high - window.low) / count  # canvas pixels in one of the result
+    start = window.low + jnp.arange(count) * step
+    taps = max(_MOST_TAPS, int(np.ceil(_LARGEST_EXPANSION * canvas / count)) + 1)
+    centre = start + step / 2
+    is_area = method == INTERPOLATIONS.index("area")
+    first = jnp.where(is_area, jnp.floor(start), jnp.floor(centre - 0.5) - (_MOST_TAPS // 2 - 1))
+    pixel = first[:, None] + jnp.arange(taps)  # [count, taps], cover [pixel, pixel + 1)
+    distance = centre[:, None] - 0.5 - pixel
+    weights = jnp.select(
+        [method == index for index in range(len(INTERPOLATIONS))],
+        [
+            jnp.maximum(1 - jnp.abs(distance), 0),
+            _overlap(start[:, None], step, pixel),
+            (pixel == jnp.floor(centre)[:, None]).astype(jnp.float32),
+            _cubic(distance),
+            _lanczos(distance),
+        ],
+    )
+    weights /= jnp.sum(weights, axis=1, keepdims=True)
+    pixel = jnp.clip(pixel, window.first, window.last)  # the border repeats
+    shown = (pixel >= 0) & (pixel < window.extent)
+    index = jnp.where(shown, pixel, canvas).astype(jnp.int32)  # beyond the end: dropped
+    return (
+        jnp.zeros((count, canvas)).at[jnp.arange(count)[:, None], index].add(weights, mode="drop")
+    )
+
+
+def _overlap(start: jax.Array, step: jax.Array, pixel: jax.Array) -> jax.Array:
+    """Length that `[start, start + step)` has in common with `[pixel, pixel + 1)`."""
+    return jnp.maximum(jnp.minimum(start + step, pixel + 1) - jnp.maximum(start, pixel), 0)
+
+
+def _cubic(distance: jax.Array) -> jax.Array:
+    """Keys' kernel with a = -0.75, OpenCV's."""
+    x, a = jnp.abs(distance), -0.75
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+    return jnp.where(x < 1, near, jnp.where(x < 2, far, 0))
+
+
+def _lanczos(distance: jax.Array) -> jax.Array:
+    """Lanczos' kernel of eight taps."""
+    inside = jnp.abs(distance) < _MOST_TAPS / 2
+    return jnp.where(inside, jnp.sinc(distance) * jnp.sinc(distance / (_MOST_TAPS / 2)), 0)
+
+
+# --- The colours ---
+
+
+def photometric(key: jax.Array, image: Array, *, channel_shuffle: bool = False) -> jax.Array:
+    """Distorts colours: brightness; contrast before or after saturation and hue; each or none.
+
+    Each operation has a probability of one half, as has each order, and ends in 0..255.
+
+    Args:
+      key: Random key.
+      image: `[H, W, 3]` RGB in 0..255.
+      channel_shuffle: Half of the pictures get their channels in a random order at the end.
+
+    Returns:
+      `[H, W, 3]` float32 in 0..255.
+
+    Source: Liu et al. 2016, section 2.2, after Howard 2013; ranges of the authors' release.
+    """
+    keys = jax.random.split(key, 6)
+    image = jnp.asarray(image, jnp.float32)
+    image = adjust_brightness(image, _draw(keys[0], -_BRIGHTNESS, _BRIGHTNESS, neutral=0.0))
+    contrast = _draw(keys[1], *_FACTOR, neutral=1.0)
+    contrast_first = jax.random.bernoulli(keys[2])
+    image = adjust_contrast(image, jnp.where(contrast_first, contrast, 1))
+    image = adjust_saturation(image, _draw(keys[3], *_FACTOR, neutral=1.0))
+    image = adjust_hue(image, _draw(keys[4], -_HUE, _HUE, neutral=0.0))
+    image = adjust_contrast(image, jnp.where(contrast_first, 1, contrast))
+    return _shuffled(keys[5], image) if channel_shuffle else image
+
+
+def _draw(key: jax.Array, low: float, high: float, *, neutral: float) -> jax.Array:
+    """A uniform number, or with a probability of one half the one that changes nothing."""
+    apply, value = jax.random.split(key)
+    drawn = jax.random.uniform(value, minval=low, maxval=high)
+    return jnp.where(jax.random.bernoulli(apply), drawn, neutral)
+
+
+def adjust_brightness(image: Array, delta: Array) -> jax.Array:
+    """Adds `delta` levels to `[..., 3]` in 0..255."""
+    return jnp.clip(image + delta, 0, 255)
+
+
+def adjust_contrast(image: Array, factor: Array) -> jax.Array:
+    """Multiplies `[..., 3]` in 0..255 by `factor`, at least 0."""
+    return jnp.clip(image * factor, 0, 255)
+
+
+def adjust_saturation(image: Array, factor: Array) -> jax.Array:
+    """Multiplies HSV's saturation of `[..., 3]` RGB in 0..255 by `factor`, at least 0.
+
+    Saturation is (V - min) / V and ends at 1: the channels move along their distance from V.
+    """
+    image = jnp.asarray(image, jnp.float32)
+    value, low = jnp.max(image, axis=-1, keepdims=True), jnp.min(image, axis=-1, keepdims=True)
+    chroma = value - low
+    most = jnp.where(chroma > 0, value / jnp.where(chroma > 0, chroma, 1), 1)
+    return value - (value - image) * jnp.minimum(factor, most)
+
+
+def adjust_hue(image: Array, degrees: Array) -> jax.Array:
+    """Turns HSV's hue of `[..., 3]` RGB in 0..255 by `degrees`, within -360..360."""
+    image = jnp.asarray(image, jnp.float32)
+    value, low = jnp.max(image, axis=-1), jnp.min(image, axis=-1)
+    chroma = value - low
+    safe = jnp.where(chroma > 0, chroma, 1)
+    red, green, blue = image[..., 0], image[..., 1], image[..., 2]
+    sector = jnp.where(
+        value == red,
+        (green - blue) / safe,
+        jnp.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
+    )
+    turned = sector + degrees / 60 + 12  # in sixths of the circle, positive
+    ramp = turned[..., None] + jnp.asarray([5.0, 3.0, 1.0])
+    ramp -= 6 * jnp.floor(ramp / 6)
+    share = jnp.clip(jnp.minimum(ramp, 4 - ramp), 0, 1)
+    rotated = value[..., None] - chroma[..., None] * share
+    return jnp.where(degrees == 0, image, rotated)
+
+
+def _shuffled(key: jax.Array, image: jax.Array) -> jax.Array:
+    """The channels of half of the pictures in a random order."""
+    apply, order = jax.random.split(key)
+    order = jax.random.permutation(order, 3)
+    return jnp.where(jax.random.bernoulli(apply), jnp.take(image, order, axis=-1), image)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ssd_jax import errors
+from ssd_jax import augment, errors
 
 
 @dataclasses.dataclass
@@ -37,7 +37,9 @@ class DataConfig:
     train_split: str = "2007/trainval+2012/trainval"
     eval_split: str = "2007/test"
     difficult: bool = True  # train on objects marked difficult, as the authors do
-    augment: str = "flip"  # flip or none
+    augment: str = "ssd"  # ssd (all of the paper's) or flip (its ablation)
+    channel_shuffle: bool = False  # with ssd: shuffle colour channels (amdegroot, lufficc)
+    interpolations: tuple[str, ...] = augment.INTERPOLATIONS  # with ssd: one is drawn a picture
     canvas: int = 512  # larger pictures are shrunk to this many pixels on the host
     threads: int = 4  # that read and decode, a batch each
 
@@ -93,7 +95,7 @@ _CHOICES = {
     ("model", "dtype"): ("float32", "bfloat16"),
     ("model", "prior_sizes"): ("voc", "coco"),
     ("data", "dataset"): ("voc", "folder", "synthetic"),
-    ("data", "augment"): ("flip", "none"),
+    ("data", "augment"): augment.POLICIES,
     ("train", "optimizer"): ("sgd", "adam"),
     ("train", "schedule"): ("steps", "cosine"),
     ("train", "parallel"): ("shard_map", "pmap"),
@@ -119,6 +121,11 @@ def validate(config: Config) -> None:
             raise errors.UserError(
                 f"config.{part}.{field} is {value!r}; choose one of {', '.join(choices)}"
             )
+    drawn = config.data.interpolations
+    if not drawn or set(drawn) - set(augment.INTERPOLATIONS):
+        raise errors.UserError(
+            f"config.data.interpolations is {drawn}; give some of {augment.INTERPOLATIONS}"
+        )
     for fields, low, meaning in ((_POSITIVE, 1e-12, "above 0"), (_NOT_NEGATIVE, 0, "at least 0")):
         for part, names in fields.items():
             for field in names:

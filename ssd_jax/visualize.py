@@ -1,10 +1,15 @@
 """Boxes on pictures, and contact sheets of pictures."""
 
 import colorsys
+import functools
 from collections.abc import Sequence
+from typing import Any
 
+import jax
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from ssd_jax import augment
 
 _GOLDEN_RATIO = (5**0.5 - 1) / 2
 _SHADES = ((0.80, 0.95), (0.90, 0.62), (0.40, 1.0))  # saturation, value: bright, dark, pale
@@ -108,6 +113,55 @@ def grid(
             sheet.paste(picture, (gap + k * (column + gap), top + (height - picture.height) // 2))
         top += height + gap
     return np.asarray(sheet).copy()
+
+
+def augmentations(
+    key: jax.Array,
+    image: np.ndarray,
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    *,
+    class_names: Sequence[str],
+    size: int = 300,
+    count: int = 15,
+    columns: int = 4,
+    **options: Any,
+) -> np.ndarray:
+    """A contact sheet of what the augmentation makes of one picture and its boxes.
+
+    Args:
+      key: Random key.
+      image: `[H, W, 3]` uint8, the picture itself, which comes first on the sheet.
+      boxes: `[G, 4]` corners in [0, 1] of the picture.
+      labels: `[G]` int classes from 1; 0 is padding.
+      class_names: Label k is `class_names[k - 1]`.
+      size: Side of the results in pixels.
+      count: Number of results.
+      columns: Pictures in a row.
+      **options: Of `augment.augment`: `policy`, `interpolations`, ...
+
+    Returns:
+      `[height, width, 3]` uint8.
+    """
+    image, labels = np.asarray(image, np.uint8), np.asarray(labels, np.int32)
+    boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
+    transform = functools.partial(augment.augment, size=size, **options)
+    many = jax.jit(jax.vmap(transform, in_axes=(0, None, None, None, None)))
+    keys = jax.random.split(key, count)
+    results = jax.device_get(many(keys, image, np.array(image.shape[:2]), boxes, labels))
+    scenes = [(image, boxes, labels), *zip(*results, strict=True)]
+    return grid(
+        [
+            draw(
+                np.round(pixels),
+                corners * np.tile(pixels.shape[1::-1], 2),
+                names,
+                class_names=class_names,
+            )
+            for pixels, corners, names in scenes
+        ],
+        columns=columns,
+    )
 
 
 def _inside(box: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int, int]:

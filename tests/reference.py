@@ -180,3 +180,84 @@ def resize(image, height, width):
             lower = image[bottom, left] * (1 - (x - left)) + image[bottom, right] * (x - left)
             result[i, j] = upper * (1 - (y - top)) + lower * (y - top)
     return result
+
+
+# --- Augmentation: section 2.2, "Data augmentation", one draw after the other ---
+
+
+def sample_crop(rng, boxes, trials=50):
+    """(which sampler, crop): the whole picture is sampler 0, the unconstrained one is 6."""
+    found = [(0, (0.0, 0.0, 1.0, 1.0))]
+    for sampler, least in enumerate((0.1, 0.3, 0.5, 0.7, 0.9, None), start=1):
+        for _ in range(trials):
+            scale = rng.uniform(0.3, 1)
+            ratio = rng.uniform(max(0.5, scale**2), min(2, 1 / scale**2))
+            width, height = scale * math.sqrt(ratio), scale / math.sqrt(ratio)
+            x, y = rng.uniform(0, 1 - width), rng.uniform(0, 1 - height)
+            crop = (x, y, x + width, y + height)
+            if least is None or any(iou(crop, box) >= least for box in boxes):
+                found.append((sampler, crop))
+                break
+    return rng.choice(found)
+
+
+def boxes_in_crop(crop, boxes):
+    """Boxes relative to a crop, clipped; None for one whose centre lies outside."""
+    left, top, right, bottom = crop
+    result = []
+    for x0, y0, x1, y1 in boxes:
+        cx, cy = (x0 + x1) / 2, (y0 + y1) / 2
+        if left <= cx <= right and top <= cy <= bottom:
+            x0, x1 = ((min(max(x, left), right) - left) / (right - left) for x in (x0, x1))
+            y0, y1 = ((min(max(y, top), bottom) - top) / (bottom - top) for y in (y0, y1))
+            result.append((x0, y0, x1, y1))
+        else:
+            result.append(None)
+    return result
+
+
+def kernel(name, x):
+    """Weight of a pixel at the distance x from where a filter of OpenCV reads."""
+    x = abs(x)
+    if name == "linear":
+        return max(1 - x, 0)
+    if name == "cubic":
+        if x <= 1:
+            return 1.25 * x**3 - 2.25 * x**2 + 1
+        return -0.75 * x**3 + 3.75 * x**2 - 6 * x + 3 if x < 2 else 0
+    if x >= 4:
+        return 0
+    return (
+        1 if x == 0 else 4 * math.sin(math.pi * x) * math.sin(math.pi * x / 4) / (math.pi * x) ** 2
+    )
+
+
+def resize_line(line, count, name):
+    """`[N, ...]` resampled to `[count, ...]`; the border repeats."""
+    line = np.asarray(line, np.float64)
+    step, last = len(line) / count, len(line) - 1
+    result = []
+    for i in range(count):
+        if name == "area":
+            taps = range(math.floor(i * step), math.ceil((i + 1) * step - 1e-9))
+            weights = [min((i + 1) * step, t + 1) - max(i * step, t) for t in taps]
+        elif name == "nearest":
+            taps, weights = [math.floor((i + 0.5) * step)], [1]
+        else:
+            centre = (i + 0.5) * step - 0.5
+            taps = range(math.floor(centre) - 3, math.floor(centre) + 5)
+            weights = [kernel(name, centre - t) for t in taps]
+        values = [line[min(max(t, 0), last)] * w for t, w in zip(taps, weights, strict=True)]
+        result.append(sum(values) / sum(weights))
+    return np.array(result)
+
+
+def warp(image, canvas, crop, mean, size, flip, name):
+    """Expand, crop, resize, flip, each a picture of its own; canvas and crop in whole pixels."""
+    left, top, right, bottom = canvas
+    expanded = np.tile(np.asarray(mean, np.float64), (bottom - top, right - left, 1))
+    expanded[-top : image.shape[0] - top, -left : image.shape[1] - left] = image
+    x0, y0, x1, y1 = crop
+    rows = resize_line(expanded[y0:y1, x0:x1], size, name)
+    resized = resize_line(rows.swapaxes(0, 1), size, name).swapaxes(0, 1)
+    return np.clip(resized[:, ::-1] if flip else resized, 0, 255)

@@ -1,5 +1,6 @@
 import itertools
 
+import jax
 import numpy as np
 import pytest
 
@@ -152,3 +153,25 @@ def test_columns_that_do_not_fit_are_refused(columns, width):
 def test_scores_in_the_place_of_labels_are_refused():
     with pytest.raises(ValueError, match="labels must be integers, not float64"):
         draw(picture(), [[50, 60, 150, 160]], [0.9], [1])
+
+
+def test_a_sheet_of_augmentations_shows_the_picture_first():
+    key, image = jax.random.key(0), picture(60, 80)
+    boxes, labels = np.float32([[0.25, 0.25, 0.75, 0.75]]), np.array([2])
+    sheet = visualize.augmentations(
+        key, image, boxes, labels, class_names=CLASSES, size=40, count=5, columns=3
+    )
+    column = (1200 - 8) // 3 - 8
+    high = round(60 * column / 80)
+    first = sheet[8 + (column - high) // 2 :][:high, 8 : 8 + column]
+    (whole,) = [visualize.draw(image, boxes * [80, 60, 80, 60], labels, class_names=CLASSES)]
+    expected = visualize.grid([whole], columns=1, width=column + 16)[8:-8, 8:-8]
+    np.testing.assert_array_equal(first, expected)
+    assert sheet.shape == (2 * (column + 8) + 8, 1200, 3)
+
+
+def test_a_sheet_without_objects_is_drawn():
+    sheet = visualize.augmentations(
+        jax.random.key(0), picture(), np.zeros((0, 4)), [], class_names=CLASSES, size=20, count=1
+    )
+    assert sheet.dtype == np.uint8

@@ -7,17 +7,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ssd_jax import augment
 from ssd_jax.models import layers
-
-# RGB, 0..255: what the network subtracts (Liu et al.'s release; there is no scaling).
-MEAN = (123.0, 117.0, 104.0)
 
 _BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
 
 def normalise(images: jax.Array) -> jax.Array:
-    """Subtracts the mean: `[..., H, W, 3]` RGB in 0..255 -> the network's input, float32."""
-    return images.astype(jnp.float32) - jnp.asarray(MEAN, jnp.float32)
+    """Subtracts the mean: `[..., H, W, 3]` RGB in 0..255 -> the network's input, not scaled."""
+    return images.astype(jnp.float32) - jnp.asarray(augment.MEAN, jnp.float32)
 
 
 class VGG16(nn.Module):

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from PIL import Image
 from ssd_jax import cli, errors, visualize
 from ssd_jax import config as config_lib
 from ssd_jax import detector as detector_lib
-from ssd_jax.data import datasets, loader
+from ssd_jax.data import datasets, images, loader
 from ssd_jax.evaluation import run as evaluation
 from ssd_jax.models import ssd
 from ssd_jax.training import checkpoint, logs, optimizer, progress
@@ -79,6 +79,8 @@ def train(config: config_lib.Config, workdir: Path) -> evaluation.Evaluation:
         image_size=side,
         seed=config.seed,
         policy=config.data.augment,
+        channel_shuffle=config.data.channel_shuffle,
+        interpolations=config.data.interpolations,
         iou_threshold=options.iou_threshold,
         neg_pos_ratio=options.neg_pos_ratio,
         loc_weight=options.loc_weight,
@@ -91,6 +93,7 @@ def train(config: config_lib.Config, workdir: Path) -> evaluation.Evaluation:
         first = int(state.step)
         _announce(config, data, model, state, mesh, origin)
         batches = _batches(config, data.train, first)
+        _save_picture(_augmented(config, data.train), workdir / "samples" / "augmented.png")
         log = logs.MetricsLog(workdir, step=first)
         evaluate = functools.partial(_evaluate, config, data.eval, workdir, log)
         result = None
@@ -163,7 +166,8 @@ def _evaluate(
             on_picture=display.evaluating,
         )
         pictures = evaluation.draw_samples(detector, split)
-        _save_sheet(pictures, workdir / "samples" / f"step_{step:06d}.png")
+        sheet = visualize.grid(pictures, columns=4)
+        _save_picture(sheet, workdir / "samples" / f"step_{step:06d}.png")
         log.write(step=step, mean_ap=result.voc07.mean_ap)
         evaluation.write(workdir, result, config=config, metrics=log.rows, pictures=pictures)
         cli.stdout.print(
@@ -172,9 +176,28 @@ def _evaluate(
     return result
 
 
-def _save_sheet(pictures: Sequence[np.ndarray], path: Path) -> None:
+def _augmented(config: config_lib.Config, split: datasets.Split) -> np.ndarray:
+    """A sheet of what training sees of the first picture that has objects."""
+    records = (split.source[index] for index in range(len(split.source)))
+    record = next((item for item in records if len(item["labels"])), split.source[0])
+    canvas = config.data.canvas
+    picture = images.decode(record["image"], name=record["name"], fit=(canvas, canvas))
+    return visualize.augmentations(
+        jax.random.key(config.seed),
+        picture,
+        record["boxes"],
+        record["labels"],
+        class_names=split.class_names,
+        size=config.model.image_size,
+        policy=config.data.augment,
+        channel_shuffle=config.data.channel_shuffle,
+        interpolations=config.data.interpolations,
+    )
+
+
+def _save_picture(image: np.ndarray, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(visualize.grid(pictures, columns=4)).save(path)
+    Image.fromarray(image).save(path)
 
 
 def _restore_or_start(

@@ -1,7 +1,7 @@
 """The train step: a batch of pictures to new parameters, mapped over the devices."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -82,7 +82,9 @@ def make_train_step(
     mesh: Mesh,
     image_size: tuple[int, int],
     seed: int = 0,
-    policy: str = "flip",
+    policy: str = "ssd",
+    channel_shuffle: bool = False,
+    interpolations: Sequence[str] = augment.INTERPOLATIONS,
     iou_threshold: float = 0.5,
     neg_pos_ratio: float = 3.0,
     loc_weight: float = 1.0,
@@ -97,7 +99,9 @@ def make_train_step(
       mesh: The devices; they have to divide the batch.
       image_size: (height, width) of the network's input.
       seed: Of the augmentation; an example's key depends on it and on its position in the stream.
-      policy: Of the augmentation.
+      policy: Of the augmentation, see `augment.augment`.
+      channel_shuffle: Likewise.
+      interpolations: Likewise.
       iou_threshold: From which a prior matches a ground truth.
       neg_pos_ratio: Mined negatives for each positive.
       loc_weight: Weight of the localisation loss.
@@ -114,8 +118,13 @@ def make_train_step(
     prepare = functools.partial(
         _prepare_example,
         priors_cxcywh=jnp.asarray(priors_cxcywh),
-        size=image_size,
-        policy=policy,
+        transform=functools.partial(
+            augment.augment,
+            size=image_size,
+            policy=policy,
+            channel_shuffle=channel_shuffle,
+            interpolations=interpolations,
+        ),
         iou_threshold=iou_threshold,
     )
 
@@ -148,19 +157,16 @@ def _prepare_example(
     example: Batch,
     *,
     priors_cxcywh: jax.Array,
-    size: tuple[int, int],
-    policy: str,
+    transform: Callable[..., augment.Augmented],
     iou_threshold: float,
 ) -> tuple[jax.Array, Targets]:
     """One example of a batch to the network's input and what it has to predict."""
-    image, gt_boxes, gt_labels = augment.augment(
+    image, gt_boxes, gt_labels = transform(
         jax.random.fold_in(key, example["position"]),
         example["image"],
         example["extent"],
         example["boxes"],
         example["labels"],
-        size=size,
-        policy=policy,
     )
     matches = matching.match(gt_boxes, gt_labels, priors_cxcywh, iou_threshold=iou_threshold)
     return vgg.normalise(image), Targets(boxes.encode(matches.boxes, priors_cxcywh), matches.labels)
