@@ -34,6 +34,7 @@ def main(argv: Sequence[str]) -> None:
         layers = summary.summarize(model, detector.input_size(config.model))
         cli.stdout.print(tables.layers(layers))
         return
+    cli.split_cpu(config.train.cpu_devices)
     workdir = Path(FLAGS.workdir or Path("runs") / cli.config_name(argv))
     result = loop.train(config, workdir)
     cli.stdout.print(tables.evaluation(result))

@@ -13,14 +13,17 @@ def get_config() -> config.Config:
     cfg.data.train_split = "train"
     cfg.data.eval_split = "test"
     cfg.data.canvas = 320
-    cfg.train.steps = 560
+    cfg.data.augment = "flip"  # the whole augmentation pays in longer runs
+    cfg.train.steps = 500
     cfg.train.batch_size = 8
-    # From fresh parameters in a few minutes: Adam, and a rate that falls to 0.
-    cfg.train.optimizer = "adam"
-    cfg.train.learning_rate = 1e-3
+    # From fresh parameters in a few minutes: Muon, and a rate that falls to 0.
+    cfg.train.optimizer = "muon"
+    cfg.train.learning_rate = 3e-3
+    cfg.train.weight_decay = 0.0
     cfg.train.bias_rate = 1.0
     cfg.train.schedule = "cosine"
-    cfg.train.warmup_steps = 50
+    cfg.train.warmup_steps = 30
+    cfg.train.cpu_devices = 2  # a fifth more pictures a second than one device on two cores
     cfg.train.eval_every = 1_000
     cfg.train.checkpoint_every = 100
     cfg.eval.batch_size = 8

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+import jax
 from absl import flags, logging
 from ml_collections import config_flags
 from rich import console, progress
@@ -75,6 +76,15 @@ def parse(argv: Sequence[str], *, saved: Callable[[], Path] | None = None) -> li
         raise errors.UserError(
             f"{error.args[0]}; the fields and their defaults stand in ssd_jax/config.py"
         ) from None
+
+
+def split_cpu(devices: int) -> None:
+    """Makes so many devices of the CPU, before JAX looks for devices; 0 leaves them as they are.
+
+    XLA_FLAGS that say how many there are win.
+    """
+    if devices and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", devices)
 
 
 def config_name(argv: Sequence[str]) -> str:

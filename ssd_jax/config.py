@@ -50,7 +50,7 @@ class TrainConfig:
 
     steps: int = 120_000
     batch_size: int = 32  # global, over all devices
-    optimizer: str = "sgd"  # sgd (the paper's) or adam
+    optimizer: str = "sgd"  # sgd (the paper's), adam or muon
     learning_rate: float = 1e-3
     momentum: float = 0.9
     weight_decay: float = 5e-4
@@ -62,6 +62,7 @@ class TrainConfig:
     iou_threshold: float = 0.5  # from which a prior matches
     neg_pos_ratio: float = 3.0
     loc_weight: float = 1.0
+    cpu_devices: int = 0  # without accelerator: split the CPU into so many devices; 0: one
     parallel: str = "shard_map"  # shard_map or pmap: how the step is mapped over the devices
     log_every: int = 10
     eval_every: int = 5_000
@@ -96,7 +97,7 @@ _CHOICES = {
     ("model", "prior_sizes"): ("voc", "coco"),
     ("data", "dataset"): ("voc", "folder", "synthetic"),
     ("data", "augment"): augment.POLICIES,
-    ("train", "optimizer"): ("sgd", "adam"),
+    ("train", "optimizer"): ("sgd", "adam", "muon"),
     ("train", "schedule"): ("steps", "cosine"),
     ("train", "parallel"): ("shard_map", "pmap"),
 }
@@ -106,7 +107,10 @@ _POSITIVE = {
     "train": ("batch_size", "learning_rate", "log_every", "eval_every", "checkpoint_every"),
     "eval": ("batch_size", "top_k", "max_detections"),
 }
-_NOT_NEGATIVE = {"train": ("steps", "warmup_steps", "weight_decay"), "eval": ("max_images",)}
+_NOT_NEGATIVE = {
+    "train": ("steps", "warmup_steps", "weight_decay", "cpu_devices"),
+    "eval": ("max_images",),
+}
 
 
 def validate(config: Config) -> None:

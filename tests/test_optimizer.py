@@ -72,3 +72,22 @@ def test_unknown_names_are_refused():
         optimizer.make_schedule(learning_rate=1.0, steps=1, schedule="linear")
     with pytest.raises(ValueError, match="optimizer is 'lion'; choose"):
         optimizer.make_optimizer(optax.constant_schedule(1.0), optimizer="lion")
+
+
+def test_muon_moves_a_kernel_orthogonally_and_the_rest_as_nesterovs_adam():
+    rng = np.random.default_rng(0)
+    params = {"conv": {"kernel": jnp.zeros((3, 3, 4, 8)), "bias": jnp.zeros(8)}}
+    grads = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), params)
+    muon = optimizer.make_optimizer(
+        optax.constant_schedule(0.1), optimizer="muon", weight_decay=0.0, bias_rate=1.0
+    )
+    updates, _ = muon.update(grads, muon.init(params), params)
+    matrix = np.asarray(updates["conv"]["kernel"]).reshape(36, 8)
+    # Newton-Schulz brings the singular values near one another; 0.2 * sqrt(36) is their scale.
+    values = np.linalg.svd(matrix)[1] / (0.1 * 0.2 * np.sqrt(36))
+    assert values.min() > 0.6
+    assert values.max() < 1.3
+    assert np.sum(matrix * np.asarray(grads["conv"]["kernel"]).reshape(36, 8)) < 0  # downhill
+    adam = optax.nadam(0.1)
+    expected, _ = adam.update(grads, adam.init(params), params)
+    np.testing.assert_allclose(updates["conv"]["bias"], expected["conv"]["bias"], rtol=1e-5)

@@ -39,7 +39,7 @@ class VGG16(nn.Module):
         for block, widths in enumerate(_BLOCKS, start=1):
             for index, features in enumerate(widths, start=1):
                 first = (block, index) == (1, 1)
-                init = layers.he_normal_pixels if first else layers.he_normal
+                init = layers.he_normal_pixels if first else layers.he_central
                 layer = self._conv(
                     features, 3, padding=1, kernel_init=init, name=f"conv{block}_{index}"
                 )
@@ -51,11 +51,11 @@ class VGG16(nn.Module):
                 x = layers.max_pool_2x2(x)
         x = nn.max_pool(x, window_shape=(3, 3), strides=(1, 1), padding=((1, 1), (1, 1)))
         x = nn.relu(self._conv(1024, 3, padding=6, dilation=6, name="fc6")(x))
-        x = nn.relu(self._conv(1024, 1, name="fc7")(x))
+        x = nn.relu(self._conv(1024, 1, kernel_init=layers.he_normal_quarter, name="fc7")(x))
         return [*sources, x]
 
     def _conv(self, features: int, kernel: int, **options: Any) -> nn.Conv:
-        options = {"kernel_init": layers.he_normal, "dtype": self.dtype, **options}
+        options = {"kernel_init": layers.he_central, "dtype": self.dtype, **options}
         return layers.conv(scaled(features, self.width), kernel, **options)
 
 

@@ -2,8 +2,11 @@
 
 import jax
 import optax
+from optax import contrib
 
 PyTree = dict | jax.Array
+
+_MUON_RMS = 0.2  # of a step at rate 1, about that of Adam (Liu et al. 2025, "Muon is scalable")
 
 
 def make_schedule(
@@ -49,14 +52,15 @@ def make_optimizer(
     weight_decay: float = 5e-4,
     bias_rate: float = 2.0,
 ) -> optax.GradientTransformation:
-    """SGD with momentum and weight decay as the authors train, or Adam with decoupled decay.
+    """SGD with momentum and weight decay as the authors train, or Adam or Muon, decay decoupled.
 
     Biases learn at `bias_rate` times the rate and do not decay; the L2Norm scale is a weight. The
     rate stands outside the momentum buffer (optax, torch), where Caffe has it inside.
 
     Args:
       rate: Learning rate as a function of the step.
-      optimizer: `"sgd"` or `"adam"`.
+      optimizer: `"sgd"`, `"adam"` or `"muon"`, which makes each kernel's step orthogonal (Jordan
+        2024) and as large as one of Adam's; biases and scales then take Adam's.
       momentum: Of SGD.
       weight_decay: Of all parameters but biases; L2, added to the gradient, for SGD.
       bias_rate: Multiplier of the biases' rate.
@@ -71,10 +75,23 @@ def make_optimizer(
         direction = optax.chain(decay, optax.trace(momentum))
     elif optimizer == "adam":
         direction = optax.chain(optax.scale_by_adam(), decay)
+    elif optimizer == "muon":
+        # optax's Muon ends in the descent's sign, which `scale_by_learning_rate` brings below.
+        muon = contrib.muon(
+            1.0, consistent_rms=_MUON_RMS, muon_weight_dimension_numbers=_kernels_as_matrices
+        )
+        direction = optax.chain(muon, optax.scale(-1.0), decay)
     else:
-        raise ValueError(f"optimizer is {optimizer!r}; choose sgd or adam")
+        raise ValueError(f"optimizer is {optimizer!r}; choose sgd, adam or muon")
     faster = optax.masked(optax.scale(bias_rate), _is_bias)
     return optax.chain(direction, faster, optax.scale_by_learning_rate(rate))
+
+
+def _kernels_as_matrices(params: PyTree) -> PyTree:
+    """How Muon reads `[rows, columns, in, out]` kernels: inputs of an output as one axis."""
+    return jax.tree.map(
+        lambda x: contrib.MuonDimensionNumbers((0, 1, 2), 3) if x.ndim == 4 else None, params
+    )
 
 
 def _is_bias(params: PyTree) -> PyTree:
