@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ssd_jax import augment, errors
+from ssd_jax import augment as augment_lib
+from ssd_jax import errors
 
 
 @dataclasses.dataclass
@@ -39,7 +40,7 @@ class DataConfig:
     difficult: bool = True  # train on objects marked difficult, as the authors do
     augment: str = "ssd"  # ssd (all of the paper's) or flip (its ablation)
     channel_shuffle: bool = False  # with ssd: shuffle colour channels (amdegroot, lufficc)
-    interpolations: tuple[str, ...] = augment.INTERPOLATIONS  # with ssd: one is drawn a picture
+    interpolations: tuple[str, ...] = augment_lib.INTERPOLATIONS  # with ssd: one is drawn a picture
     canvas: int = 512  # larger pictures are shrunk to this many pixels on the host
     threads: int = 4  # that read and decode, a batch each
 
@@ -96,7 +97,7 @@ _CHOICES = {
     ("model", "dtype"): ("float32", "bfloat16"),
     ("model", "prior_sizes"): ("voc", "coco"),
     ("data", "dataset"): ("voc", "folder", "synthetic"),
-    ("data", "augment"): augment.POLICIES,
+    ("data", "augment"): augment_lib.POLICIES,
     ("train", "optimizer"): ("sgd", "adam", "muon"),
     ("train", "schedule"): ("steps", "cosine"),
     ("train", "parallel"): ("shard_map", "pmap"),
@@ -126,9 +127,9 @@ def validate(config: Config) -> None:
                 f"config.{part}.{field} is {value!r}; choose one of {', '.join(choices)}"
             )
     drawn = config.data.interpolations
-    if not drawn or set(drawn) - set(augment.INTERPOLATIONS):
+    if not drawn or set(drawn) - set(augment_lib.INTERPOLATIONS):
         raise errors.UserError(
-            f"config.data.interpolations is {drawn}; give some of {augment.INTERPOLATIONS}"
+            f"config.data.interpolations is {drawn}; give some of {augment_lib.INTERPOLATIONS}"
         )
     for fields, low, meaning in ((_POSITIVE, 1e-12, "above 0"), (_NOT_NEGATIVE, 0, "at least 0")):
         for part, names in fields.items():
