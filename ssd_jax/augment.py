@@ -239,11 +239,13 @@ def crop_boxes(crop: Array, boxes: Array, labels: Array) -> tuple[jax.Array, jax
     labels = jnp.asarray(labels, jnp.int32)
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2
     inside = jnp.all((centre >= crop[:2]) & (centre <= crop[2:]), axis=1)
-    clipped = box_ops.clip(_to_frame(boxes, crop))
-    # A sliver that float32 rounds to nothing would make log(0) of its target.
-    some = jnp.all(clipped[:, 2:] > clipped[:, :2], axis=1)
-    kept = inside & some & (labels > 0)
-    return jnp.where(kept[:, None], clipped, 0), jnp.where(kept, labels, 0)
+    return _with_area(box_ops.clip(_to_frame(boxes, crop)), jnp.where(inside, labels, 0))
+
+
+def _with_area(boxes: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Drops slivers that float32 rounded to nothing: the log of their size would be infinite."""
+    kept = jnp.all(boxes[:, 2:] > boxes[:, :2], axis=1) & (labels > 0)
+    return jnp.where(kept[:, None], boxes, 0), jnp.where(kept, labels, 0)
 
 
 def _to_frame(boxes: Array, frame: jax.Array) -> jax.Array:
@@ -257,9 +259,9 @@ def _from_frame(boxes: Array, frame: jax.Array) -> jax.Array:
 
 
 def _flip_boxes(flip: jax.Array, boxes: Array, labels: Array) -> tuple[jax.Array, jax.Array]:
-    """Mirrors real boxes left to right, if so."""
+    """Mirrors boxes left to right, if so."""
     mirrored = jnp.stack([1 - boxes[:, 2], boxes[:, 1], 1 - boxes[:, 0], boxes[:, 3]], axis=-1)
-    return jnp.where(flip & (labels > 0)[:, None], mirrored, boxes), labels
+    return _with_area(jnp.where(flip, mirrored, boxes), labels)
 
 
 # --- The geometry ---
