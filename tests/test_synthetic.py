@@ -154,27 +154,27 @@ def test_half_hidden_is_difficult_and_nearly_hidden_is_refused():
     block, back = np.ones((10, 10), bool), np.zeros((30, 30), np.int16)
     flags = []
     for y in (16, 14):
-        owner, things = synthetic._put(back, [], "ball", block, (10, 10))
-        owner, things = synthetic._put(owner, things, "cube", block, (y, 10))
+        owner, things = synthetic._put(back, [], "ball", block, (10, 10), synthetic.GONE_FROM)
+        owner, things = synthetic._put(owner, things, "cube", block, (y, 10), synthetic.GONE_FROM)
         left = synthetic._visible(owner, things)
         first, second = (synthetic._annotated(*pair) for pair in zip(things, left, strict=True))
         assert first.box == (11, 11, 20, 20)
         assert (second.occluded, second.difficult) == (False, False)
         flags.append((first.occluded, first.difficult))
     assert flags == [(True, False), (True, True)]
-    owner, things = synthetic._put(back, [], "ball", block, (10, 10))
-    assert synthetic._put(owner, things, "cube", block, (11, 10)) is None
+    owner, things = synthetic._put(back, [], "ball", block, (10, 10), synthetic.GONE_FROM)
+    assert synthetic._put(owner, things, "cube", block, (11, 10), synthetic.GONE_FROM) is None
 
 
 def test_the_edge_of_the_picture_hides_too():
     """A block of 10 x 10 pixels with 4, 6 and 9 rows above the picture."""
     block, back = np.ones((10, 10), bool), np.zeros((30, 30), np.int16)
     for y, difficult in ((-4, False), (-6, True)):
-        owner, things = synthetic._put(back, [], "ball", block, (y, 5))
+        owner, things = synthetic._put(back, [], "ball", block, (y, 5), synthetic.GONE_FROM)
         one = synthetic._annotated(things[0], synthetic._visible(owner, things)[0])
         assert one.box == (6, 1, 15, 10 + y)
         assert (one.truncated, one.occluded, one.difficult) == (True, False, difficult)
-    assert synthetic._put(back, [], "ball", block, (-9, 5)) is None
+    assert synthetic._put(back, [], "ball", block, (-9, 5), synthetic.GONE_FROM) is None
 
 
 def test_colour_does_not_give_the_class_away():
