@@ -72,6 +72,15 @@ def parse(argv: Sequence[str], *, saved: Callable[[], Path] | None = None) -> li
         return rest
     except flags.Error as error:
         raise errors.UserError(f"{error}; --help lists the flags") from None
+    except SyntaxError as error:
+        raise errors.UserError(
+            f"--config {_config_file(argv)} is no Python file with a get_config(): {error}"
+        ) from None
+    except (TypeError, ValueError) as error:
+        if isinstance(error, errors.UserError):
+            raise
+        given = " ".join(argument for argument in argv[1:] if "config." in argument)
+        raise errors.UserError(f"{given}: a value is not of its field's type ({error})") from None
     except (KeyError, AttributeError) as error:
         raise errors.UserError(
             f"{error.args[0]}; the fields and their defaults stand in ssd_jax/config.py"

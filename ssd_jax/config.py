@@ -93,7 +93,9 @@ class Config:
     eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
 
 
+_LEAST_SIDE = 257  # pixels: the last map of SSD300's layout has one cell
 _CHOICES = {
+    ("model", "backbone"): ("vgg16",),
     ("model", "dtype"): ("float32", "bfloat16"),
     ("model", "prior_sizes"): ("voc", "coco"),
     ("data", "dataset"): ("voc", "folder", "synthetic"),
@@ -126,6 +128,11 @@ def validate(config: Config) -> None:
             raise errors.UserError(
                 f"config.{part}.{field} is {value!r}; choose one of {', '.join(choices)}"
             )
+    if config.model.image_size < _LEAST_SIDE:
+        raise errors.UserError(
+            f"config.model.image_size is {config.model.image_size}; SSD's maps need at least "
+            f"{_LEAST_SIDE} pixels"
+        )
     drawn = config.data.interpolations
     if not drawn or set(drawn) - set(augment_lib.INTERPOLATIONS):
         raise errors.UserError(

@@ -118,9 +118,8 @@ def find(path: str | Path) -> Path:
             f"WORKDIR/{FOLDER}/STEP"
         )
     with open_manager(path) as manager:
-        evaluated = {
-            info.step: info.metrics[_METRIC] for info in manager._checkpoints if info.metrics
-        }
+        metrics = {step: manager.metrics(step) for step in manager.all_steps()}
+        evaluated = {step: values[_METRIC] for step, values in metrics.items() if values}
         step = max(evaluated, key=evaluated.__getitem__) if evaluated else manager.latest_step()
     if step is None:
         raise errors.UserError(f"{path / FOLDER} is empty: train.py has not saved there yet")
