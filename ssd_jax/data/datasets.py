@@ -194,12 +194,12 @@ def _voc(year: str, split: str, *, archives: str, cache: pathlib.Path) -> str:
 
 def _folder(year: str, split: str, *, path: str, cache: pathlib.Path) -> str:
     """Prepares a folder in VOC's form; returns its directory."""
-    if year:
-        raise errors.UserError(f"split {split!r}: a year is for dataset voc only, {_HELP}")
     if not path:
         raise errors.UserError(
             "config.data.path is empty; give the folder with Annotations and JPEGImages in it"
         )
+    if year:
+        raise errors.UserError(f"split {split!r}: a year is for dataset voc only, {_HELP}")
     tree = voc.list_folder(path).tree
     root = pathlib.Path(path).expanduser().absolute()
     key = _fingerprint((root / file, (root / file).stat()) for file in tree.files())

@@ -30,7 +30,10 @@ def open_manager(workdir: str | Path) -> ocp.CheckpointManager:
             ),
         ]
     )
-    options = ocp.CheckpointManagerOptions(preservation_policy=policy)
+    # Without best_fn, Orbax writes no metrics, and the best is forgotten with the process.
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=policy, best_fn=lambda metrics: metrics[_METRIC]
+    )
     return ocp.CheckpointManager(
         (Path(workdir) / FOLDER).absolute(),
         options=options,
