@@ -235,8 +235,7 @@ def crop_boxes(crop: Array, boxes: Array, labels: Array) -> tuple[jax.Array, jax
     Returns:
       `[G, 4]` corners in [0, 1] of the crop and `[G]` int32 labels, both 0 where dropped.
     """
-    crop = jnp.asarray(crop)
-    labels = jnp.asarray(labels, jnp.int32)
+    crop, boxes, labels = jnp.asarray(crop), jnp.asarray(boxes), jnp.asarray(labels, jnp.int32)
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2
     inside = jnp.all((centre >= crop[:2]) & (centre <= crop[2:]), axis=1)
     return _with_area(box_ops.clip(_to_frame(boxes, crop)), jnp.where(inside, labels, 0))
@@ -248,17 +247,19 @@ def _with_area(boxes: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Arra
     return jnp.where(kept[:, None], boxes, 0), jnp.where(kept, labels, 0)
 
 
-def _to_frame(boxes: Array, frame: jax.Array) -> jax.Array:
+def _to_frame(boxes: jax.Array, frame: jax.Array) -> jax.Array:
     """`[G, 4]` corners, relative to the corners `[4]` of a frame that become 0 and 1."""
     return (boxes - jnp.tile(frame[:2], 2)) / jnp.tile(frame[2:] - frame[:2], 2)
 
 
-def _from_frame(boxes: Array, frame: jax.Array) -> jax.Array:
+def _from_frame(boxes: jax.Array, frame: jax.Array) -> jax.Array:
     """The inverse of `_to_frame`."""
     return boxes * jnp.tile(frame[2:] - frame[:2], 2) + jnp.tile(frame[:2], 2)
 
 
-def _flip_boxes(flip: jax.Array, boxes: Array, labels: Array) -> tuple[jax.Array, jax.Array]:
+def _flip_boxes(
+    flip: jax.Array, boxes: jax.Array, labels: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Mirrors boxes left to right, if so."""
     mirrored = jnp.stack([1 - boxes[:, 2], boxes[:, 1], 1 - boxes[:, 0], boxes[:, 3]], axis=-1)
     return _with_area(jnp.where(flip, mirrored, boxes), labels)
@@ -312,11 +313,11 @@ def warp(
       `[height, width, 3]` float32 in 0..255 of the picture's pixels, and `[height, width]` in
       [0, 1]: how much of each is the picture; the rest is what surrounds it.
     """
-    if isinstance(interpolation, str):
-        interpolation = INTERPOLATIONS.index(interpolation)
+    by_name = isinstance(interpolation, str)
+    method = jnp.asarray(INTERPOLATIONS.index(interpolation) if by_name else interpolation)
     shape = (size, size) if isinstance(size, int) else size
     rows, columns = (
-        _weights(window, jnp.asarray(interpolation), count=count, canvas=side)
+        _weights(window, method, count=count, canvas=side)
         for window, count, side in zip(
             _windows(jnp.asarray(canvas), jnp.asarray(crop), jnp.asarray(extent, jnp.float32)),
             shape,
