@@ -6,6 +6,7 @@ A file in `configs/` returns a `Config` from `get_config()`; a command line chan
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,14 @@ class ModelConfig:
 class DataConfig:
     """What is trained and evaluated on."""
 
-    dataset: str = "voc"  # voc, folder (any folder in VOC's form) or synthetic (built in)
-    path: str = ""  # the folder, for dataset = folder
+    # voc, synthetic (built in) or yours: folder (in VOC's form), coco (JSON), yolo (text files)
+    dataset: str = "voc"
+    path: str = ""  # where your dataset is: its folder, or one JSON of COCO, or YOLO's data.yaml
     archives: str = ""  # folder that holds VOC's archives; empty: download them
     cache_dir: str = "~/.cache/ssd_jax"  # downloads and prepared datasets
     train_split: str = "2007/trainval+2012/trainval"
     eval_split: str = "2007/test"
+    max_bad_share: float = 0.01  # of the training pictures may be unreadable; they are left out
     difficult: bool = True  # train on objects marked difficult, as the authors do
     augment: str = "flip"  # flip or none
     canvas: int = 512  # larger pictures are shrunk to this many pixels on the host
@@ -92,7 +95,7 @@ class Config:
 _CHOICES = {
     ("model", "dtype"): ("float32", "bfloat16"),
     ("model", "prior_sizes"): ("voc", "coco"),
-    ("data", "dataset"): ("voc", "folder", "synthetic"),
+    ("data", "dataset"): ("voc", "folder", "coco", "yolo", "synthetic"),
     ("data", "augment"): ("flip", "none"),
     ("train", "optimizer"): ("sgd", "adam"),
     ("train", "schedule"): ("steps", "cosine"),
@@ -104,6 +107,7 @@ _POSITIVE = {
     "train": ("batch_size", "learning_rate", "log_every", "eval_every", "checkpoint_every"),
     "eval": ("batch_size", "top_k", "max_detections"),
 }
+_SHARES = {"data": ("max_bad_share",)}
 _NOT_NEGATIVE = {"train": ("steps", "warmup_steps", "weight_decay"), "eval": ("max_images",)}
 
 
@@ -119,11 +123,15 @@ def validate(config: Config) -> None:
             raise errors.UserError(
                 f"config.{part}.{field} is {value!r}; choose one of {', '.join(choices)}"
             )
-    for fields, low, meaning in ((_POSITIVE, 1e-12, "above 0"), (_NOT_NEGATIVE, 0, "at least 0")):
+    for fields, low, high, meaning in (
+        (_POSITIVE, 1e-12, math.inf, "above 0"),
+        (_NOT_NEGATIVE, 0, math.inf, "at least 0"),
+        (_SHARES, 0, 1, "from 0 to 1"),
+    ):
         for part, names in fields.items():
             for field in names:
                 value = getattr(getattr(config, part), field)
-                if not value >= low:
+                if not low <= value <= high:
                     raise errors.UserError(
                         f"config.{part}.{field} is {value}; it must be {meaning}"
                     )

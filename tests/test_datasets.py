@@ -18,7 +18,7 @@ import voc_tree
 from PIL import Image
 
 from ssd_jax import errors
-from ssd_jax.data import annotations, datasets, images, synthetic, voc
+from ssd_jax.data import annotations, builder, datasets, images, synthetic, voc
 
 ROOT = pathlib.Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
@@ -207,8 +207,19 @@ def test_broken_pictures_are_named_and_counted(load, tmp_path, content):
         (folder / f"JPEGImages/{number:06d}.jpg").write_bytes(content)
     message = refusal(load, "folder", "all", path=str(folder))
     assert f"{folder}/JPEGImages/000003.jpg: " in message
-    assert "; 14 more cannot be used: 000004, 000006, 000007" in message
+    assert "15 of 20 pictures cannot be used" in message
+    assert "; 14 more cannot be used: 000004, 000005, 000006" in message
     assert message.endswith(", ...")
+
+
+def test_a_dataset_of_broken_pictures_alone_is_not_prepared(load, tmp_path):
+    folder = voc_tree.write_plain(tmp_path / "own", 2)
+    for number in (1, 2):
+        (folder / f"JPEGImages/{number:06d}.jpg").write_bytes(b"")
+    message = refusal(load, "folder", "train", path=str(folder), max_bad_share=1.0)
+    assert message.endswith(
+        "000001.jpg: the file is empty; replace or remove it; 1 more cannot be used: 000002"
+    )
     assert not list((tmp_path / "cache").rglob("*.array_record*"))
 
 
@@ -243,9 +254,11 @@ def test_folders_that_hold_no_data_say_what_was_looked_for(load, tmp_path):
 
 def test_two_pictures_of_one_name_and_odd_split_names_are_refused(load, tmp_path):
     folder = voc_tree.write_plain(tmp_path / "own", splits={"all": ["000001"]})
-    assert "rename ImageSets/Main/all.txt" in refusal(load, "folder", "all", path=str(folder))
+    message = refusal(load, "folder", "all", path=str(folder))
+    assert "rename its split `all` (ImageSets/Main/all.txt" in message
     folder = voc_tree.write_plain(tmp_path / "odd", splits={"my-train": ["000001"]})
     assert "my-train.txt" in refusal(load, "folder", "all", path=str(folder))
+    shutil.rmtree(folder / "ImageSets")
     (folder / "JPEGImages/000001.png").write_bytes(b"")
     assert "differ by suffix only" in refusal(load, "folder", "all", path=str(folder))
 
@@ -253,7 +266,7 @@ def test_two_pictures_of_one_name_and_odd_split_names_are_refused(load, tmp_path
 def test_unknown_names_list_what_there_is(load, tmp_path):
     message = refusal(load, "coco8", "train")
     assert "config.data.dataset='coco8'" in message
-    assert "voc, folder, synthetic" in message
+    assert "voc, folder, coco, yolo, synthetic" in message
     folder = str(voc_tree.write_plain(tmp_path / "own"))
     for split in ("train[", "", "train+", "train[a:]", "train[99:]", "train[3:1]", "2007/train"):
         assert f"split {split!r}" in refusal(load, "folder", split, path=folder)
@@ -298,14 +311,14 @@ def test_a_changed_folder_is_prepared_anew(load, tmp_path):
 
 def test_an_interrupted_preparation_is_not_read(load, tmp_path, monkeypatch):
     folder = str(voc_tree.write_plain(tmp_path / "own"))
-    records = voc._records
+    records = builder._records
 
     def interrupted(examples):
         yield from records(examples[:1])
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(voc, "_records", interrupted)
+        patch.setattr(builder, "_records", interrupted)
         with pytest.raises(KeyboardInterrupt):
             load("folder", "all", path=folder)
     assert len(load("folder", "all", path=folder).source) == 5

@@ -23,6 +23,7 @@ def record(index):
         "boxes": np.tile(np.array([[0.1, 0.2, 0.5, 0.6]], np.float32), (objects, 1)),
         "labels": np.arange(1, objects + 1, dtype=np.int32),
         "difficult": np.arange(objects) == 1,
+        "crowd": np.zeros(objects, bool),
         "truncated": np.zeros(objects, bool),
     }
 
