@@ -24,7 +24,7 @@ ALLOWED = {
     "config": {"errors"},
     "visualize": set(),
     "models": PAPER | {"models"},
-    "data": {"errors", "data"},
+    "data": {"errors", "data", "priors"},
     "weights": {"errors", "weights"},
 }
 
