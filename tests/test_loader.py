@@ -92,6 +92,12 @@ def test_difficult_objects_are_left_out_on_demand():
     np.testing.assert_array_equal(batch["labels"], [[1, 0, 0, 0]])
 
 
+def test_crowds_are_always_left_out():
+    crowded = {**RECORDS[2], "crowd": np.array([True, False])}
+    batch = next(loader.training_batches([crowded], batch_size=1, **OPTIONS))
+    np.testing.assert_array_equal(batch["labels"], [[2, 0, 0, 0]])
+
+
 def test_larger_pictures_shrink_to_the_canvas():
     options = {**OPTIONS, "canvas": 20}
     batch = next(loader.training_batches([RECORDS[0]], batch_size=1, **options))
