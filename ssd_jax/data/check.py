@@ -10,14 +10,14 @@ Every picture is decoded. Exit status: 0 nothing is wrong, 1 something is, 2 the
 import argparse
 import pathlib
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from rich import box, console, markup, table
 
 from ssd_jax import errors, priors
-from ssd_jax.data import builder, coco, voc, yolo
+from ssd_jax.data import builder, datasets, voc
 
 SIZES = ("small", "medium", "large")
 COVERED = 0.5  # IoU from which a prior matches
@@ -29,12 +29,13 @@ _PRIORS = {
     (512, "voc"): priors.SSD512_VOC,
     (512, "coco"): priors.SSD512_COCO,
 }
-_FOLDERS: dict[str, tuple[Callable[[str], object], Callable[[str], builder.Reader]]] = {
-    "folder": (voc.folder_files, voc.read_folder),
-    "coco": (coco.files, coco.Reader),
-    "yolo": (yolo.files, yolo.Reader),
-}
 _BY_SUFFIX = {".tar": "voc", ".json": "coco", ".yaml": "yolo", ".yml": "yolo"}
+_DESCRIPTIONS = {
+    "voc": "an archive of PASCAL VOC (--config.data.dataset=voc)",
+    "folder": "a folder in VOC's form (--config.data.dataset=folder)",
+    "coco": "COCO's JSON (--config.data.dataset=coco)",
+    "yolo": "YOLO's text files (--config.data.dataset=yolo)",
+}
 _CHUNK = 256  # objects that are compared with all priors at a time
 _WIDE = 120  # columns where the output is no terminal
 
@@ -71,7 +72,7 @@ def detect_format(path: str) -> str:
     if place.is_file() and place.suffix.lower() in _BY_SUFFIX:
         return _BY_SUFFIX[place.suffix.lower()]
     reasons = []
-    for name, (files, _) in _FOLDERS.items() if place.is_dir() else ():
+    for name, (files, _) in datasets.OWN.items() if place.is_dir() else ():
         try:
             files(path)
             return name
@@ -88,7 +89,7 @@ def open_reader(path: str, kind: str) -> builder.Reader:
       UserError: It is not of that format, or what describes it as a whole is broken.
     """
     if kind != "voc":
-        return _FOLDERS[kind][1](path)
+        return datasets.OWN[kind][1](path)
     if not pathlib.Path(path).expanduser().is_file():
         raise errors.UserError(f"{path}: voc is an official archive (.tar); give --format folder")
     for year in voc.ARCHIVES:
@@ -233,20 +234,12 @@ def main(argv: Sequence[str]) -> int:
     return 1 if lines else 0
 
 
-_DESCRIPTIONS = {
-    "voc": "an archive of PASCAL VOC (--config.data.dataset=voc)",
-    "folder": "a folder in VOC's form (--config.data.dataset=folder)",
-    "coco": "COCO's JSON (--config.data.dataset=coco)",
-    "yolo": "YOLO's text files (--config.data.dataset=yolo)",
-}
-
-
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m ssd_jax.data.check", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("path", metavar="PATH", help="folder, VOC archive, COCO JSON or data.yaml")
-    parser.add_argument("--format", choices=("auto", "voc", *_FOLDERS), default="auto")
+    parser.add_argument("--format", choices=("auto", "voc", *datasets.OWN), default="auto")
     parser.add_argument("--image_size", type=int, choices=(300, 512), default=300)
     parser.add_argument("--prior_sizes", choices=("voc", "coco"), default="voc")
     return parser.parse_args(argv)

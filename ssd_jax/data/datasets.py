@@ -28,7 +28,7 @@ from ssd_jax.data import annotations, builder, coco, synthetic, voc, yolo
 DATASETS = ("voc", "folder", "coco", "yolo", "synthetic")
 SYNTHETIC = {"train": 2000, "test": 200, "seed": 0}
 
-OWN = {
+OWN: dict[str, tuple[Callable[[str], list[pathlib.Path]], Callable[[str], builder.Reader]]] = {
     "folder": (voc.folder_files, voc.read_folder),
     "coco": (coco.files, coco.Reader),
     "yolo": (yolo.files, yolo.Reader),
