@@ -6,6 +6,7 @@ A file in `configs/` returns a `Config` from `get_config()`; a command line chan
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,14 @@ class ModelConfig:
 class DataConfig:
     """What is trained and evaluated on."""
 
-    dataset: str = "voc"  # voc, folder (any folder in VOC's form) or synthetic (built in)
-    path: str = ""  # the folder, for dataset = folder
+    # voc, synthetic (built in) or yours: folder (in VOC's form), coco (JSON), yolo (text files)
+    dataset: str = "voc"
+    path: str = ""  # where your dataset is: its folder, or one JSON of COCO, or YOLO's data.yaml
     archives: str = ""  # folder that holds VOC's archives; empty: download them
     cache_dir: str = "~/.cache/ssd_jax"  # downloads and prepared datasets
     train_split: str = "2007/trainval+2012/trainval"
     eval_split: str = "2007/test"
+    max_bad_share: float = 0.01  # of the training pictures may be unreadable; they are left out
     difficult: bool = True  # train on objects marked difficult, as the authors do
     augment: str = "ssd"  # ssd (all of the paper's) or flip (its ablation)
     channel_shuffle: bool = False  # with ssd: shuffle colour channels (amdegroot, lufficc)
@@ -98,7 +101,7 @@ _CHOICES = {
     ("model", "backbone"): ("vgg16",),
     ("model", "dtype"): ("float32", "bfloat16"),
     ("model", "prior_sizes"): ("voc", "coco"),
-    ("data", "dataset"): ("voc", "folder", "synthetic"),
+    ("data", "dataset"): ("voc", "folder", "coco", "yolo", "synthetic"),
     ("data", "augment"): augment_lib.POLICIES,
     ("train", "optimizer"): ("sgd", "adam", "muon"),
     ("train", "schedule"): ("steps", "cosine"),
@@ -114,6 +117,7 @@ _NOT_NEGATIVE = {
     "train": ("steps", "warmup_steps", "weight_decay", "cpu_devices"),
     "eval": ("max_images",),
 }
+_SHARES = {"data": ("max_bad_share",)}
 
 
 def validate(config: Config) -> None:
@@ -138,11 +142,15 @@ def validate(config: Config) -> None:
         raise errors.UserError(
             f"config.data.interpolations is {drawn}; give some of {augment_lib.INTERPOLATIONS}"
         )
-    for fields, low, meaning in ((_POSITIVE, 1e-12, "above 0"), (_NOT_NEGATIVE, 0, "at least 0")):
+    for fields, low, high, meaning in (
+        (_POSITIVE, 1e-12, math.inf, "above 0"),
+        (_NOT_NEGATIVE, 0, math.inf, "at least 0"),
+        (_SHARES, 0, 1, "from 0 to 1"),
+    ):
         for part, names in fields.items():
             for field in names:
                 value = getattr(getattr(config, part), field)
-                if not value >= low:
+                if not low <= value <= high:
                     raise errors.UserError(
                         f"config.{part}.{field} is {value}; it must be {meaning}"
                     )

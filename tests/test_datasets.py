@@ -17,8 +17,8 @@ import pytest
 import voc_tree
 from PIL import Image
 
-from ssd_jax import errors
-from ssd_jax.data import annotations, datasets, images, synthetic, voc
+from ssd_jax import config, errors
+from ssd_jax.data import annotations, builder, datasets, images, synthetic, voc
 
 ROOT = pathlib.Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
@@ -207,9 +207,122 @@ def test_broken_pictures_are_named_and_counted(load, tmp_path, content):
         (folder / f"JPEGImages/{number:06d}.jpg").write_bytes(content)
     message = refusal(load, "folder", "all", path=str(folder))
     assert f"{folder}/JPEGImages/000003.jpg: " in message
-    assert "; 14 more cannot be used: 000004, 000006, 000007" in message
+    assert "15 of 20 pictures cannot be used" in message
+    assert "; 14 more cannot be used: 000004, 000005, 000006" in message
     assert message.endswith(", ...")
+
+
+def test_a_dataset_of_broken_pictures_alone_is_not_prepared(load, tmp_path):
+    folder = voc_tree.write_plain(tmp_path / "own", 2)
+    for number in (1, 2):
+        (folder / f"JPEGImages/{number:06d}.jpg").write_bytes(b"")
+    message = refusal(load, "folder", "train", path=str(folder), max_bad_share=1.0)
+    assert message.endswith(
+        "000001.jpg: the file is empty; replace or remove it; 1 more cannot be used: 000002"
+    )
     assert not list((tmp_path / "cache").rglob("*.array_record*"))
+
+
+def spoiled(folder: pathlib.Path, *numbers: int) -> str:
+    """A plain folder of 20 pictures of which some cannot be read."""
+    voc_tree.write_plain(folder, 20)
+    for number in numbers:
+        (folder / f"JPEGImages/{number:06d}.jpg").write_bytes(b"no picture")
+    return str(folder)
+
+
+def test_training_leaves_out_and_names_what_cannot_be_read(load, tmp_path, caplog):
+    folder = pathlib.Path(spoiled(tmp_path / "own", 3))
+    (folder / "Annotations/000007.xml").write_bytes(b"<annotation>")
+    for _ in range(2):  # when it is prepared, and when it is found prepared
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, logger="absl"):
+            split = load("folder", "train", path=str(folder), max_bad_share=2 / 16)
+        assert len(split.source) == 14
+        assert not {"000003.jpg", "000007.jpg"} & set(names(split))
+        (message,) = caplog.messages
+        assert "2 of 16 pictures cannot be used and are left out" in message
+        assert f"{folder}/JPEGImages/000003.jpg: not a readable picture" in message
+        assert message.endswith("1 more cannot be used: 000007")
+
+
+def test_more_than_the_share_stops_with_the_list_and_the_way_out(load, tmp_path):
+    folder = spoiled(tmp_path / "own", 3, 7)
+    message = refusal(load, "folder", "train", path=folder, max_bad_share=0.12)
+    assert "2 of 16 pictures cannot be used, a share of 12.5%" in message
+    assert "more than config.data.max_bad_share=0.12" in message
+    assert "train without them by --config.data.max_bad_share=0.13" in message
+    assert "JPEGImages/000003.jpg: not a readable picture" in message
+    assert message.endswith("; 1 more cannot be used: 000007")
+
+
+def test_evaluation_skips_nothing(load, tmp_path):
+    splits = {"train": ["000001", "000003"], "val": ["000002", "000004"]}
+    splits["trainval"] = ["000001", "000003", "000002", "000004"]
+    folder = pathlib.Path(voc_tree.write_plain(tmp_path / "own", 4, splits=splits))
+    (folder / "JPEGImages/000003.jpg").write_bytes(b"")
+    path = str(folder)
+    assert names(load("folder", "val", path=path)) == ["000002.jpg", "000004.jpg"]
+    for split in ("train", "train[:1]", "val+train", "trainval"):
+        message = refusal(load, "folder", split, path=path)
+        assert "an evaluation skips none; repair or remove them" in message
+        assert "JPEGImages/000003.jpg: the file is empty" in message
+    assert "1 of 2 pictures" in refusal(load, "folder", "train", path=path)
+    assert "1 of 4 pictures" in refusal(load, "folder", "val+train", path=path)
+    assert "1 of 4 pictures" in refusal(load, "folder", "trainval", path=path)
+    assert len(load("folder", "trainval", path=path, max_bad_share=0.25).source) == 3
+
+
+def test_what_cannot_be_read_never_falls_to_a_val_by_order(load, tmp_path):
+    folder = spoiled(tmp_path / "own", 5)  # the first of every fifth
+    assert names(load("folder", "val", path=folder)) == ["000010.jpg", "000015.jpg", "000020.jpg"]
+    assert "1 of 17 pictures" in refusal(load, "folder", "train", path=folder)
+    assert "000005.jpg" not in names(load("folder", "train", path=folder, max_bad_share=0.1))
+    (pathlib.Path(folder) / "JPEGImages/000005.jpg").write_bytes(voc_tree.jpeg())
+    assert (
+        names(load("folder", "val", path=folder))[0] == "000005.jpg"
+    )  # repaired: as if it had been
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
+def test_the_share_is_one(share):
+    cfg = config.Config()
+    cfg.data.max_bad_share = share
+    assert "config.data.max_bad_share" in refusal(config.validate, cfg)
+    for fine in (0.0, 1.0):
+        cfg.data.max_bad_share = fine
+        config.validate(cfg)
+
+
+def test_training_may_skip_and_evaluation_may_not(tmp_path):
+    from ssd_jax.training import loop
+
+    cfg = config.DataConfig(dataset="folder", train_split="train", eval_split="val")
+    cfg.cache_dir = str(tmp_path / "cache")
+    cfg.path = spoiled(tmp_path / "own", 3)
+    assert "max_bad_share=0.01" in refusal(loop.open_data, cfg)
+    cfg.max_bad_share = 0.1
+    data = loop.open_data(cfg)
+    assert (len(data.train.source), len(data.eval.source)) == (15, 4)
+    cfg.eval_split = "train"
+    assert "an evaluation skips none" in refusal(loop.open_data, cfg)
+
+
+def test_names_may_have_spaces_and_letters_of_any_script(load, tmp_path):
+    folder = voc_tree.write(
+        tmp_path / "Träume und Bilder",
+        pictures={"möwe 海.jpg": voc_tree.jpeg(), "b c.png": voc_tree.jpeg()},
+        annotations={
+            "möwe 海": voc_tree.xml(voc_tree.box("Möwe [x]")),
+            "b c": voc_tree.xml(voc_tree.box("鳥")),
+        },
+        splits={"train": ["möwe 海", "b c"]},
+    )
+    split = load("folder", "train", path=str(folder))
+    assert names(split) == ["möwe 海.jpg", "b c.png"]
+    assert split.class_names == ("Möwe [x]", "鳥")
+    assert split.category_ids == (1, 2)
+    assert split.source[0]["image_id"] == -1
 
 
 def test_a_broken_annotation_is_named(load, tmp_path):
@@ -243,9 +356,11 @@ def test_folders_that_hold_no_data_say_what_was_looked_for(load, tmp_path):
 
 def test_two_pictures_of_one_name_and_odd_split_names_are_refused(load, tmp_path):
     folder = voc_tree.write_plain(tmp_path / "own", splits={"all": ["000001"]})
-    assert "rename ImageSets/Main/all.txt" in refusal(load, "folder", "all", path=str(folder))
+    message = refusal(load, "folder", "all", path=str(folder))
+    assert "rename its split `all` (ImageSets/Main/all.txt" in message
     folder = voc_tree.write_plain(tmp_path / "odd", splits={"my-train": ["000001"]})
     assert "my-train.txt" in refusal(load, "folder", "all", path=str(folder))
+    shutil.rmtree(folder / "ImageSets")
     (folder / "JPEGImages/000001.png").write_bytes(b"")
     assert "differ by suffix only" in refusal(load, "folder", "all", path=str(folder))
 
@@ -253,7 +368,7 @@ def test_two_pictures_of_one_name_and_odd_split_names_are_refused(load, tmp_path
 def test_unknown_names_list_what_there_is(load, tmp_path):
     message = refusal(load, "coco8", "train")
     assert "config.data.dataset='coco8'" in message
-    assert "voc, folder, synthetic" in message
+    assert "voc, folder, coco, yolo, synthetic" in message
     folder = str(voc_tree.write_plain(tmp_path / "own"))
     for split in ("train[", "", "train+", "train[a:]", "train[99:]", "train[3:1]", "2007/train"):
         assert f"split {split!r}" in refusal(load, "folder", split, path=folder)
@@ -298,14 +413,14 @@ def test_a_changed_folder_is_prepared_anew(load, tmp_path):
 
 def test_an_interrupted_preparation_is_not_read(load, tmp_path, monkeypatch):
     folder = str(voc_tree.write_plain(tmp_path / "own"))
-    records = voc._records
+    records = builder._records
 
     def interrupted(examples):
         yield from records(examples[:1])
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(voc, "_records", interrupted)
+        patch.setattr(builder, "_records", interrupted)
         with pytest.raises(KeyboardInterrupt):
             load("folder", "all", path=folder)
     assert len(load("folder", "all", path=folder).source) == 5
@@ -485,6 +600,11 @@ def test_a_real_folder_with_a_truncated_picture(load, tmp_path):
         child.chmod(0o755)
     message = refusal(load, "folder", "train", path=str(folder))
     assert "kangaroo/JPEGImages/00090.jpg: not a readable picture" in message
+    assert "--config.data.max_bad_share=0.04" in refusal(
+        load, "folder", "train", path=str(folder), max_bad_share=0.01
+    )
+    assert len(load("folder", "train", path=str(folder), max_bad_share=0.05).source) == 30
+    assert len(load("folder", "val", path=str(folder)).source) == 7
     (folder / "JPEGImages/00090.jpg").unlink()
     (folder / "Annotations/00090.xml").unlink()
     split = load("folder", "all", path=str(folder))

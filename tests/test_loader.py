@@ -23,6 +23,7 @@ def record(index):
         "boxes": np.tile(np.array([[0.1, 0.2, 0.5, 0.6]], np.float32), (objects, 1)),
         "labels": np.arange(1, objects + 1, dtype=np.int32),
         "difficult": np.arange(objects) == 1,
+        "crowd": np.zeros(objects, bool),
         "truncated": np.zeros(objects, bool),
     }
 
@@ -89,6 +90,12 @@ def test_boxes_are_padded_and_the_picture_lies_in_the_corner():
 def test_difficult_objects_are_left_out_on_demand():
     batch = next(loader.training_batches([RECORDS[2]], batch_size=1, difficult=False, **OPTIONS))
     np.testing.assert_array_equal(batch["labels"], [[1, 0, 0, 0]])
+
+
+def test_crowds_are_always_left_out():
+    crowded = {**RECORDS[2], "crowd": np.array([True, False])}
+    batch = next(loader.training_batches([crowded], batch_size=1, **OPTIONS))
+    np.testing.assert_array_equal(batch["labels"], [[2, 0, 0, 0]])
 
 
 def test_larger_pictures_shrink_to_the_canvas():

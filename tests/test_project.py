@@ -24,7 +24,7 @@ ALLOWED = {
     "config": {"augment", "errors"},
     "visualize": {"augment"},
     "models": PAPER | {"models"},
-    "data": {"errors", "data"},
+    "data": {"errors", "data", "priors"},
     "weights": {"errors", "weights"},
 }
 

@@ -1,11 +1,12 @@
-"""Annotations in PASCAL VOC's XML form -> boxes, names and flags.
+"""What is known of one picture: boxes, names and flags; and PASCAL VOC's XML form of it.
 
-The one place that knows VOC's pixels: 1-based, with the last pixel inside the box. A box of VOC
-pixels (xmin, ymin, xmax, ymax) covers (xmin - 1, ymin - 1, xmax, ymax) of the picture's continuous
-plane, whose corners are (0, 0) and (width, height).
+Boxes lie in the picture's continuous plane, whose corners are (0, 0) and (width, height). This is
+the one place that knows VOC's pixels: 1-based, with the last pixel inside the box. A box of VOC
+pixels (xmin, ymin, xmax, ymax) covers (xmin - 1, ymin - 1, xmax, ymax) of the plane.
 """
 
 import math
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 from xml.etree import ElementTree
 from xml.parsers import expat
@@ -16,10 +17,11 @@ from ssd_jax import errors
 
 _TO_EDGES = np.array([-1, -1, 0, 0], np.float64)  # VOC pixels -> continuous edges
 _LEAST_SIDE = 0.01  # pixels; a thinner sliver would vanish in normalised float32
+_ROUNDING = 0.5  # pixels; a box that reaches less than this outside is clipped without a word
 
 
 class Annotation(NamedTuple):
-    """What one XML file says of one picture; N objects.
+    """What is known of one picture; N objects.
 
     Attributes:
       height: Of the picture, in pixels.
@@ -28,6 +30,7 @@ class Annotation(NamedTuple):
       names: Class of each object.
       difficult: `[N]` bool.
       truncated: `[N]` bool.
+      crowd: `[N]` bool, COCO's `iscrowd`: the box is that of many objects, not told apart.
       notes: A line for each object that was clipped, reordered or dropped.
     """
 
@@ -37,14 +40,61 @@ class Annotation(NamedTuple):
     names: tuple[str, ...]
     difficult: np.ndarray
     truncated: np.ndarray
+    crowd: np.ndarray
     notes: tuple[str, ...]
 
 
-class _Object(NamedTuple):
+class Object(NamedTuple):
+    """One object: its class, its box `[4]` xyxy and its flags."""
+
     name: str
     box: np.ndarray
-    difficult: bool
-    truncated: bool
+    difficult: bool = False
+    truncated: bool = False
+    crowd: bool = False
+
+
+def collect(
+    objects: Iterable[Object], *, height: int, width: int, notes: Sequence[str]
+) -> Annotation:
+    """Makes an annotation of objects whose boxes lie within the picture."""
+    kept = list(objects)
+    return Annotation(
+        height=height,
+        width=width,
+        boxes=np.array([item.box for item in kept], np.float32).reshape(-1, 4),
+        names=tuple(item.name for item in kept),
+        difficult=np.array([item.difficult for item in kept], bool),
+        truncated=np.array([item.truncated for item in kept], bool),
+        crowd=np.array([item.crowd for item in kept], bool),
+        notes=tuple(notes),
+    )
+
+
+def clip(
+    edges: np.ndarray, *, height: int, width: int, written: str
+) -> tuple[np.ndarray | None, list[str]]:
+    """Brings one box into the picture.
+
+    Args:
+      edges: `[4]` xyxy, continuous edges in pixels.
+      height: Of the picture, in pixels.
+      width: Of the picture, in pixels.
+      written: The box as its file has it, for the remarks.
+
+    Returns:
+      `[4]` float64 edges within the picture, or None for a box to drop, and what was done, in
+      words. Less than half a pixel outside is rounding and not worth a remark.
+    """
+    if np.any(edges[2:] - edges[:2] < _LEAST_SIDE):
+        return None, [f"box ({written}) has no area; dropped"]
+    clipped = np.clip(edges, 0, [width, height, width, height])
+    if np.any(clipped[2:] - clipped[:2] < _LEAST_SIDE):
+        return None, [f"box ({written}) lies outside the {width} x {height} picture; dropped"]
+    if np.any(np.abs(clipped - edges) >= _ROUNDING):
+        outside = f"box ({written}) reaches outside the {width} x {height} picture; clipped"
+        return clipped, [outside]
+    return clipped, []
 
 
 def parse(xml: bytes, *, name: str, picture_size: tuple[int, int] | None) -> Annotation:
@@ -71,7 +121,7 @@ def parse(xml: bytes, *, name: str, picture_size: tuple[int, int] | None) -> Ann
     if root.tag != "annotation":
         raise errors.UserError(f"{name}: its root is <{root.tag}>, not VOC's <annotation>")
     height, width = _size(root, name, picture_size)
-    kept: list[_Object] = []
+    kept: list[Object] = []
     notes: list[str] = []
     for number, element in enumerate(root.findall("object"), start=1):
         item = _object(element, f"{name}: object {number}")
@@ -79,15 +129,7 @@ def parse(xml: bytes, *, name: str, picture_size: tuple[int, int] | None) -> Ann
         notes += [f"{name}: object {number} ({item.name}): {remark}" for remark in remarks]
         if box is not None:
             kept.append(item._replace(box=box))
-    return Annotation(
-        height=height,
-        width=width,
-        boxes=np.array([item.box for item in kept], np.float32).reshape(-1, 4),
-        names=tuple(item.name for item in kept),
-        difficult=np.array([item.difficult for item in kept], bool),
-        truncated=np.array([item.truncated for item in kept], bool),
-        notes=tuple(notes),
-    )
+    return collect(kept, height=height, width=width, notes=notes)
 
 
 def to_voc_pixels(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -147,7 +189,7 @@ def _size(
     return height, width
 
 
-def _object(element: ElementTree.Element, where: str) -> _Object:
+def _object(element: ElementTree.Element, where: str) -> Object:
     name = (element.findtext("name") or "").strip()
     if not name:
         raise errors.UserError(f"{where} has no <name>")
@@ -155,7 +197,7 @@ def _object(element: ElementTree.Element, where: str) -> _Object:
         raise errors.UserError(f"{where} ({name}) has no <bndbox>")
     corners = ("xmin", "ymin", "xmax", "ymax")
     where = f"{where} ({name})"
-    return _Object(
+    return Object(
         name=name,
         box=np.array([_number(element, f"bndbox/{corner}", where) for corner in corners]),
         difficult=_number(element, "difficult", where, default=0.0) != 0,
@@ -181,27 +223,15 @@ def _number(
 
 
 def _mend(voc_box: np.ndarray, height: int, width: int) -> tuple[np.ndarray | None, list[str]]:
-    """Brings one box into the picture.
-
-    Args:
-      voc_box: `[4]` as in the file, VOC's pixels.
-      height: Of the picture, in pixels.
-      width: Of the picture, in pixels.
-
-    Returns:
-      `[4]` continuous edges, or None for a box to drop, and what was done, in words.
-    """
-    remarks = []
+    """Turns one box of VOC's pixels, as in the file, into edges within the picture; see `clip`."""
     low, high = np.minimum(voc_box[:2], voc_box[2:]), np.maximum(voc_box[:2], voc_box[2:])
     written = ", ".join(f"{value:g}" for value in voc_box)
     if np.any(high - low < _LEAST_SIDE):
         return None, [f"box ({written}) has no area; dropped"]
-    if np.any(voc_box[:2] > voc_box[2:]):
-        remarks.append(f"box ({written}) has its corners swapped; reordered")
-    edges = np.concatenate([low, high]) + _TO_EDGES
-    clipped = np.clip(edges, 0, [width, height, width, height])
-    if np.any(clipped[2:] - clipped[:2] < _LEAST_SIDE):
-        return None, [f"box ({written}) lies outside the {width} x {height} picture; dropped"]
-    if np.any(clipped != edges):
-        remarks.append(f"box ({written}) reaches outside the {width} x {height} picture; clipped")
-    return clipped, remarks
+    swapped = np.any(voc_box[:2] > voc_box[2:])
+    edges, remarks = clip(
+        np.concatenate([low, high]) + _TO_EDGES, height=height, width=width, written=written
+    )
+    if swapped and edges is not None:
+        remarks.insert(0, f"box ({written}) has its corners swapped; reordered")
+    return edges, remarks

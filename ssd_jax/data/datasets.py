@@ -11,6 +11,7 @@ import functools
 import hashlib
 import io
 import itertools
+import math
 import os
 import pathlib
 import re
@@ -19,12 +20,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
+from absl import logging
 
 from ssd_jax import errors
-from ssd_jax.data import annotations, synthetic, voc
+from ssd_jax.data import annotations, builder, coco, synthetic, voc, yolo
 
-DATASETS = ("voc", "folder", "synthetic")
+DATASETS = ("voc", "folder", "coco", "yolo", "synthetic")
 SYNTHETIC = {"train": 2000, "test": 200, "seed": 0}
+
+OWN: dict[str, tuple[Callable[[str], list[pathlib.Path]], Callable[[str], builder.Reader]]] = {
+    "folder": (voc.folder_files, voc.read_folder),
+    "coco": (coco.files, coco.Reader),
+    "yolo": (yolo.files, yolo.Reader),
+}
+"""Of each format that people bring: path -> its files, to see a change by; path -> its reader."""
 
 _PART = re.compile(r"(?:(?P<year>\w+)/)?(?P<name>\w+)(?P<slice>\[[^\]]*\])?")
 _HELP = 'as in "2007/trainval+2012/trainval" or, of a folder, "train[:80%]"'
@@ -45,7 +54,8 @@ class Records:
 
     Threads may share it; pickled, it opens its files anew. Item `i` is a dict of `image` (the bytes
     of the picture's file), `name`, `height` and `width` (pixels), `boxes` ([N, 4] float32 xyxy in
-    [0, 1]), `labels` ([N] int32, from 1), `difficult` and `truncated` ([N] bool).
+    [0, 1]), `labels` ([N] int32, from 1), `difficult`, `truncated` and `crowd` ([N] bool), and
+    `image_id`, that of COCO, which is -1 in other datasets.
     """
 
     def __init__(self, stretches: Iterable[Stretch]):
@@ -76,40 +86,53 @@ class Split(NamedTuple):
       source: Its records, by number.
       class_names: Label k is class_names[k - 1].
       max_objects: The most objects in any of its pictures, at least 1.
+      category_ids: The dataset's own id of each class: COCO's and YOLO's; others count from 1.
     """
 
     source: Records
     class_names: tuple[str, ...]
     max_objects: int
+    category_ids: tuple[int, ...]
 
 
 def load(
-    dataset: str, split: str, *, path: str = "", archives: str = "", cache_dir: str | os.PathLike
+    dataset: str,
+    split: str,
+    *,
+    path: str = "",
+    archives: str = "",
+    cache_dir: str | os.PathLike,
+    max_bad_share: float | None = None,
 ) -> Split:
     """Opens a split of a dataset, which is prepared first where it has not been.
 
     Args:
-      dataset: "voc" (PASCAL VOC 2007 and 2012), "folder" (yours, in VOC's form) or "synthetic"
-        (made here on first use).
+      dataset: "voc" (PASCAL VOC 2007 and 2012), "synthetic" (made here on first use), or your own:
+        "folder" (in VOC's form), "coco" (JSON) or "yolo" (text files).
       split: Names joined by "+", each perhaps sliced as tfds does, "train[:16]" or "val[50%:]".
         VOC's names begin with the year: "2007/train", "2007/val", "2007/trainval", "2007/test",
-        "2012/trainval", ... A folder's are those of its ImageSets/Main, or else "train", "val" and
-        "all". Synthetic data have "train" and "test".
-      path: The folder, of "folder".
+        "2012/trainval", ... Synthetic data have "train" and "test". A folder's are those of its
+        ImageSets/Main, COCO's those of the JSON files' names, YOLO's those of data.yaml; without,
+        they are "train", "val" (every fifth picture) and "all".
+      path: Of your own dataset.
       archives: Folder with VOC's archives; empty: they are downloaded.
       cache_dir: Where prepared data and downloads are kept.
+      max_bad_share: Which share of the split's pictures, in [0, 1], may be left out because they or
+        their annotations cannot be read; they are named once in the log. None, for evaluation:
+        not one. It is taken over the whole splits that `split` names, also where they are sliced.
 
     Returns:
       The split; its order is always the same.
 
     Raises:
-      UserError: There is no such dataset, split, folder or archive, or it holds broken data.
+      UserError: There is no such dataset, split, folder or archive, or it holds more broken data
+        than may be left out.
     """
     cache = _writable(cache_dir)
     find = {
         "voc": functools.partial(_voc, archives=archives, cache=cache),
-        "folder": functools.partial(_folder, path=path, cache=cache),
         "synthetic": functools.partial(_synthetic, cache=cache),
+        **{name: functools.partial(_own, dataset=name, path=path, cache=cache) for name in OWN},
     }.get(dataset)
     if find is None:
         raise errors.UserError(
@@ -117,12 +140,14 @@ def load(
         )
     parts = [_parse(part, split) for part in split.split("+")]
     infos = {year: _info(find(year, split)) for year in dict.fromkeys(part.year for part in parts)}
+    _account(infos, parts, split, max_bad_share)
     stretches = [item for part in parts for item in _stretches(infos[part.year], part, split)]
     info = next(iter(infos.values()))
     return Split(
         source=Records(stretches),
         class_names=tuple(info.features["objects"]["labels"].feature.names),
         max_objects=max(1, *(item.most_objects for item in stretches)),
+        category_ids=tuple(info.metadata["category_ids"]),
     )
 
 
@@ -134,7 +159,8 @@ def ground_truth(split: Split) -> dict[str, tuple[np.ndarray, np.ndarray, np.nda
 
     Returns:
       By picture's name: boxes `[M, 4]` float32 in VOC's pixels (1-based, inclusive), labels `[M]`
-      int32 from 1, difficult `[M]` bool.
+      int32 from 1, difficult `[M]` bool: what counts neither as hit nor as miss, which are VOC's
+      difficult objects and COCO's crowds.
 
     Raises:
       UserError: The split holds a picture twice.
@@ -147,7 +173,7 @@ def ground_truth(split: Split) -> dict[str, tuple[np.ndarray, np.ndarray, np.nda
                 f"the split holds {item['name']} twice; evaluate each picture once"
             )
         boxes = annotations.to_voc_pixels(item["boxes"], item["height"], item["width"])
-        truth[item["name"]] = boxes, item["labels"], item["difficult"]
+        truth[item["name"]] = boxes, item["labels"], item["difficult"] | item["crowd"]
     return truth
 
 
@@ -192,20 +218,20 @@ def _voc(year: str, split: str, *, archives: str, cache: pathlib.Path) -> str:
     )
 
 
-def _folder(year: str, split: str, *, path: str, cache: pathlib.Path) -> str:
-    """Prepares a folder in VOC's form; returns its directory."""
+def _own(year: str, split: str, *, dataset: str, path: str, cache: pathlib.Path) -> str:
+    """Prepares a dataset that somebody brought; returns its directory."""
     if not path:
         raise errors.UserError(
-            "config.data.path is empty; give the folder with Annotations and JPEGImages in it"
+            f"config.data.path is empty; give the folder of your dataset in {dataset} form"
         )
     if year:
         raise errors.UserError(f"split {split!r}: a year is for dataset voc only, {_HELP}")
-    tree = voc.list_folder(path).tree
-    root = pathlib.Path(path).expanduser().absolute()
-    key = _fingerprint((root / file, (root / file).stat()) for file in tree.files())
+    list_files, reader = OWN[dataset]
+    key = _fingerprint((file, file.stat()) for file in list_files(path))
+    stem = re.sub(r"[^\w.-]+", "_", pathlib.Path(path).expanduser().absolute().name)
     return _prepare(
-        functools.partial(voc.VocFolder, path=path),
-        cache / f"folder-{root.name}-{key}",
+        functools.partial(builder.Own, reader=functools.partial(reader, path)),
+        cache / f"{dataset}-{stem}-{key}",
         downloads=cache / "downloads",
     )
 
@@ -220,7 +246,7 @@ def _synthetic(year: str, split: str, *, cache: pathlib.Path) -> str:
         except (errors.UserError, OSError):
             if not folder.exists():  # otherwise another process was first
                 raise
-    return _folder(year, split, path=str(folder), cache=cache)
+    return _own(year, split, dataset="folder", path=str(folder), cache=cache)
 
 
 def _fingerprint(files: Iterable[tuple[pathlib.Path, os.stat_result]]) -> str:
@@ -229,7 +255,7 @@ def _fingerprint(files: Iterable[tuple[pathlib.Path, os.stat_result]]) -> str:
 
 
 def _digest(lines: Iterable[str]) -> str:
-    text = "\n".join([voc.VERSION, *lines])
+    text = "\n".join([builder.VERSION, *lines])
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
 
 
@@ -240,17 +266,17 @@ def _prepare(
     downloads: pathlib.Path,
 ) -> str:
     """Has tfds prepare a dataset below `data_dir` unless it is there; returns its directory."""
-    builder = make_builder(data_dir=data_dir, file_format="array_record")
+    maker = make_builder(data_dir=data_dir, file_format="array_record")
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # tfds prints; its bars go to stderr
-            builder.download_and_prepare(
+            maker.download_and_prepare(
                 download_dir=downloads,
                 download_config=tfds.download.DownloadConfig(try_download_gcs=False),
             )
     except OSError:
-        if not builder.is_prepared():  # otherwise another process was first
+        if not maker.is_prepared():  # otherwise another process was first
             raise
-    return builder.data_dir
+    return maker.data_dir
 
 
 def _info(directory: str) -> tfds.core.DatasetInfo:
@@ -261,6 +287,42 @@ def _open(directory: str, split: str) -> Any:
     return tfds.builder_from_directory(directory).as_data_source(
         split, decoders={"image": tfds.decode.SkipDecoding()}
     )
+
+
+def _account(
+    infos: Mapping[str, tfds.core.DatasetInfo],
+    parts: Iterable[_Part],
+    split: str,
+    max_bad_share: float | None,
+) -> None:
+    """Sees to it that no more pictures are left out than may be, and names them in the log.
+
+    Raises:
+      UserError: Too many are.
+    """
+    bad: dict[str, str] = {}
+    good = 0
+    for year, name in dict.fromkeys((part.year, part.name) for part in parts):
+        metadata = infos[year].metadata
+        bad |= metadata["skipped"].get(name, {})
+        stored = metadata["joined"].get(name, [name])
+        good += sum(len(metadata["object_counts"].get(each, [])) for each in stored)
+    if not bad:
+        return
+    share = len(bad) / (len(bad) + good)
+    count = f"split {split!r}: {len(bad)} of {len(bad) + good} pictures cannot be used"
+    if max_bad_share is None:
+        raise errors.UserError(
+            f"{count}, and an evaluation skips none; repair or remove them: {builder.summary(bad)}"
+        )
+    if share > max_bad_share:
+        enough = math.ceil(100 * share) / 100
+        raise errors.UserError(
+            f"{count}, a share of {share:.1%}, more than config.data.max_bad_share="
+            f"{max_bad_share:g}; repair or remove them, or train without them by "
+            f"--config.data.max_bad_share={enough:g}: {builder.summary(bad)}"
+        )
+    logging.warning("%s and are left out: %s", count, builder.summary(bad))
 
 
 def _stretches(info: tfds.core.DatasetInfo, part: _Part, split: str) -> list[Stretch]:
@@ -308,10 +370,12 @@ def _record(item: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "image": item["image"],
         "name": item["name"].decode(),
+        "image_id": int(item["image_id"]),
         "height": int(item["height"]),
         "width": int(item["width"]),
         "boxes": objects["boxes"],
         "labels": np.array(objects["labels"], np.int32) + 1,
         "difficult": objects["difficult"],
         "truncated": objects["truncated"],
+        "crowd": objects["crowd"],
     }

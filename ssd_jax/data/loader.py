@@ -46,7 +46,7 @@ def training_batches(
       max_objects: G, rows that boxes are padded to.
       seed: Of the order.
       start: Position in the stream, in pictures, to begin at.
-      difficult: Keep objects that are marked difficult.
+      difficult: Keep objects that are marked difficult; crowds, of COCO, are always left out.
       process: Index of this process.
       processes: Number of processes.
       threads: That decode, a batch each; as many batches lie ready.
@@ -64,7 +64,7 @@ def training_batches(
         raise ValueError(f"batch_size ({batch_size}) must be divisible by {processes} processes")
 
     def example(position: int, record: Mapping[str, Any]) -> Batch:
-        keep = difficult | ~record["difficult"]
+        keep = (difficult | ~record["difficult"]) & ~record["crowd"]
         objects = record["boxes"][keep], record["labels"][keep]
         return {
             **_on_canvas(record, canvas),

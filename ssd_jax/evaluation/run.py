@@ -115,8 +115,15 @@ def draw(
     return visualize.draw(picture, boxes, labels, scores, class_names=class_names)
 
 
-def open_split(config: config_lib.DataConfig, split: str) -> datasets.Split:
+def open_split(
+    config: config_lib.DataConfig, split: str, *, training: bool = False
+) -> datasets.Split:
     """Opens a split of a config's dataset, which is prepared first where it is not yet.
+
+    Args:
+      config: Which dataset.
+      split: Which of its splits.
+      training: Leave out what cannot be read, up to `config.max_bad_share`; evaluation skips none.
 
     Raises:
       UserError: If the dataset or the split does not exist, or is broken.
@@ -127,6 +134,7 @@ def open_split(config: config_lib.DataConfig, split: str) -> datasets.Split:
         path=config.path,
         archives=config.archives,
         cache_dir=Path(config.cache_dir).expanduser(),
+        max_bad_share=config.max_bad_share if training else None,
     )
 
 

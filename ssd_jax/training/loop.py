@@ -38,7 +38,7 @@ def open_data(config: config_lib.DataConfig) -> Data:
       UserError: If a dataset or split does not exist, is broken, or the classes differ.
     """
     data = Data(
-        train=evaluation.open_split(config, config.train_split),
+        train=evaluation.open_split(config, config.train_split, training=True),
         eval=evaluation.open_split(config, config.eval_split),
     )
     if data.train.class_names != data.eval.class_names:

@@ -1,0 +1,271 @@
+"""Reads a dataset whole, says what it holds and names each thing that is wrong.
+
+  python -m ssd_jax.data.check FOLDER
+  python -m ssd_jax.data.check VOCtrainval_06-Nov-2007.tar
+  python -m ssd_jax.data.check instances_val2017.json --prior_sizes coco --image_size 512
+
+Every picture is decoded. Exit status: 0 nothing is wrong, 1 something is, 2 the command is.
+"""
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from rich import box, console, markup, table
+
+from ssd_jax import errors, priors
+from ssd_jax.data import builder, datasets, voc
+
+SIZES = ("small", "medium", "large")
+COVERED = 0.5  # IoU from which a prior matches
+
+_BOUNDS = (32**2, 96**2)  # pixels of area between COCO's sizes; here the area is that of the box
+_PRIORS = {
+    (300, "voc"): priors.SSD300_VOC,
+    (300, "coco"): priors.SSD300_COCO,
+    (512, "voc"): priors.SSD512_VOC,
+    (512, "coco"): priors.SSD512_COCO,
+}
+_BY_SUFFIX = {".tar": "voc", ".json": "coco", ".yaml": "yolo", ".yml": "yolo"}
+_DESCRIPTIONS = {
+    "voc": "an archive of PASCAL VOC (--config.data.dataset=voc)",
+    "folder": "a folder in VOC's form (--config.data.dataset=folder)",
+    "coco": "COCO's JSON (--config.data.dataset=coco)",
+    "yolo": "YOLO's text files (--config.data.dataset=yolo)",
+}
+_CHUNK = 256  # objects that are compared with all priors at a time
+_WIDE = 120  # columns where the output is no terminal
+
+
+class Objects(NamedTuple):
+    """The objects of some pictures, N in all; crowds are not among them.
+
+    Attributes:
+      boxes: `[N, 4]` float32 xyxy, normalised.
+      areas: `[N]` of the boxes, in pixels of their pictures.
+      names: `[N]` class of each.
+      pictures: `[N]` number of its picture.
+      difficult: `[N]` bool.
+      truncated: `[N]` bool.
+    """
+
+    boxes: np.ndarray
+    areas: np.ndarray
+    names: np.ndarray
+    pictures: np.ndarray
+    difficult: np.ndarray
+    truncated: np.ndarray
+
+
+def detect_format(path: str) -> str:
+    """The format of a dataset: voc (an official archive), folder (VOC's form), coco or yolo.
+
+    Raises:
+      UserError: There is nothing, or nothing that is known.
+    """
+    place = pathlib.Path(path).expanduser()
+    if not place.exists():
+        raise errors.UserError(f"{path}: no such folder or file")
+    if place.is_file() and place.suffix.lower() in _BY_SUFFIX:
+        return _BY_SUFFIX[place.suffix.lower()]
+    reasons = []
+    for name, (files, _) in datasets.OWN.items() if place.is_dir() else ():
+        try:
+            files(path)
+            return name
+        except errors.UserError as error:
+            reasons.append(f"not {name} ({error})")
+    tried = "; ".join(reasons) or "it is no folder, .tar, .json or .yaml"
+    raise errors.UserError(f"{path}: of no known format, give --format: {tried}")
+
+
+def open_reader(path: str, kind: str) -> builder.Reader:
+    """Lists a dataset of a format.
+
+    Raises:
+      UserError: It is not of that format, or what describes it as a whole is broken.
+    """
+    if kind != "voc":
+        return datasets.OWN[kind][1](path)
+    if not pathlib.Path(path).expanduser().is_file():
+        raise errors.UserError(f"{path}: voc is an official archive (.tar); give --format folder")
+    for year in voc.ARCHIVES:
+        try:
+            return voc.read_archive(path, year)
+        except errors.UserError as error:
+            reason = error
+    raise reason
+
+
+def objects_of(examples: Sequence[builder.Example]) -> Objects:
+    """Gathers the objects of pictures."""
+    counts = [len(item.annotation.names) for item in examples]
+    sides = [(item.annotation.width, item.annotation.height) * 2 for item in examples]
+    sides_of_each = np.repeat(np.array(sides, np.float32).reshape(-1, 4), counts, axis=0)
+    pixels = _joined([item.annotation.boxes for item in examples], (0, 4), np.float32)
+    keep = ~_joined([item.annotation.crowd for item in examples], (0,), bool)
+    columns = (
+        pixels / sides_of_each,
+        np.prod(pixels[:, 2:] - pixels[:, :2], axis=1),
+        np.array([name for item in examples for name in item.annotation.names], object),
+        np.repeat(np.arange(len(examples)), counts),
+        _joined([item.annotation.difficult for item in examples], (0,), bool),
+        _joined([item.annotation.truncated for item in examples], (0,), bool),
+    )
+    return Objects(*(column[keep] for column in columns))
+
+
+def size_of(areas: np.ndarray) -> np.ndarray:
+    """`[N]` index into `SIZES` of areas in pixels: COCO's, with its bounds 32^2 and 96^2."""
+    return np.searchsorted(_BOUNDS, areas, side="right")
+
+
+def best_iou(boxes: np.ndarray, priors_cxcywh: np.ndarray) -> np.ndarray:
+    """The IoU of each box with the prior that fits it best.
+
+    Args:
+      boxes: `[N, 4]` xyxy, normalised.
+      priors_cxcywh: `[P, 4]`, normalised.
+
+    Returns:
+      `[N]` float32; memory is used for a few hundred boxes at a time.
+    """
+    centers, halves = priors_cxcywh[:, :2], priors_cxcywh[:, 2:] / 2
+    low, high = centers - halves, centers + halves
+    prior_areas = np.prod(high - low, axis=1)
+    best = np.zeros(len(boxes), np.float32)
+    for start in range(0, len(boxes), _CHUNK):
+        part = boxes[start : start + _CHUNK, None, :]
+        shared = np.minimum(part[..., 2:], high) - np.maximum(part[..., :2], low)
+        intersection = np.prod(np.maximum(shared, 0), axis=-1)
+        areas = np.prod(part[..., 2:] - part[..., :2], axis=-1)
+        iou = intersection / (areas + prior_areas - intersection)
+        best[start : start + _CHUNK] = iou.max(axis=1)
+    return best
+
+
+def split_table(examined: builder.Examined) -> table.Table:
+    """What each split holds."""
+    shown = _table("split", "what it holds")
+    for heading in ("images", "empty", "objects", "difficult", "truncated", "crowds", "unusable"):
+        shown.add_column(heading, justify="right")
+    for name, examples in examined.splits.items():
+        found = objects_of(examples)
+        crowds = sum(int(item.annotation.crowd.sum()) for item in examples)
+        numbers = (
+            len(examples),
+            sum(not item.annotation.names for item in examples),
+            len(found.names),
+            found.difficult.sum(),
+            found.truncated.sum(),
+            crowds,
+            len(examined.skipped[name]),
+        )
+        shown.add_row(markup.escape(name), *map(str, numbers))
+    return shown
+
+
+def class_table(found: Objects, class_names: Iterable[str], covered: np.ndarray) -> table.Table:
+    """Objects by class and size, and the share of each cell that some prior covers.
+
+    Args:
+      found: All objects.
+      class_names: In the order of the labels.
+      covered: `[N]` bool.
+    """
+    shown = _table("class", "objects by size, and % with a prior of IoU >= 0.5")
+    for heading in ("images", "objects", "difficult", *SIZES, "all"):
+        shown.add_column(heading, justify="right")
+    sizes = size_of(found.areas)
+    for name in class_names:
+        shown.add_row(markup.escape(name), *_class_row(found, sizes, covered, found.names == name))
+    shown.add_section()
+    shown.add_row("all", *_class_row(found, sizes, covered, np.ones(len(sizes), bool)))
+    return shown
+
+
+def wrong(examined: builder.Examined) -> list[str]:
+    """A line for each thing that is wrong, each once, what cannot be used first."""
+    reasons = (reason for split in examined.skipped.values() for reason in split.values())
+    return list(dict.fromkeys([*reasons, *examined.remarks]))
+
+
+def report(reader: builder.Reader, spec: priors.PriorSpec, out: console.Console) -> list[str]:
+    """Reads a dataset, prints its tables and returns what is wrong with it."""
+    examined = builder.examine(reader)
+    out.print(split_table(examined))
+    pictures = {id(item): item for split in examined.splits.values() for item in split}
+    found = objects_of(list(pictures.values()))
+    lines = wrong(examined)
+    try:
+        names: Mapping[str, int] = reader.categories(set(found.names))
+    except errors.UserError as error:
+        return [*lines, str(error)]
+    covered = best_iou(found.boxes, priors.default_boxes(spec)) >= COVERED
+    out.print(class_table(found, names, covered))
+    return lines
+
+
+def main(argv: Sequence[str]) -> int:
+    """Checks what the command line names; returns the exit status."""
+    arguments = _arguments(argv)
+    out = console.Console(highlight=False)
+    if not out.is_terminal:
+        out = console.Console(highlight=False, width=_WIDE)
+    try:
+        kind = detect_format(arguments.path) if arguments.format == "auto" else arguments.format
+        if not pathlib.Path(arguments.path).expanduser().exists():
+            raise errors.UserError(f"{arguments.path}: no such folder or file")
+    except errors.UserError as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        return 2
+    spec = _PRIORS[arguments.image_size, arguments.prior_sizes]
+    out.print(f"{arguments.path}: {_DESCRIPTIONS[kind]}", markup=False, soft_wrap=True)
+    try:
+        lines = report(open_reader(arguments.path, kind), spec, out)
+    except errors.UserError as error:  # in what describes the dataset as a whole
+        lines = [str(error)]
+    out.print(f"{len(lines) or 'nothing'} wrong{':' if lines else ''}")
+    for line in lines:
+        out.print(builder.printable(" ".join(line.split())), markup=False, soft_wrap=True)
+    return 1 if lines else 0
+
+
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m ssd_jax.data.check", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument("path", metavar="PATH", help="folder, VOC archive, COCO JSON or data.yaml")
+    parser.add_argument("--format", choices=("auto", "voc", *datasets.OWN), default="auto")
+    parser.add_argument("--image_size", type=int, choices=(300, 512), default=300)
+    parser.add_argument("--prior_sizes", choices=("voc", "coco"), default="voc")
+    return parser.parse_args(argv)
+
+
+def _table(first: str, title: str) -> table.Table:
+    return table.Table(first, title=title, title_justify="left", box=box.SIMPLE_HEAD)
+
+
+def _class_row(
+    found: Objects, sizes: np.ndarray, covered: np.ndarray, mine: np.ndarray
+) -> list[str]:
+    """Cells of the objects that `mine` (`[N]` bool) selects."""
+    counts = (len(np.unique(found.pictures[mine])), mine.sum(), found.difficult[mine].sum())
+    parts = [mine & (sizes == index) for index in range(len(SIZES))]
+    return [*map(str, counts), *(_share(covered[part]) for part in [*parts, mine])]
+
+
+def _share(covered: np.ndarray) -> str:
+    """How many they are, and how many percent of them are covered."""
+    return f"{len(covered)} {covered.mean():4.0%}" if len(covered) else "0    -"
+
+
+def _joined(arrays: Sequence[np.ndarray], empty: tuple[int, ...], dtype: type) -> np.ndarray:
+    return np.concatenate([np.zeros(empty, dtype), *arrays])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

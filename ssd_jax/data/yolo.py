@@ -1,0 +1,311 @@
+"""Datasets of YOLO text files, as Ultralytics, Roboflow, LabelImg and darknet write them.
+
+    your folder/
+      data.yaml                    names, and the pictures of train, val, test
+      images/train/a.jpg, ...      or train/images/, or all beside their text files
+      labels/train/a.txt, ...      a line for each object: class cx cy width height
+
+Without a data.yaml the names are the lines of `classes.txt` or `obj.names`, and the splits are the
+folders below `images` (or those that hold an `images`); without such folders there are none.
+Numbers are normalised to the picture and classes count from 0; label k is class k - 1. A line of a
+polygon, `class x1 y1 x2 y2 x3 y3 ...`, stands for the box around it. A picture whose text file is
+missing or empty has no objects.
+
+Source: "Detection datasets" and "Segmentation datasets" of the Ultralytics documentation.
+"""
+
+import functools
+import os
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import yaml
+
+from ssd_jax import errors
+from ssd_jax.data import annotations, builder
+
+_CLASS_FILES = ("classes.txt", "obj.names", "_darknet.labels")
+_SPLITS = ("train", "val", "test")
+_SLACK = 0.01  # outside [0, 1] that Ultralytics allows too; more is no normalised number
+_NO_LABELS = (*_CLASS_FILES, "train.txt", "val.txt", "test.txt")
+
+
+class _Picture(NamedTuple):
+    """What a key stands for."""
+
+    file: pathlib.Path
+    labels: pathlib.Path | None  # None where there is no such file
+
+
+class _Layout(NamedTuple):
+    """Where everything is."""
+
+    root: pathlib.Path
+    about: pathlib.Path  # the file that names the classes
+    names: dict[int, str]
+    splits: dict[str, list[pathlib.Path]]  # "" where the dataset has no splits
+
+
+def files(path: str) -> list[pathlib.Path]:
+    """The file that names the classes, all pictures and their text files.
+
+    Raises:
+      UserError: There is no such dataset.
+    """
+    layout = _layout(path)
+    pictures = [_picture(file) for split in layout.splits.values() for file in split]
+    found = (file for picture in pictures for file in picture if file is not None)
+    return [layout.about, *(file for file in found if file.is_file())]
+
+
+class Reader(builder.Reader):
+    """YOLO's text files and their pictures; a key is the picture's path below the folder."""
+
+    def __init__(self, path: str):
+        """Lists the dataset.
+
+        Raises:
+          UserError: It has no pictures, or nothing names its classes.
+        """
+        self.name = path
+        layout = _layout(path)
+        self._names = layout.names
+        self._pictures: dict[str, _Picture] = {}
+        splits: dict[str, list[str]] = {}
+        for split, pictures in layout.splits.items():
+            splits[split] = [_key(file, layout.root) for file in pictures]
+            self._pictures |= zip(splits[split], map(_picture, pictures), strict=True)
+        self.keys = sorted(self._pictures)
+        self.splits = {name: keys for name, keys in splits.items() if name}
+        self.remarks = list(_strays(self._pictures.values()))
+
+    def example(self, key: str) -> builder.Example:
+        """Decodes one picture and parses its text file."""
+        file, labels = self._pictures[key]
+        read = functools.partial(builder.read_file, file)
+        data = read()
+        height, width = builder.decode_size(data, name=str(file))
+        text = _text(labels) if labels else ""
+        annotation = self._annotation(text, str(labels), height, width)
+        return builder.Example(key, read, len(data), annotation)
+
+    def categories(self, names: Iterable[str]) -> dict[str, int]:
+        """All classes, in their order, those without an object too; YOLO counts them from 0."""
+        if not set(names):
+            raise errors.UserError(f"{self.name}: no text file has an object within its picture")
+        return {self._names[number]: number for number in sorted(self._names)}
+
+    def _annotation(self, text: str, file: str, height: int, width: int) -> annotations.Annotation:
+        objects: list[annotations.Object] = []
+        notes: list[str] = []
+        for number, line in enumerate(text.splitlines(), start=1):
+            if not line.strip():
+                continue
+            where = f"{file}: line {number}"
+            name, corners = _parse(line, self._names, where)
+            box, said = annotations.clip(
+                corners * [width, height, width, height],
+                height=height,
+                width=width,
+                written=", ".join(line.split()[1:5]),
+            )
+            notes += [f"{where} ({name}): {remark}" for remark in said]
+            if box is not None:
+                objects.append(annotations.Object(name, box))
+        return annotations.collect(objects, height=height, width=width, notes=notes)
+
+
+def _parse(line: str, names: Mapping[int, str], where: str) -> tuple[str, np.ndarray]:
+    """The class and the normalised corners `[4]` of one line."""
+    try:
+        kind, *values = (float(word) for word in line.split())
+    except ValueError:
+        raise errors.UserError(f"{where}: {line.strip()!r} are not all numbers") from None
+    if len(values) != 4 and (len(values) < 6 or len(values) % 2):
+        raise errors.UserError(
+            f"{where} has {len(values) + 1} numbers, not 5 (class cx cy width height) or the class "
+            "and the points of a polygon"
+        )
+    if kind not in names:
+        raise errors.UserError(
+            f"{where}: class {kind:g} is out of range; there are {len(names)} names, from "
+            f"{min(names)} to {max(names)}"
+        )
+    if not all(-_SLACK <= value <= 1 + _SLACK for value in values):  # NaN too
+        raise errors.UserError(
+            f"{where}: {line.strip()!r} are not normalised to [0, 1]; divide by the picture's size"
+        )
+    return names[int(kind)], _corners(np.array(values))
+
+
+def _corners(values: np.ndarray) -> np.ndarray:
+    """`[4]` xyxy of (cx, cy, width, height), or around the points of a polygon."""
+    if len(values) == 4:
+        center, sides = values[:2], values[2:]
+        return np.concatenate([center - sides / 2, center + sides / 2])
+    points = values.reshape(-1, 2)
+    return np.concatenate([points.min(axis=0), points.max(axis=0)])
+
+
+def _text(file: pathlib.Path) -> str:
+    try:
+        return builder.read_file(file).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise errors.UserError(f"{file}: is no text; export it anew or remove it") from None
+
+
+def _layout(path: str) -> _Layout:
+    """Finds names, splits and pictures.
+
+    Raises:
+      UserError: There is no such dataset.
+    """
+    given = pathlib.Path(path).expanduser().absolute()
+    if not given.exists():
+        raise errors.UserError(f"config.data.path={path!r}: no such folder or file")
+    description = given if given.is_file() else _description(given)
+    layout = _from_yaml(description) if description else _from_folders(given)
+    if not any(layout.splits.values()):
+        raise errors.UserError(f"{path}: holds no pictures ({', '.join(builder.PICTURE_SUFFIXES)})")
+    return layout
+
+
+def _description(root: pathlib.Path) -> pathlib.Path | None:
+    """The YAML file of a folder, if it has one."""
+    for name in ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml"):
+        if (root / name).is_file():
+            return root / name
+    found = sorted([*root.glob("*.yaml"), *root.glob("*.yml")])
+    if len(found) > 1:
+        names = ", ".join(file.name for file in found)
+        raise errors.UserError(f"{root}: has {names}; give the path of the one that is meant")
+    return found[0] if found else None
+
+
+def _from_yaml(file: pathlib.Path) -> _Layout:
+    try:
+        content = yaml.safe_load(_text(file))
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date, say
+        raise errors.UserError(f"{file}: not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(content, dict):
+        raise errors.UserError(f"{file}: holds no fields; it needs names, train and val")
+    content = {"path": "", "names": None, "nc": None, **dict.fromkeys(_SPLITS), **content}
+    names = _names(content["names"], content["nc"], file)
+    root = file.parent / str(content["path"] or "")
+    root = root if root.is_dir() else file.parent
+    splits = {
+        split: _pictures_of(content[split], split, (root, file.parent), file)
+        for split in _SPLITS
+        if content[split]
+    }
+    if not splits:
+        raise errors.UserError(f"{file}: names no pictures; it needs train and val")
+    return _Layout(root, file, names, splits)
+
+
+def _names(value: Any, count: Any, file: pathlib.Path) -> dict[int, str]:
+    """Classes by number, of a list or a mapping."""
+    entries = dict(enumerate(value)) if isinstance(value, list) else value
+    if not isinstance(entries, dict) or not entries:
+        raise errors.UserError(f"{file}: needs names, a list of the classes")
+    if not all(type(number) is int and number >= 0 for number in entries):
+        raise errors.UserError(f"{file}: names must be numbered from 0")
+    names = {number: str(name).strip() for number, name in entries.items()}
+    if count is not None and count != len(names):
+        raise errors.UserError(f"{file}: nc is {count}, but there are {len(names)} names")
+    return _distinct(names, file)
+
+
+def _distinct(names: dict[int, str], file: pathlib.Path) -> dict[int, str]:
+    values = list(names.values())
+    twice = [name for name in values if values.count(name) > 1 or not name]
+    if twice:
+        raise errors.UserError(f"{file}: the name {twice[0]!r} is empty or there twice; rename it")
+    return names
+
+
+def _pictures_of(
+    entry: Any, split: str, bases: Sequence[pathlib.Path], file: pathlib.Path
+) -> list[pathlib.Path]:
+    """The pictures of one entry of a YAML file: folders, or text files that list pictures."""
+    found: list[pathlib.Path] = []
+    for part in entry if isinstance(entry, list) else [entry]:
+        # Roboflow writes ../train/images, which is wrong from where its file lies.
+        names = [str(part), str(part).removeprefix("../")]
+        places = [base / name for name in names for base in bases]
+        place = next((place for place in places if place.exists()), None)
+        if place is None:
+            raise errors.UserError(
+                f"{file}: {split}: {part} is neither in {' nor in '.join(map(str, bases))}; "
+                "correct the entry, or path"
+            )
+        found += _listed(place) if place.is_file() else _pictures_below(place)
+    return list(dict.fromkeys(found))
+
+
+def _listed(file: pathlib.Path) -> list[pathlib.Path]:
+    """The pictures that a text file lists, relative ones from where it lies."""
+    lines = (line.strip() for line in _text(file).splitlines())
+    return [pathlib.Path(os.path.normpath(file.parent / line)) for line in lines if line]
+
+
+def _pictures_below(folder: pathlib.Path) -> list[pathlib.Path]:
+    return [f for f in builder.walk(folder) if f.suffix.lower() in builder.PICTURE_SUFFIXES]
+
+
+def _from_folders(root: pathlib.Path) -> _Layout:
+    """The layout of a folder without YAML."""
+    places = [root / name for name in _CLASS_FILES] + [root / "labels" / "classes.txt"]
+    about = next((place for place in places if place.is_file()), None)
+    if about is None:
+        raise errors.UserError(
+            f"{root}: nothing names the classes; add data.yaml (names, train, val) or classes.txt "
+            "(a name on each line)"
+        )
+    lines = [line.strip() for line in _text(about).rstrip().splitlines()]
+    names = _distinct(dict(enumerate(lines)), about)
+    if not names:
+        raise errors.UserError(f"{about}: is empty; write the name of a class on each line")
+    return _Layout(root, about, names, _split_folders(root))
+
+
+def _split_folders(root: pathlib.Path) -> dict[str, list[pathlib.Path]]:
+    """Pictures of images/SPLIT or SPLIT/images; of the whole folder, under "", without these."""
+    folders = {f.name: f for f in sorted(root.glob("images/*")) if f.is_dir()}
+    folders |= {f.parent.name: f for f in sorted(root.glob("*/images")) if f.is_dir()}
+    if not folders:
+        return {"": _pictures_below(root)}
+    return {
+        builder.check_split_name(name, str(folder)): _pictures_below(folder)
+        for name, folder in folders.items()
+    }
+
+
+def _key(file: pathlib.Path, root: pathlib.Path) -> str:
+    return file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file)
+
+
+def _picture(file: pathlib.Path) -> _Picture:
+    """A picture with its text file: below `labels` where the picture is below `images`."""
+    text = file.with_suffix(".txt")
+    parts = list(text.parts)
+    if "images" in parts:
+        parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
+    places = (pathlib.Path(*parts), text)
+    return _Picture(file, next((place for place in places if place.is_file()), None))
+
+
+def _strays(pictures: Iterable[_Picture]) -> Iterator[str]:
+    """Remarks on text files that belong to no picture, or to two."""
+    used: dict[pathlib.Path, pathlib.Path] = {}
+    for file, labels in pictures:
+        if labels in used and used[labels] != file:
+            yield f"{labels}: is the text file of both {used[labels].name} and {file.name}"
+        if labels is not None:
+            used[labels] = file
+    for folder in sorted({labels.parent for labels in used}):
+        for text in sorted(folder.glob("*.txt")):
+            if text not in used and text.name not in _NO_LABELS:
+                yield f"{text}: has no picture"

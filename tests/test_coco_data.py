@@ -1,0 +1,368 @@
+import functools
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import voc_tree
+from pycocotools import coco as oracle
+
+from ssd_jax import errors
+from ssd_jax.data import annotations, builder, coco, datasets, loader
+from ssd_jax.evaluation import coco as coco_evaluation
+
+CATEGORIES = [{"id": 18, "name": "dog"}, {"id": 3, "name": "car"}, {"id": 90, "name": "brush"}]
+
+
+@pytest.fixture
+def load(tmp_path):
+    return functools.partial(datasets.load, "coco", cache_dir=tmp_path / "cache")
+
+
+def image(number: int, **fields) -> dict:
+    name = f"{number:012d}.jpg"
+    return {"id": number, "file_name": name, "height": 24, "width": 32, **fields}
+
+
+def thing(number: int, image_id: int, bbox=(2, 3, 18, 15), **fields) -> dict:
+    """An annotation with an outline, as COCO's have."""
+    outline = [[2.5, 3.5, 20.0, 3.5, 20.0, 18.0]]
+    return {
+        "id": number,
+        "image_id": image_id,
+        "category_id": 18,
+        "bbox": list(bbox),
+        "area": 100.5,
+        "iscrowd": 0,
+        "segmentation": outline,
+        **fields,
+    }
+
+
+def write(file: Path, images, things, *, categories=CATEGORIES, pictures: Path | None = None):
+    """Writes a JSON file, and a picture of 32 x 24 for each image unless it is there."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    content = {"info": {}, "images": images, "annotations": things, "categories": categories}
+    file.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    for entry in images if pictures else ():
+        place = pictures / entry["file_name"]
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if not place.exists():
+            place.write_bytes(voc_tree.jpeg(seed=len(place.name)))
+    return file
+
+
+def write_plain(root: Path) -> Path:
+    """The official layout: train2017 with three pictures, val2017 with one."""
+    for split, numbers in {"train2017": (9, 25, 30), "val2017": (139,)}.items():
+        things = [thing(1000 + number, number) for number in numbers]
+        file = root / f"annotations/instances_{split}.json"
+        write(file, [image(n) for n in numbers], things, pictures=root / split)
+    return root
+
+
+def one(root: Path, things, **fields) -> str:
+    """The path of a dataset with one good picture, 1, and one, 2, with these objects."""
+    images = [image(1), image(2, **fields)]
+    file = root / "annotations/instances_train.json"
+    write(file, images, [thing(1, 1), *things], pictures=root / "train")
+    return str(root)
+
+
+def names(split) -> list[str]:
+    return [split.source[index]["name"] for index in range(len(split.source))]
+
+
+def reason(path: str, key: str) -> str:
+    """Why a picture cannot be used."""
+    with pytest.raises(errors.UserError) as caught:
+        coco.Reader(path).example(key)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_pycocotools_reads_the_same(load, tmp_path):
+    rng = np.random.default_rng(0)
+    images = [image(number) for number in (7, 5, 11, 2)]
+    things = []
+    for number in range(1, 13):
+        x, y = rng.uniform(0, (20, 12)).round(2)
+        w, h = rng.uniform(1, 12, 2).round(2)
+        kind = int(rng.choice([18, 3, 90]))
+        owner = int(rng.choice([7, 5, 11]))
+        things.append(thing(number, owner, (x, y, w, h), category_id=kind, iscrowd=number % 4 == 0))
+    file = write(
+        tmp_path / "own/annotations/instances_a.json", images, things, pictures=tmp_path / "own/a"
+    )
+    split = load("a", path=str(tmp_path / "own"))
+    expected = oracle.COCO(str(file))
+    assert split.category_ids == tuple(sorted(expected.getCatIds())) == (3, 18, 90)
+    assert split.class_names == tuple(c["name"] for c in expected.loadCats(split.category_ids))
+    assert [split.source[i]["image_id"] for i in range(4)] == [7, 5, 11, 2]
+    for index in range(4):
+        record = split.source[index]
+        found = expected.loadAnns(expected.getAnnIds(record["image_id"]))
+        assert record["name"] == expected.loadImgs(record["image_id"])[0]["file_name"]
+        x, y, w, h = np.array([each["bbox"] for each in found]).reshape(-1, 4).T
+        boxes = record["boxes"] * np.array([32, 24, 32, 24])
+        np.testing.assert_allclose(boxes, np.stack([x, y, x + w, y + h], axis=1), atol=1e-4)
+        ids = [split.category_ids[label - 1] for label in record["labels"]]
+        assert ids == [each["category_id"] for each in found]
+        assert record["crowd"].tolist() == [bool(each["iscrowd"]) for each in found]
+        assert not record["difficult"].any()
+
+
+def test_the_official_layout_has_its_splits(load, tmp_path):
+    path = str(write_plain(tmp_path / "coco"))
+    train = load("train2017", path=path)
+    assert names(train) == ["000000000009.jpg", "000000000025.jpg", "000000000030.jpg"]
+    assert names(load("val2017", path=path)) == ["000000000139.jpg"]
+    with pytest.raises(errors.UserError, match="no train, only train2017, val2017"):
+        load("train", path=path)
+
+
+@pytest.mark.parametrize("folder", ["train2017", "images/train2017", "images", "annotations", "."])
+def test_pictures_are_found_where_people_put_them(load, tmp_path, folder):
+    root = tmp_path / "own"
+    file = root / "annotations/instances_train2017.json"
+    write(file, [image(1)], [thing(1, 1)], pictures=root / folder)
+    assert names(load("train2017", path=str(root))) == ["000000000001.jpg"]
+    assert names(load("train2017", path=str(file))) == ["000000000001.jpg"]
+
+
+def test_a_json_file_of_any_name_is_split_by_order(load, tmp_path):
+    root = tmp_path / "own"
+    file = root / "my labels.json"
+    write(
+        file, [image(n) for n in range(1, 12)], [thing(n, n) for n in range(1, 12)], pictures=root
+    )
+    val = load("val", path=str(file))
+    assert names(val) == ["000000000005.jpg", "000000000010.jpg"]
+    assert len(load("train", path=str(file)).source) == 9
+
+
+def test_roboflows_layout_is_read(load, tmp_path):
+    for number, split in enumerate(("train", "valid"), start=1):
+        folder = tmp_path / "own" / split
+        write(
+            folder / "_annotations.coco.json",
+            [image(number)],
+            [thing(1, number)],
+            pictures=folder,
+        )
+    assert names(load("valid", path=str(tmp_path / "own"))) == ["000000000002.jpg"]
+
+
+def test_file_names_may_have_folders_spaces_and_letters_of_any_script(load, tmp_path):
+    root = tmp_path / "Träume und Bilder"
+    images = [image(1, file_name="a b.jpg"), image(2, file_name="möwe/海 1.jpg")]
+    write(
+        root / "annotations/instances_train.json",
+        images,
+        [thing(1, 1), thing(2, 2, category_id=90)],
+        categories=[{"id": 18, "name": "Möwe"}, {"id": 90, "name": "鳥 [x]"}],
+        pictures=root / "train",
+    )
+    split = load("train", path=str(root))
+    assert names(split) == ["a b.jpg", "möwe/海 1.jpg"]
+    assert split.class_names == ("Möwe", "鳥 [x]")
+    assert list(datasets.ground_truth(split)) == names(split)
+
+
+def test_crowds_are_dropped_in_training_and_ignored_in_evaluation(load, tmp_path):
+    things = [thing(2, 2, (10, 10, 5, 5), iscrowd=1), thing(3, 2, category_id=3)]
+    split = load("train", path=one(tmp_path / "own", things))
+    batch = next(
+        loader.training_batches(
+            split.source, batch_size=2, canvas=32, max_objects=split.max_objects, seed=0
+        )
+    )
+    assert sorted(batch["labels"].tolist()) == [[1, 0], [2, 0]]
+    truth = datasets.ground_truth(split)
+    _, labels, difficult = truth["000000000002.jpg"]
+    assert labels.tolist() == [2, 1]
+    assert difficult.tolist() == [True, False]
+    # A detection within the crowd is no miss: everything that counts is found, AP is 1.
+    found = {
+        name: (boxes, np.linspace(0.9, 0.8, len(labels)), labels)
+        for name, (boxes, labels, _) in truth.items()
+    }
+    figures = coco_evaluation.evaluate(found, truth, class_names=split.class_names)
+    assert figures["AP"] == pytest.approx(1)
+
+
+def test_boxes_are_continuous_from_0(load, tmp_path):
+    # The whole picture is (0, 0, 32, 24) to COCO and (1, 1, 32, 24) to VOC.
+    path = one(tmp_path / "own", [thing(2, 2, (0, 0, 32, 24)), thing(3, 2, (0.5, 1.25, 4, 4))])
+    split = load("train", path=path)
+    boxes = split.source[1]["boxes"] * np.array([32, 24, 32, 24])
+    np.testing.assert_allclose(boxes, [[0, 0, 32, 24], [0.5, 1.25, 4.5, 5.25]], rtol=1e-6)
+    truth, _, _ = datasets.ground_truth(split)["000000000002.jpg"]
+    np.testing.assert_allclose(truth, [[1, 1, 32, 24], [1.5, 2.25, 4.5, 5.25]], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("bbox", "kept", "word"),
+    [
+        ((20, 10, 30, 5), [[20, 10, 32, 15]], "reaches outside the 32 x 24 picture; clipped"),
+        ((-5, 2, 10, 5), [[0, 2, 5, 7]], "clipped"),
+        ((20.2, 10, 12, 5), [[20.2, 10, 32, 15]], ""),  # rounding
+        ((40, 10, 5, 5), [], "lies outside the 32 x 24 picture; dropped"),
+        ((4, 4, 0, 5), [], "has no area; dropped"),
+        ((4, 4, 5, -2), [], "has no area; dropped"),
+    ],
+)
+def test_boxes_beyond_the_picture_are_mended_and_named(tmp_path, bbox, kept, word):
+    path = one(tmp_path / "own", [thing(77, 2, bbox)])
+    found = coco.Reader(path).example("train/000000000002.jpg").annotation
+    np.testing.assert_allclose(found.boxes, np.array(kept).reshape(-1, 4), rtol=1e-6)
+    assert len(found.notes) == bool(word)
+    for note in found.notes:
+        assert note.endswith(word)
+        assert "instances_train.json: 000000000002.jpg: annotation 77 (dog)" in note
+
+
+@pytest.mark.parametrize(
+    ("fields", "word"),
+    [
+        ({"bbox": [1, 2, 3]}, r"annotation 2: bbox is \[1, 2, 3\], not four numbers"),
+        ({"bbox": [1, 2, 3, "4"]}, "not four numbers"),
+        ({"bbox": [1, 2, 3, float("nan")]}, "not four numbers"),
+        ({"bbox": None}, "bbox is None"),
+        ({"category_id": 4}, "annotation 2: there is no category 4"),
+        ({"category_id": [18]}, "there is no category"),
+    ],
+)
+def test_annotations_that_cannot_be_read_cost_their_picture(load, tmp_path, fields, word):
+    path = one(tmp_path / "own", [{**thing(2, 2), **fields}])
+    with pytest.raises(errors.UserError, match=f"1 of 2 pictures.*{word}"):
+        load("train", path=path)
+    assert names(load("train", path=path, max_bad_share=0.5)) == ["000000000001.jpg"]
+
+
+def test_missing_empty_and_other_sized_pictures_are_named(tmp_path):
+    path = one(tmp_path / "own", [], height=25)
+    key, file = "train/000000000002.jpg", tmp_path / "own/train/000000000002.jpg"
+    assert "says 32 x 25, but the picture is 32 x 24" in reason(path, key)
+    file.write_bytes(b"")
+    assert f"{file}: the file is empty" in reason(path, key)
+    file.unlink()
+    assert "000000000002.jpg: no such picture in" in reason(path, key)
+    assert f"{tmp_path}/own/train, " in reason(path, key)
+
+
+def test_a_size_that_the_json_lacks_is_the_pictures(load, tmp_path):
+    path = one(tmp_path / "own", [thing(2, 2)], height=None, width=None)
+    assert load("train", path=path).source[1]["height"] == 24
+
+
+def test_image_ids_that_repeat_are_told_apart(load, tmp_path):
+    root = tmp_path / "own"
+    images = [image(1), image(2), image(2), image(3), image(3, file_name="other.jpg")]
+    images += [image(4, file_name="000000000001.jpg")]
+    things = [thing(n, n) for n in (1, 2, 3)]
+    write(root / "annotations/instances_train.json", images, things, pictures=root / "train")
+    reader = coco.Reader(str(root))
+    assert len(reader.remarks) == 1
+    assert reader.remarks[0].endswith("000000000002.jpg: image 2 is there twice; one kept")
+    assert "000000000003.jpg and other.jpg share the image id 3" in reason(
+        str(root), "train/other.jpg"
+    )
+    assert "000000000001.jpg is listed twice" in reason(str(root), "train/000000000001.jpg (id 4)")
+    split = load("train", path=str(root), max_bad_share=1.0)
+    assert names(split) == ["000000000001.jpg", "000000000002.jpg"]
+    assert [len(split.source[i]["labels"]) for i in (0, 1)] == [1, 1]
+
+
+def test_annotation_ids_that_repeat_or_lead_nowhere_are_remarked(tmp_path):
+    things = [thing(2, 2), thing(2, 2), thing(1, 2, (1, 1, 5, 5)), thing(4, 99)]
+    reader = coco.Reader(one(tmp_path / "own", things))
+    said = [remark.partition(".json: ")[2] for remark in reader.remarks]
+    assert said == [
+        "annotation id 2 is there twice; one kept, they are the same",
+        "annotation id 1 is there twice; both kept, they differ",
+        "annotation 4: there is no image 99; passed over",
+    ]
+    assert len(reader.example("train/000000000002.jpg").annotation.names) == 2
+
+
+def test_remarks_are_logged_where_a_dataset_is_prepared(load, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        load("train", path=one(tmp_path / "own", [thing(4, 99)]))
+    assert "annotation 4: there is no image 99" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        (b"", "not JSON"),
+        (b'{"images": [', "not JSON"),
+        (b"\xff\xfe\x00", "not JSON"),
+        (b"[1]", "has no list 'images'"),
+        (b'{"images": [], "annotations": {}, "categories": []}', "has no list 'annotations'"),
+        (b'{"images": [], "annotations": []}', "has no list 'categories'"),
+        (b'{"images": [], "annotations": [], "categories": [{"id": 1}]}', "needs a whole number"),
+        (b'{"images": [3], "annotations": [], "categories": []}', "no id or no file_name"),
+        (b'{"images": [], "annotations": [], "categories": []}', "holds no picture"),
+        (
+            b'{"images": [], "annotations": [], "categories": '
+            b'[{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}',
+            "category 1 is 'b', and 'a' before",
+        ),
+        (
+            b'{"images": [], "annotations": [], "categories": '
+            b'[{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]}',
+            "several categories are named 'a'",
+        ),
+    ],
+)
+def test_files_that_are_not_cocos_are_named(load, tmp_path, content, word):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/instances_train.json").write_bytes(content)
+    with pytest.raises(errors.UserError, match=f"own.*{word}"):
+        load("train", path=str(tmp_path / "own"))
+
+
+def test_datasets_that_are_not_there_say_what_was_looked_for(load, tmp_path):
+    with pytest.raises(errors.UserError, match=r"config\.data\.path is empty"):
+        load("train")
+    with pytest.raises(errors.UserError, match="no such folder or file"):
+        load("train", path=str(tmp_path / "none"))
+    (tmp_path / "own").mkdir()
+    with pytest.raises(errors.UserError, match=r"looked for annotations/instances_\*\.json"):
+        load("train", path=str(tmp_path / "own"))
+    bare = write(tmp_path / "own/instances_train.json", [image(1)], [], pictures=tmp_path / "own")
+    with pytest.raises(errors.UserError, match="no annotation is an object"):
+        load("train", path=str(bare))
+    with pytest.raises(errors.UserError, match="letters, digits and underscores"):
+        load("train", path=str(shutil.copy(bare, tmp_path / "own/instances_a b.json")))
+
+
+def test_a_changed_dataset_is_prepared_anew(load, tmp_path):
+    root = write_plain(tmp_path / "coco")
+    assert len(load("train2017", path=str(root)).source[0]["labels"]) == 1
+    things = [thing(1, 9), thing(2, 9)]
+    file = root / "annotations/instances_train2017.json"
+    write(file, [image(9)], things)
+    assert len(load("train2017", path=str(root)).source[0]["labels"]) == 2
+    picture = voc_tree.jpeg(seed=3)
+    (root / "train2017/000000000009.jpg").write_bytes(picture)
+    assert load("train2017", path=str(root)).source[0]["image"] == picture
+    (root / "train2017/000000000009.jpg").unlink()
+    with pytest.raises(errors.UserError, match="no such picture"):
+        load("train2017", path=str(root))
+
+
+def test_outlines_are_not_kept():
+    row = coco._slim(thing(5, 6, (1, 2, 3, 4)))
+    assert row == (5, 6, 18, [1, 2, 3, 4], 0)
+    assert coco._slim(image(5)) == image(5)
+
+
+def test_collect_of_nothing_has_its_shapes():
+    empty = annotations.collect([], height=2, width=3, notes=())
+    assert empty.boxes.shape == (0, 4)
+    assert empty.crowd.dtype == bool
+    assert builder.NO_IMAGE_ID == -1
