@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-import jax
 from absl import flags, logging
 from ml_collections import config_flags
 from rich import console, progress
@@ -93,6 +92,8 @@ def split_cpu(devices: int) -> None:
     XLA_FLAGS that say how many there are win.
     """
     if devices and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        import jax
+
         jax.config.update("jax_num_cpu_devices", devices)
 
 

@@ -46,6 +46,7 @@ class DataConfig:
     interpolations: tuple[str, ...] = augment_lib.INTERPOLATIONS  # with ssd: one is drawn a picture
     canvas: int = 512  # larger pictures are shrunk to this many pixels on the host
     threads: int = 4  # that read and decode, a batch each
+    workers: int = 0  # processes that share the decoding, each with so many threads; 0: none
 
 
 @dataclasses.dataclass
@@ -114,6 +115,7 @@ _POSITIVE = {
     "eval": ("batch_size", "top_k", "max_detections"),
 }
 _NOT_NEGATIVE = {
+    "data": ("workers",),
     "train": ("steps", "warmup_steps", "weight_decay", "cpu_devices"),
     "eval": ("max_images",),
 }

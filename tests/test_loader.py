@@ -56,6 +56,20 @@ def test_the_stream_goes_on_from_any_position(threads):
     assert positions_and_widths(rest, 5) == whole[14:]
 
 
+def test_threads_and_workers_do_not_change_a_bit():
+    """Two epochs, and again from the middle of the second."""
+    stream = loader.training_batches(RECORDS, batch_size=3, threads=0, **OPTIONS)
+    expected = list(itertools.islice(stream, 7))
+    for options in ({"threads": 2}, {"threads": 8}, {"threads": 2, "workers": 2}):
+        for first in (0, 5):
+            again = loader.training_batches(
+                RECORDS, batch_size=3, start=3 * first, **options, **OPTIONS
+            )
+            for batch, other in zip(expected[first:], again, strict=False):
+                for name, values in batch.items():
+                    np.testing.assert_array_equal(other[name], values, err_msg=f"{options} {name}")
+
+
 def test_batch_size_does_not_change_what_a_position_holds():
     small = positions_and_widths(loader.training_batches(RECORDS, batch_size=2, **OPTIONS), 12)
     large = positions_and_widths(loader.training_batches(RECORDS, batch_size=8, **OPTIONS), 3)
@@ -72,6 +86,11 @@ def test_processes_share_each_global_batch():
         for process in range(2)
     ]
     assert sorted(parts[0] + parts[1]) == whole
+    alone = [
+        loader.training_batches(RECORDS, batch_size=4, process=process, processes=4, **OPTIONS)
+        for process in range(4)
+    ]
+    assert sorted(row for part in alone for row in positions_and_widths(part, 6)) == whole
     with pytest.raises(ValueError, match=r"batch_size \(4\) must be divisible by 3 processes"):
         loader.training_batches(RECORDS, batch_size=4, processes=3, **OPTIONS)
 

@@ -1,7 +1,7 @@
 """Fixed-size batches from records: decode on threads, pad, stack.
 
 The training stream is infinite and a pure function of (seed, position): position `n` holds the same
-picture whatever the batch size, the number of threads and the number of processes, so a run resumes
+picture whatever the batch size, the number of threads, workers and processes, so a run resumes
 by asking for the stream from `step * batch_size` on.
 """
 
@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import grain
 import numpy as np
+from absl import flags
 
 from ssd_jax.data import images
 
@@ -36,6 +37,7 @@ def training_batches(
     process: int = 0,
     processes: int = 1,
     threads: int = 4,
+    workers: int = 0,
 ) -> Iterator[Batch]:
     """Endless shuffled batches of this process, each epoch in an order of its own.
 
@@ -49,7 +51,8 @@ def training_batches(
       difficult: Keep objects that are marked difficult; crowds, of COCO, are always left out.
       process: Index of this process.
       processes: Number of processes.
-      threads: That decode, a batch each; as many batches lie ready.
+      threads: That decode, a batch each; as many batches lie ready. 0: in the caller's thread.
+      workers: Processes that share the decoding, each with `threads`; 0: this process decodes.
 
     Returns:
       An iterator of batches: `image` `[b, canvas, canvas, 3]` uint8; `extent` `[b, 2]` float32
@@ -74,7 +77,7 @@ def training_batches(
 
     stream = grain.MapDataset.source(source).shuffle(seed=seed).repeat().map_with_index(example)
     mine = stream.slice(slice(start, None))[process::processes]
-    return _iterate(mine.batch(batch_size // processes, drop_remainder=True), threads)
+    return _iterate(mine.batch(batch_size // processes, drop_remainder=True), threads, workers)
 
 
 def evaluation_batches(
@@ -111,9 +114,14 @@ def evaluation_batches(
     return _iterate(grain.MapDataset.range(rows).map(example).batch(batch_size), threads)
 
 
-def _iterate(dataset: grain.MapDataset, threads: int) -> Iterator[Batch]:
+def _iterate(dataset: grain.MapDataset, threads: int, workers: int = 0) -> Iterator[Batch]:
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
-    return iter(dataset.to_iter_dataset(options))
+    batches = dataset.to_iter_dataset(options)
+    if workers:
+        if not flags.FLAGS.is_parsed():  # grain reads absl's flags, which a notebook never parses
+            flags.FLAGS.mark_as_parsed()
+        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    return iter(batches)
 
 
 def _on_canvas(record: Mapping[str, Any], canvas: int) -> Batch:

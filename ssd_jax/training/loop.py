@@ -92,14 +92,14 @@ def train(config: config_lib.Config, workdir: Path) -> evaluation.Evaluation:
         state, origin = _restore_or_start(manager, state, config.model.pretrained)
         first = int(state.step)
         _announce(config, data, model, state, mesh, origin)
-        batches = _batches(config, data.train, first)
+        batches = step_lib.prefetch(_batches(config, data.train, first), mesh)
         _save_picture(_augmented(config, data.train), workdir / "samples" / "augmented.png")
         log = logs.MetricsLog(workdir, step=first)
         evaluate = functools.partial(_evaluate, config, data.eval, workdir, log)
         result = None
         with progress.Progress(first, options.steps, options.batch_size) as display:
             for number in range(first + 1, options.steps + 1):
-                state, metrics = step(state, step_lib.shard_batch(next(batches), mesh))
+                state, metrics = step(state, next(batches))
                 if number % options.log_every == 0 or number == options.steps:
                     _log(log, display, number, metrics, float(rate(number - 1)))
                 due = number % options.eval_every == 0 or number == options.steps
@@ -127,6 +127,7 @@ def _batches(config: config_lib.Config, split: datasets.Split, step: int) -> Ite
         process=jax.process_index(),
         processes=jax.process_count(),
         threads=config.data.threads,
+        workers=config.data.workers,
     )
 
 

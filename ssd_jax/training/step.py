@@ -1,7 +1,8 @@
 """The train step: a batch of pictures to new parameters, mapped over the devices."""
 
+import collections
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -72,6 +73,22 @@ def shard_batch(batch: Batch, mesh: Mesh) -> Batch:
         name: jax.make_array_from_process_local_data(sharding, values)
         for name, values in batch.items()
     }
+
+
+def prefetch(batches: Iterator[Batch], mesh: Mesh, *, ahead: int = 2) -> Iterator[Batch]:
+    """Puts batches on the devices before they are asked for: transfers overlap with steps.
+
+    Args:
+      batches: Of this process, in host memory.
+      mesh: The devices.
+      ahead: Batches that lie ready on the devices.
+    """
+    ready: collections.deque[Batch] = collections.deque()
+    for batch in batches:
+        ready.append(shard_batch(batch, mesh))
+        if len(ready) > ahead:
+            yield ready.popleft()
+    yield from ready
 
 
 def make_train_step(

@@ -1,0 +1,106 @@
+"""What the augmentation costs in a train step of SSD300.
+
+  python benchmarks/augmentation.py [--batch 32] [--step_batch 4] [--runs 5]
+
+Times the augmentation of a batch alone, compiled, and a whole train step with the augmentation in
+it, in turn, in one process. A batch that is too large for the machine is stepped in smaller ones
+(`--step_batch`), whose time is scaled to the batch.
+"""
+
+import argparse
+import functools
+import statistics
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+import optax
+
+from ssd_jax import augment
+from ssd_jax.models import ssd
+from ssd_jax.training import optimizer as optimizers
+from ssd_jax.training import step as step_lib
+
+SIZE, CANVAS, OBJECTS = (300, 300), 512, 40
+
+
+def make_batch(count: int) -> step_lib.Batch:
+    """Noise on canvases; its content changes no time."""
+    rng = np.random.default_rng(0)
+    low = rng.uniform(0, 0.6, (count, OBJECTS, 2))
+    labels = rng.integers(1, 21, (count, OBJECTS)) * (np.arange(OBJECTS) < 4)
+    return {
+        "image": rng.integers(0, 256, (count, CANVAS, CANVAS, 3), dtype=np.uint8),
+        "extent": np.tile(np.float32([375, 500]), (count, 1)),
+        "boxes": np.concatenate([low, low + 0.3], -1).astype(np.float32),
+        "labels": labels.astype(np.int32),
+        "position": np.arange(count, dtype=np.int32),
+    }
+
+
+def augmentation(count: int, policy: str) -> Callable[[], object]:
+    batch = jax.device_put(make_batch(count))
+    transform = functools.partial(augment.augment, size=SIZE, policy=policy)
+
+    @jax.jit
+    def run(batch: step_lib.Batch) -> augment.Augmented:
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(0), batch["position"])
+        return jax.vmap(transform)(
+            keys, batch["image"], batch["extent"], batch["boxes"], batch["labels"]
+        )
+
+    return lambda: jax.block_until_ready(run(batch))
+
+
+def train_step(count: int) -> Callable[[], object]:
+    model = ssd.SSD(num_classes=21)
+    optimizer = optimizers.make_optimizer(optax.constant_schedule(1e-6))
+    mesh = step_lib.make_mesh(jax.devices()[:1])
+    priors = ssd.default_boxes(model, SIZE)
+    step = step_lib.make_train_step(model, optimizer, priors, mesh=mesh, image_size=SIZE)
+    state = jax.device_put(
+        step_lib.init_state(model, optimizer, SIZE, 0), step_lib.replicated(mesh)
+    )
+    batch = step_lib.shard_batch(make_batch(count), mesh)
+
+    def run() -> None:
+        nonlocal state
+        state, metrics = step(state, batch)
+        jax.block_until_ready((state, metrics))
+
+    return run
+
+
+def seconds(run: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--step_batch", type=int, default=4)
+    parser.add_argument("--runs", type=int, default=5)
+    options = parser.parse_args()
+    step = train_step(options.step_batch)
+    step()
+    print(
+        f"jax {jax.__version__} on {jax.devices()[0].device_kind}; batch {options.batch}, "
+        f"stepped by {options.step_batch}; {options.runs} runs\n"
+    )
+    print("| policy | augmentation, ms | train step, ms | share |\n|---|---|---|---|")
+    for policy in augment.POLICIES:
+        run = augmentation(options.batch, policy)
+        run()
+        pairs = [(seconds(run), seconds(step)) for _ in range(options.runs)]
+        scale = options.batch / options.step_batch
+        mine = statistics.median(first for first, _ in pairs) * 1e3
+        whole = statistics.median(second for _, second in pairs) * 1e3 * scale
+        share = statistics.median(first / (second * scale) for first, second in pairs)
+        print(f"| {policy} | {mine:.1f} | {whole:.0f} | {100 * share:.1f} % |")
+
+
+if __name__ == "__main__":
+    main()
