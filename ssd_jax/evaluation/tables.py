@@ -1,7 +1,7 @@
 """Tables for the terminal: layers of a network, average precision of classes."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich import console, table
 
@@ -45,14 +45,20 @@ def average_precision(result: run.Evaluation) -> table.Table:
     return shown
 
 
-def coco(result: run.Evaluation) -> table.Table:
-    """COCO's 12 numbers, in one row."""
-    shown = table.Table(title="COCO")
-    for name in result.coco:
+def coco(result: run.Evaluation) -> console.Group:
+    """COCO's 12 numbers: precisions above recalls, so that both fit into 80 columns."""
+    names = list(result.coco)
+    halves = (names[: len(names) // 2], names[len(names) // 2 :])
+    return console.Group(*(_row({name: result.coco[name] for name in half}) for half in halves))
+
+
+def _row(figures: Mapping[str, float]) -> table.Table:
+    shown = table.Table()
+    for name in figures:
         shown.add_column(name, justify="right")
-    shown.add_row(*(_figure(value) for value in result.coco.values()))
+    shown.add_row(*(_figure(value) for value in figures.values()))
     return shown
 
 
 def _figure(value: float) -> str:
-    return "no objects" if math.isnan(value) else f"{value:.4f}"
+    return "no objects" if math.isnan(value) or value < 0 else f"{value:.4f}"
