@@ -5,6 +5,7 @@ detection needs) and `training` (step and optimiser).
 """
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,14 @@ def open_manager(workdir: str | Path) -> ocp.CheckpointManager:
         [
             ocp.checkpoint_managers.LatestN(2),
             ocp.checkpoint_managers.BestN(
-                get_metric_fn=lambda metrics: metrics[_METRIC],
+                get_metric_fn=_quality,
                 n=1,
                 keep_checkpoints_without_metrics=False,
             ),
         ]
     )
     # Without best_fn, Orbax writes no metrics, and the best is forgotten with the process.
-    options = ocp.CheckpointManagerOptions(
-        preservation_policy=policy, best_fn=lambda metrics: metrics[_METRIC]
-    )
+    options = ocp.CheckpointManagerOptions(preservation_policy=policy, best_fn=_quality)
     return ocp.CheckpointManager(
         (Path(workdir) / FOLDER).absolute(),
         options=options,
@@ -51,16 +50,14 @@ def save(
       state: What to keep.
       mean_ap: Of an evaluation at this step, if there was one; NaN counts as the worst.
     """
-    metrics = None
-    if mean_ap is not None:
-        metrics = {_METRIC: -math.inf if math.isnan(mean_ap) else mean_ap}
+    known = mean_ap is not None and not math.isnan(mean_ap)
     training = {"step": state.step, "opt_state": state.opt_state}
     manager.save(
         int(state.step),
         args=ocp.args.Composite(
             params=ocp.args.StandardSave(state.params), training=ocp.args.StandardSave(training)
         ),
-        metrics=metrics,
+        metrics={_METRIC: mean_ap if known else None},  # without any, Orbax warns at each step
         force=True,
     )
 
@@ -122,11 +119,17 @@ def find(path: str | Path) -> Path:
         )
     with open_manager(path) as manager:
         metrics = {step: manager.metrics(step) for step in manager.all_steps()}
-        evaluated = {step: values[_METRIC] for step, values in metrics.items() if values}
+        evaluated = {step: _quality(of) for step, of in metrics.items() if _quality(of) >= 0}
         step = max(evaluated, key=evaluated.__getitem__) if evaluated else manager.latest_step()
     if step is None:
         raise errors.UserError(f"{path / FOLDER} is empty: train.py has not saved there yet")
     return (path / FOLDER / str(step)).absolute()
+
+
+def _quality(metrics: Mapping[str, float | None] | None) -> float:
+    """The mAP of a checkpoint; less than any where it was not evaluated."""
+    value = metrics[_METRIC] if metrics else None
+    return -math.inf if value is None else value
 
 
 def _abstract(tree: Any) -> Any:
