@@ -22,7 +22,7 @@ def get_config() -> config.Config:
     cfg.train.weight_decay = 0.0
     cfg.train.bias_rate = 1.0
     cfg.train.schedule = "cosine"
-    cfg.train.warmup_steps = 30
+    cfg.train.fresh_warmup_steps = 30
     cfg.train.cpu_devices = 2  # a fifth more pictures a second than one device on two cores
     cfg.train.eval_every = 1_000
     cfg.train.checkpoint_every = 100

@@ -64,6 +64,7 @@ class TrainConfig:
     drops: tuple[int, ...] = (80_000, 100_000)  # where schedule = steps divides the rate
     drop_factor: float = 0.1
     warmup_steps: int = 0  # linear, from 0
+    fresh_warmup_steps: int = 500  # at least so many without model.pretrained, where 1e-3 diverges
     iou_threshold: float = 0.5  # from which a prior matches
     neg_pos_ratio: float = 3.0
     loc_weight: float = 1.0
@@ -116,7 +117,7 @@ _POSITIVE = {
 }
 _NOT_NEGATIVE = {
     "data": ("workers",),
-    "train": ("steps", "warmup_steps", "weight_decay", "cpu_devices"),
+    "train": ("steps", "warmup_steps", "fresh_warmup_steps", "weight_decay", "cpu_devices"),
     "eval": ("max_images",),
 }
 _SHARES = {"data": ("max_bad_share",)}

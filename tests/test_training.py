@@ -41,6 +41,7 @@ def config(tmp_path_factory):
         steps=4,
         batch_size=8,
         learning_rate=1e-4,
+        fresh_warmup_steps=0,
         log_every=1,
         eval_every=4,
         checkpoint_every=2,
@@ -137,7 +138,7 @@ def test_best_and_latest_checkpoints_are_kept(config, tmp_path):
 
     model = detector_lib.build_model(config.model, 5)
     options = config.train
-    optimizer = loop._optimizer(options, loop._schedule(options))
+    optimizer = loop._optimizer(options, loop._schedule(config))
     state = step_lib.init_state(model, optimizer, (300, 300), 0)
     quality = {1: None, 2: 0.3, 3: float("nan"), 4: 0.2, 5: None, 6: None}
     with checkpoint.open_manager(tmp_path) as manager:
@@ -236,6 +237,15 @@ def test_evaluate_refuses_what_does_not_fit_the_checkpoint(finished, override, m
     status, _, stderr = script("evaluate.py", "--workdir", finished, override)
     assert re.search(message, one_line(stderr))
     assert status == 2
+
+
+def test_the_rate_warms_up_only_from_fresh_parameters():
+    config = config_lib.Config()
+    assert float(loop._schedule(config)(0)) == pytest.approx(1e-3 / 500)
+    config.model.pretrained = "vgg16.npz"
+    assert float(loop._schedule(config)(0)) == pytest.approx(1e-3)
+    config.train.warmup_steps = 10
+    assert float(loop._schedule(config)(0)) == pytest.approx(1e-4)
 
 
 def test_summary_prints_the_layers():

@@ -69,7 +69,7 @@ def train(config: config_lib.Config, workdir: Path) -> evaluation.Evaluation:
     data = open_data(config.data)
     _claim(workdir, config, data.train.class_names)
     model = detector_lib.build_model(config.model, len(data.train.class_names))
-    rate = _schedule(options)
+    rate = _schedule(config)
     opt = _optimizer(options, rate)
     step = step_lib.make_train_step(
         model,
@@ -259,21 +259,29 @@ def _announce(
         f"{parameters:,} parameters, {boxes} default boxes, {config.model.dtype}",
         "training": f"steps {int(state.step)} to {config.train.steps}, batch "
         f"{config.train.batch_size} ({config.train.batch_size // mesh.size} a device), "
-        f"{config.train.optimizer}, rate {config.train.learning_rate:g} ({config.train.schedule})",
+        f"{config.train.optimizer}, rate {config.train.learning_rate:g} ({config.train.schedule}, "
+        f"warm-up {_warmup_steps(config)} steps)",
         "start": origin,
     }.items():
         cli.stdout.print(f"[bold]{name:>9}[/bold]  {value}")
 
 
-def _schedule(config: config_lib.TrainConfig) -> Any:
+def _schedule(config: config_lib.Config) -> Any:
+    options = config.train
     return optimizer.make_schedule(
-        learning_rate=config.learning_rate,
-        steps=config.steps,
-        schedule=config.schedule,
-        drops=config.drops,
-        drop_factor=config.drop_factor,
-        warmup_steps=config.warmup_steps,
+        learning_rate=options.learning_rate,
+        steps=options.steps,
+        schedule=options.schedule,
+        drops=options.drops,
+        drop_factor=options.drop_factor,
+        warmup_steps=_warmup_steps(config),
     )
+
+
+def _warmup_steps(config: config_lib.Config) -> int:
+    """The paper needs no warm-up, for it never starts from nothing."""
+    fresh = 0 if config.model.pretrained else config.train.fresh_warmup_steps
+    return max(config.train.warmup_steps, fresh)
 
 
 def _optimizer(config: config_lib.TrainConfig, rate: Any) -> Any:
