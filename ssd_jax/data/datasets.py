@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
+from tensorflow_datasets.proto import tf_example_pb2
 
 from ssd_jax import errors
 from ssd_jax.data import annotations, builder, coco, synthetic, voc, yolo
@@ -285,7 +286,7 @@ def _info(directory: str) -> tfds.core.DatasetInfo:
 
 def _open(directory: str, split: str) -> Any:
     return tfds.builder_from_directory(directory).as_data_source(
-        split, decoders={"image": tfds.decode.SkipDecoding()}
+        split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
     )
 
 
@@ -365,17 +366,29 @@ def _bounds(part: _Part, length: int, split: str) -> tuple[int, int]:
     return start, stop
 
 
-def _record(item: Mapping[str, Any]) -> dict[str, Any]:
-    objects = item["objects"]
+def _record(example: bytes) -> dict[str, Any]:
+    """Reads a stored `tf.train.Example`.
+
+    tfds' own way from there to arrays takes three times as long, with the GIL held: a fifth of the
+    time that decoding the picture takes.
+    """
+    feature = tf_example_pb2.Example.FromString(example).features.feature
+
+    def integers(name: str) -> Any:
+        return feature[name].int64_list.value
+
+    def flags(name: str) -> np.ndarray:
+        return np.array(integers(f"objects/{name}"), bool)
+
     return {
-        "image": item["image"],
-        "name": item["name"].decode(),
-        "image_id": int(item["image_id"]),
-        "height": int(item["height"]),
-        "width": int(item["width"]),
-        "boxes": objects["boxes"],
-        "labels": np.array(objects["labels"], np.int32) + 1,
-        "difficult": objects["difficult"],
-        "truncated": objects["truncated"],
-        "crowd": objects["crowd"],
+        "image": feature["image"].bytes_list.value[0],
+        "name": feature["name"].bytes_list.value[0].decode(),
+        "image_id": integers("image_id")[0],
+        "height": integers("height")[0],
+        "width": integers("width")[0],
+        "boxes": np.array(feature["objects/boxes"].float_list.value, np.float32).reshape(-1, 4),
+        "labels": np.array(integers("objects/labels"), np.int32) + 1,
+        "difficult": flags("difficult"),
+        "truncated": flags("truncated"),
+        "crowd": flags("crowd"),
     }

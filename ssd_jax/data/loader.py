@@ -5,7 +5,8 @@ picture whatever the batch size, the number of threads, workers and processes, s
 by asking for the stream from `step * batch_size` on.
 """
 
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import grain
@@ -70,14 +71,19 @@ def training_batches(
         keep = (difficult | ~record["difficult"]) & ~record["crowd"]
         objects = record["boxes"][keep], record["labels"][keep]
         return {
-            **_on_canvas(record, canvas),
+            "image": _decoded(record, canvas),
             **_padded(*objects, max_objects),
             "position": np.int32(position),
         }
 
     stream = grain.MapDataset.source(source).shuffle(seed=seed).repeat().map_with_index(example)
     mine = stream.slice(slice(start, None))[process::processes]
-    return _iterate(mine.batch(batch_size // processes, drop_remainder=True), threads, workers)
+    batches = mine.batch(
+        batch_size // processes,
+        drop_remainder=True,
+        batch_fn=functools.partial(_stacked, canvas=canvas),
+    )
+    return _iterate(batches, threads, workers)
 
 
 def evaluation_batches(
@@ -99,19 +105,17 @@ def evaluation_batches(
     Raises:
       UserError: While iterating, if a picture does not decode.
     """
-    blank = {
-        "image": np.zeros((canvas, canvas, 3), np.uint8),
-        "extent": np.full(2, canvas, np.float32),
-        "index": np.int32(-1),
-    }
+    blank = {"image": np.zeros((canvas, canvas, 3), np.uint8), "index": np.int32(-1)}
 
     def example(index: int) -> Batch:
         if index >= count:
             return blank
-        return {**_on_canvas(source[index], canvas), "index": np.int32(index)}
+        return {"image": _decoded(source[index], canvas), "index": np.int32(index)}
 
     rows = -(-count // batch_size) * batch_size
-    return _iterate(grain.MapDataset.range(rows).map(example).batch(batch_size), threads)
+    batches = grain.MapDataset.range(rows).map(example)
+    stack = functools.partial(_stacked, canvas=canvas)
+    return _iterate(batches.batch(batch_size, batch_fn=stack), threads)
 
 
 def _iterate(dataset: grain.MapDataset, threads: int, workers: int = 0) -> Iterator[Batch]:
@@ -124,10 +128,31 @@ def _iterate(dataset: grain.MapDataset, threads: int, workers: int = 0) -> Itera
     return iter(batches)
 
 
-def _on_canvas(record: Mapping[str, Any], canvas: int) -> Batch:
-    picture = images.decode(record["image"], name=record["name"], fit=(canvas, canvas))
-    image, extent = place(picture, canvas)
-    return {"image": image, "extent": extent}
+def _decoded(record: Mapping[str, Any], canvas: int) -> np.ndarray:
+    return images.decode(record["image"], name=record["name"], fit=(canvas, canvas))
+
+
+def _stacked(examples: Sequence[Batch], *, canvas: int) -> Batch:
+    """A batch of examples; each picture is copied once, to its place in the batch."""
+    pictures = [example["image"] for example in examples]
+    batch = {
+        name: np.stack([example[name] for example in examples])
+        for name in examples[0]
+        if name != "image"
+    }
+    image = np.empty((len(pictures), canvas, canvas, 3), np.uint8)
+    for row, picture in zip(image, pictures, strict=True):
+        _put(picture, row)
+    extent = np.array([picture.shape[:2] for picture in pictures], np.float32)
+    return {"image": image, "extent": extent, **batch}
+
+
+def _put(picture: np.ndarray, canvas: np.ndarray) -> None:
+    """Writes a picture into the upper left corner of a canvas and black around it."""
+    height, width = picture.shape[:2]
+    canvas[:height, :width] = picture
+    canvas[:height, width:] = 0
+    canvas[height:] = 0
 
 
 def place(picture: np.ndarray, canvas: int) -> tuple[np.ndarray, np.ndarray]:
@@ -137,10 +162,9 @@ def place(picture: np.ndarray, canvas: int) -> tuple[np.ndarray, np.ndarray]:
       `[canvas, canvas, 3]` uint8, and `[2]` float32 (height, width) of the picture on it.
     """
     picture = images.shrink(picture, height=canvas, width=canvas)
-    height, width = picture.shape[:2]
-    image = np.zeros((canvas, canvas, 3), np.uint8)
-    image[:height, :width] = picture
-    return image, np.array([height, width], np.float32)
+    image = np.empty((canvas, canvas, 3), np.uint8)
+    _put(picture, image)
+    return image, np.array(picture.shape[:2], np.float32)
 
 
 def _padded(boxes: np.ndarray, labels: np.ndarray, rows: int) -> Batch:
