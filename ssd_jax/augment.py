@@ -133,8 +133,11 @@ def augment(
         image, extent, canvas=canvas, crop=crop, flip=flip, interpolation=method, size=size
     )
     image = photometric(keys["colour"], image, channel_shuffle=channel_shuffle)
-    surround = (1 - coverage)[..., None] * jnp.asarray(mean, jnp.float32)
-    return Augmented(image * coverage[..., None] + surround, boxes, labels)
+    # In this form nothing but the mean is left where there is no picture, however it is rounded:
+    # the network's input is 0 there, not noise about 0.
+    mean = jnp.asarray(mean, jnp.float32)
+    image = mean + coverage[..., None] * (image - mean)
+    return Augmented(image, boxes, labels)
 
 
 def resize(image: Array, extent: Array, *, size: int | tuple[int, int]) -> jax.Array:

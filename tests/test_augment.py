@@ -478,6 +478,20 @@ def test_the_mean_surrounds_an_expanded_picture():
     assert np.isfinite(pixels).all()
 
 
+def test_the_surround_is_exactly_the_mean():
+    """So that the network's input is 0 there: noise about 0 would decide which ReLUs are open."""
+    surrounded = 0
+    for key in keys_of(15, 12):
+        got = AUGMENT(
+            key, picture(2, 20, 20), np.array([20, 20]), np.zeros((1, 4)), np.array([0]), size=40
+        )
+        away = np.abs(np.asarray(got.image) - np.float32(augment.MEAN)).max(axis=2)
+        if (away < 1e-2).mean() > 0.2:  # an expanded one
+            assert (away[away < 1e-2] == 0).all()
+            surrounded += 1
+    assert surrounded >= 3
+
+
 def test_expansion_is_as_the_paper_says():
     extent = jnp.array([300.0, 400.0])
     canvas = np.asarray(jax.vmap(lambda k: augment._expansion(k, extent))(keys_of(13, DRAWS)))

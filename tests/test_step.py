@@ -34,11 +34,11 @@ def batch():
 OPTIMIZER = optimizer.make_optimizer(optax.constant_schedule(1e-5))
 
 
-def run(batch, *, devices, parallel="shard_map", steps=2):
+def run(batch, *, devices, parallel="shard_map", steps=2, **options):
     """Parameters and metrics after a few steps on the same batch."""
     mesh = step.make_mesh(jax.devices()[:devices])
     train_step = step.make_train_step(
-        MODEL, OPTIMIZER, PRIORS, mesh=mesh, image_size=SIZE, parallel=parallel
+        MODEL, OPTIMIZER, PRIORS, mesh=mesh, image_size=SIZE, parallel=parallel, **options
     )
     state = step.init_state(MODEL, OPTIMIZER, SIZE, seed=0)
     state = jax.device_put(state, step.replicated(mesh))
@@ -78,7 +78,9 @@ def test_the_number_of_devices_does_not_change_the_step(batch, on_eight, devices
 def test_the_step_is_the_sum_of_its_parts(batch):
     """Against the pieces called one after the other, on one device and without any mapping."""
     keys = jax.vmap(lambda p: jax.random.fold_in(jax.random.key(0), p))(batch["position"])
-    image, gt_boxes, labels = jax.vmap(lambda *a: augment.augment(*a, size=SIZE))(
+    # Flipping alone: the crops of "ssd" magnify what the compiler rounds in another order.
+    flip = {"policy": "flip"}
+    image, gt_boxes, labels = jax.vmap(lambda *a: augment.augment(*a, size=SIZE, **flip))(
         keys, batch["image"], batch["extent"], batch["boxes"], batch["labels"]
     )
     matches = jax.vmap(matching.match, in_axes=(0, 0, None))(gt_boxes, labels, PRIORS)
@@ -101,7 +103,7 @@ def test_the_step_is_the_sum_of_its_parts(batch):
     value, grads = jax.value_and_grad(loss)(params)
     updates, _ = OPTIMIZER.update(grads, OPTIMIZER.init(params), params)
     expected = jax.device_get(optax.apply_updates(params, updates))
-    new_params, metrics = run(batch, devices=4, steps=1)
+    new_params, metrics = run(batch, devices=4, steps=1, **flip)
     np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
     assert_close(new_params, expected)
 

@@ -229,7 +229,7 @@ def test_evaluate_names_the_mistake(arguments, message):
     ("override", "message"),
     [
         ("--config.model.image_size=512", "image_size is 512, but"),
-        ("--config.data.dataset=voc", "classes|archives"),
+        ("--config.data.dataset=voc", "VOC's splits begin with 2007/"),
         ("--config.data.eval_split=val", "val"),
     ],
 )

@@ -346,11 +346,13 @@ def _nothing(reader: Reader, skipped: Mapping[str, Mapping[str, str]]) -> str:
 
 
 def _progress(results: Iterable[Example | str], total: int) -> Iterable[Example | str]:
+    console = rich.console.Console(stderr=True)
     return rich.progress.track(
         results,
         description="Checking pictures",
         total=total,
-        console=rich.console.Console(stderr=True),
+        console=console,
+        disable=not console.is_terminal,
     )
 
 
