@@ -135,8 +135,8 @@ def augment(
     image = photometric(keys["colour"], image, channel_shuffle=channel_shuffle)
     # In this form nothing but the mean is left where there is no picture, however it is rounded:
     # the network's input is 0 there, not noise about 0.
-    mean = jnp.asarray(mean, jnp.float32)
-    image = mean + coverage[..., None] * (image - mean)
+    surround = jnp.asarray(mean, jnp.float32)
+    image = surround + coverage[..., None] * (image - surround)
     return Augmented(image, boxes, labels)
 
 
