@@ -137,7 +137,7 @@ def _decode_jpeg(data: bytes, fit: tuple[int, int] | None) -> np.ndarray:
 
 def _jpeg_orientation(data: bytes) -> int:
     """Exif's orientation of a JPEG; one without Exif, the usual case, is not opened for it."""
-    if b"Exif\0\0" not in data[:_EXIF_WITHIN]:
+    if data.find(b"Exif\0\0", 0, _EXIF_WITHIN) < 0:
         return 1
     with Image.open(io.BytesIO(data)) as opened:
         return _orientation(opened)

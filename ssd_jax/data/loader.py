@@ -5,8 +5,7 @@ picture whatever the batch size, the number of threads, workers and processes, s
 by asking for the stream from `step * batch_size` on.
 """
 
-import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import grain
@@ -16,6 +15,8 @@ from absl import flags
 from ssd_jax.data import images
 
 Batch = dict[str, Any]  # of arrays, see training_batches
+
+_ENDLESS = 1 << 40  # batches
 
 
 class Source(Protocol):
@@ -67,23 +68,28 @@ def training_batches(
     if batch_size % processes:
         raise ValueError(f"batch_size ({batch_size}) must be divisible by {processes} processes")
 
-    def example(position: int, record: Mapping[str, Any]) -> Batch:
-        keep = (difficult | ~record["difficult"]) & ~record["crowd"]
-        objects = record["boxes"][keep], record["labels"][keep]
-        return {
-            "image": _decoded(record, canvas),
-            **_padded(*objects, max_objects),
-            "position": np.int32(position),
-        }
+    order = grain.MapDataset.range(len(source)).shuffle(seed=seed).repeat()
+    rows = batch_size // processes
 
-    stream = grain.MapDataset.source(source).shuffle(seed=seed).repeat().map_with_index(example)
-    mine = stream.slice(slice(start, None))[process::processes]
-    batches = mine.batch(
-        batch_size // processes,
-        drop_remainder=True,
-        batch_fn=functools.partial(_stacked, canvas=canvas),
-    )
-    return _iterate(batches, threads, workers)
+    def batch(number: int) -> Batch:
+        first = start + number * batch_size + process
+        positions = np.arange(first, first + batch_size, processes, dtype=np.int32)
+        made = {
+            **_blank(rows, canvas),
+            "boxes": np.zeros((rows, max_objects, 4), np.float32),
+            "labels": np.zeros((rows, max_objects), np.int32),
+            "position": positions,
+        }
+        for row, position in enumerate(positions):
+            record = source[order[int(position)]]
+            _draw(record, made, row)
+            keep = (difficult | ~record["difficult"]) & ~record["crowd"]
+            count = np.count_nonzero(keep)
+            made["boxes"][row, :count] = record["boxes"][keep]
+            made["labels"][row, :count] = record["labels"][keep]
+        return made
+
+    return _iterate(grain.MapDataset.range(_ENDLESS).map(batch), threads, workers)
 
 
 def evaluation_batches(
@@ -105,17 +111,17 @@ def evaluation_batches(
     Raises:
       UserError: While iterating, if a picture does not decode.
     """
-    blank = {"image": np.zeros((canvas, canvas, 3), np.uint8), "index": np.int32(-1)}
 
-    def example(index: int) -> Batch:
-        if index >= count:
-            return blank
-        return {"image": _decoded(source[index], canvas), "index": np.int32(index)}
+    def batch(number: int) -> Batch:
+        index = np.arange(number * batch_size, (number + 1) * batch_size, dtype=np.int32)
+        index[index >= count] = -1
+        made = {**_blank(batch_size, canvas), "index": index}
+        for row in np.flatnonzero(index >= 0):
+            _draw(source[int(index[row])], made, row)
+        made["image"][index < 0] = 0
+        return made
 
-    rows = -(-count // batch_size) * batch_size
-    batches = grain.MapDataset.range(rows).map(example)
-    stack = functools.partial(_stacked, canvas=canvas)
-    return _iterate(batches.batch(batch_size, batch_fn=stack), threads)
+    return _iterate(grain.MapDataset.range(-(-count // batch_size)).map(batch), threads)
 
 
 def _iterate(dataset: grain.MapDataset, threads: int, workers: int = 0) -> Iterator[Batch]:
@@ -128,23 +134,20 @@ def _iterate(dataset: grain.MapDataset, threads: int, workers: int = 0) -> Itera
     return iter(batches)
 
 
-def _decoded(record: Mapping[str, Any], canvas: int) -> np.ndarray:
-    return images.decode(record["image"], name=record["name"], fit=(canvas, canvas))
-
-
-def _stacked(examples: Sequence[Batch], *, canvas: int) -> Batch:
-    """A batch of examples; each picture is copied once, to its place in the batch."""
-    pictures = [example["image"] for example in examples]
-    batch = {
-        name: np.stack([example[name] for example in examples])
-        for name in examples[0]
-        if name != "image"
+def _blank(rows: int, canvas: int) -> Batch:
+    """Room for the pictures of a batch, not yet filled."""
+    return {
+        "image": np.empty((rows, canvas, canvas, 3), np.uint8),
+        "extent": np.full((rows, 2), canvas, np.float32),
     }
-    image = np.empty((len(pictures), canvas, canvas, 3), np.uint8)
-    for row, picture in zip(image, pictures, strict=True):
-        _put(picture, row)
-    extent = np.array([picture.shape[:2] for picture in pictures], np.float32)
-    return {"image": image, "extent": extent, **batch}
+
+
+def _draw(record: Mapping[str, Any], batch: Batch, row: int) -> None:
+    """Decodes a picture to its place in a batch."""
+    canvas = batch["image"][row]
+    picture = images.decode(record["image"], name=record["name"], fit=canvas.shape[:2])
+    _put(picture, canvas)
+    batch["extent"][row] = picture.shape[:2]
 
 
 def _put(picture: np.ndarray, canvas: np.ndarray) -> None:
@@ -165,9 +168,3 @@ def place(picture: np.ndarray, canvas: int) -> tuple[np.ndarray, np.ndarray]:
     image = np.empty((canvas, canvas, 3), np.uint8)
     _put(picture, image)
     return image, np.array(picture.shape[:2], np.float32)
-
-
-def _padded(boxes: np.ndarray, labels: np.ndarray, rows: int) -> Batch:
-    padded_boxes, padded_labels = np.zeros((rows, 4), np.float32), np.zeros(rows, np.int32)
-    padded_boxes[: len(boxes)], padded_labels[: len(labels)] = boxes, labels
-    return {"boxes": padded_boxes, "labels": padded_labels}
