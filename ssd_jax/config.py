@@ -44,7 +44,7 @@ class DataConfig:
     augment: str = "ssd"  # ssd (all of the paper's) or flip (its ablation)
     channel_shuffle: bool = False  # with ssd: shuffle colour channels (amdegroot, lufficc)
     interpolations: tuple[str, ...] = augment_lib.INTERPOLATIONS  # with ssd: one is drawn a picture
-    canvas: int = 512  # larger pictures are shrunk to this many pixels on the host
+    canvas: int = 500  # larger pictures are shrunk to this on the host; one as wide saves a copy
     threads: int = 4  # that read and decode, a batch each
     workers: int = 0  # processes that share the decoding, each with so many threads; 0: none
 

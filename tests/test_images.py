@@ -165,3 +165,21 @@ def test_a_picture_decoded_to_fit_is_the_whole_one_shrunk(orientation: int, fit:
     data = voc_tree.encoded(voc_tree.pixels(480, 640), "JPEG", exif=exif, quality=95)
     whole = images.shrink(images.decode(data, name="a"), height=fit[0], width=fit[1])
     assert close(images.decode(data, name="a", fit=fit), whole)
+
+
+@pytest.mark.parametrize("before", [b"", b"\xff\xff\xff", b"\xff\xe2\x00\x06Exif"])
+def test_exif_is_found_behind_fill_bytes_and_other_segments(before: bytes):
+    plain = oriented("JPEG", 6)
+    assert images.size(plain[:2] + before + plain[2:], name="a") == (32, 24)
+
+
+def test_a_jpeg_as_wide_as_the_room_is_decoded_there_and_others_are_not():
+    room = np.zeros((40, 32, 3), np.uint8)
+    data = oriented("JPEG", 1)
+    picture = images.decode(data, name="a", into=room)
+    assert np.shares_memory(picture, room)
+    np.testing.assert_array_equal(room[:24], images.decode(data, name="a"))
+    assert not room[24:].any()
+    for other in (oriented("JPEG", 3), oriented("PNG", 1)):
+        assert not np.shares_memory(images.decode(other, name="a", into=room), room)
+    assert not np.shares_memory(images.decode(data, name="a", into=room[:23]), room)

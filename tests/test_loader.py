@@ -134,3 +134,29 @@ def test_a_broken_picture_is_named():
     broken = {**RECORDS[1], "image": b"no picture", "name": "broken.jpg"}
     with pytest.raises(errors.UserError, match=r"broken\.jpg"):
         next(loader.training_batches([broken], batch_size=1, **OPTIONS))
+
+
+def test_memory_serves_again_only_when_no_view_of_it_is_left():
+    pool = loader.Pool()
+    first = pool.empty((4, 3))
+    first[:] = 1
+    view = first[1:].reshape(-1)
+    address = first.ctypes.data
+    del first
+    second = pool.empty((4, 3))
+    assert second.ctypes.data != address
+    second[:] = 2
+    assert view.tolist() == [1] * 9
+    del view
+    assert pool.empty((4, 3)).ctypes.data == address
+
+
+def test_batches_that_are_kept_do_not_change():
+    stream = loader.training_batches(RECORDS, batch_size=2, **OPTIONS)
+    kept = [next(stream) for _ in range(4)]
+    copies = [{name: value.copy() for name, value in batch.items()} for batch in kept]
+    for _ in range(4):
+        next(stream)
+    for batch, copy in zip(kept, copies, strict=True):
+        for name, value in batch.items():
+            np.testing.assert_array_equal(value, copy[name])

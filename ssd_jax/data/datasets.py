@@ -372,10 +372,11 @@ def _record(example: bytes) -> dict[str, Any]:
     tfds' own way from there to arrays takes three times as long, with the GIL held: a fifth of the
     time that decoding the picture takes.
     """
+    # NumPy takes a list in half the time that it takes protobuf's own sequence.
     feature = tf_example_pb2.Example.FromString(example).features.feature
 
-    def integers(name: str) -> Any:
-        return feature[name].int64_list.value
+    def integers(name: str) -> list[int]:
+        return list(feature[name].int64_list.value)
 
     def flags(name: str) -> np.ndarray:
         return np.array(integers(f"objects/{name}"), bool)
@@ -386,7 +387,9 @@ def _record(example: bytes) -> dict[str, Any]:
         "image_id": integers("image_id")[0],
         "height": integers("height")[0],
         "width": integers("width")[0],
-        "boxes": np.array(feature["objects/boxes"].float_list.value, np.float32).reshape(-1, 4),
+        "boxes": np.array(list(feature["objects/boxes"].float_list.value), np.float32).reshape(
+            -1, 4
+        ),
         "labels": np.array(integers("objects/labels"), np.int32) + 1,
         "difficult": flags("difficult"),
         "truncated": flags("truncated"),

@@ -18,11 +18,17 @@ from ssd_jax import errors
 _MAX_PIXELS = 89_478_485  # where Pillow begins to suspect a decompression bomb
 _JPEG_MAGIC = b"\xff\xd8\xff"
 _PLAIN_COLORS = ("YCbCr", "RGB", "Gray")  # what simplejpeg turns into RGB; CMYK and YCCK it cannot
-_EXIF_WITHIN = 1 << 17  # Exif is among the first segments of a JPEG, each of 64 kB at most
+_START_OF_SCAN = b"\xff\xda"  # of a JPEG: the segments before it say what its pixels are
 _SWAPPED_SIDES = (5, 6, 7, 8)  # Exif orientations that exchange height and width
 
 
-def decode(data: bytes, *, name: str, fit: tuple[int, int] | None = None) -> np.ndarray:
+def decode(
+    data: bytes,
+    *,
+    name: str,
+    fit: tuple[int, int] | None = None,
+    into: np.ndarray | None = None,
+) -> np.ndarray:
     """Decodes a picture file of any common kind.
 
     Grey, palette and CMYK pictures become RGB, 16 bits a channel are scaled to 8, transparent
@@ -33,6 +39,8 @@ def decode(data: bytes, *, name: str, fit: tuple[int, int] | None = None) -> np.
       name: What an error calls the picture.
       fit: Largest (height, width) to return. A larger picture is scaled down, keeping its aspect
         ratio; JPEGs then decode fewer pixels. None: every pixel.
+      into: `[rows, W, 3]` uint8, contiguous. An upright JPEG of that very width and no more rows
+        is decoded there, and the result is a view of it: a copy is saved. Others ignore it.
 
     Returns:
       `[H, W, 3]` uint8 RGB, the way up that Exif says.
@@ -42,7 +50,7 @@ def decode(data: bytes, *, name: str, fit: tuple[int, int] | None = None) -> np.
     """
     with _blaming(data, name):
         if _is_plain_jpeg(data):
-            image = _decode_jpeg(data, fit)
+            image = _decode_jpeg(data, fit, into)
         else:
             with Image.open(io.BytesIO(data)) as opened:
                 _refuse_bomb(*opened.size)
@@ -118,10 +126,13 @@ def _is_plain_jpeg(data: bytes) -> bool:
     return simplejpeg.decode_jpeg_header(data)[2] in _PLAIN_COLORS
 
 
-def _decode_jpeg(data: bytes, fit: tuple[int, int] | None) -> np.ndarray:
+def _decode_jpeg(data: bytes, fit: tuple[int, int] | None, into: np.ndarray | None) -> np.ndarray:
     height, width, *_ = simplejpeg.decode_jpeg_header(data)
     _refuse_bomb(width, height)
     orientation = _jpeg_orientation(data)
+    if into is not None and orientation == 1 and width == into.shape[1] and height <= len(into):
+        simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=into[:height])
+        return into[:height]
     at_least = (0, 0)
     if fit is not None:
         rows, columns = _fitted_size(
@@ -137,10 +148,23 @@ def _decode_jpeg(data: bytes, fit: tuple[int, int] | None) -> np.ndarray:
 
 def _jpeg_orientation(data: bytes) -> int:
     """Exif's orientation of a JPEG; one without Exif, the usual case, is not opened for it."""
-    if data.find(b"Exif\0\0", 0, _EXIF_WITHIN) < 0:
+    if not _may_have_exif(data):
         return 1
     with Image.open(io.BytesIO(data)) as opened:
         return _orientation(opened)
+
+
+def _may_have_exif(data: bytes) -> bool:
+    """Walks a JPEG's segments up to its pixels."""
+    place = 2
+    while data.startswith(b"\xff", place):
+        if data.startswith(_START_OF_SCAN, place):
+            return False
+        if data.startswith(b"Exif\0\0", place + 4):
+            return True
+        padding = data.startswith(b"\xff\xff", place)
+        place += 1 if padding else 2 + int.from_bytes(data[place + 2 : place + 4])
+    return True  # oddly built: Pillow is to say
 
 
 def _orientation(image: Image.Image) -> int:

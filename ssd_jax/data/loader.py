@@ -5,6 +5,8 @@ picture whatever the batch size, the number of threads, workers and processes, s
 by asking for the stream from `step * batch_size` on.
 """
 
+import collections
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
@@ -25,6 +27,45 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Mapping[str, Any]: ...
+
+
+class Pool:
+    """Memory for arrays that come and go: new pages cost a batch a sixth of its time."""
+
+    def __init__(self) -> None:
+        self._free: collections.deque[np.ndarray] = collections.deque()
+
+    def empty(self, shape: tuple[int, ...]) -> np.ndarray:
+        """A uint8 array, not filled; when it and all its views are gone, its memory serves again.
+
+        Args:
+          shape: The same in every call to one pool.
+        """
+        try:
+            memory = self._free.pop()
+        except IndexError:
+            memory = np.empty(shape, np.uint8)
+        return np.asarray(_Lease(memory, self._free))
+
+
+class _Lease:
+    """Owns an array's memory for NumPy, and gives it back to the pool in the end."""
+
+    def __init__(self, memory: np.ndarray, free: collections.deque[np.ndarray]):
+        self.__array_interface__ = memory.__array_interface__
+        self._memory = memory
+        self._free = free
+
+    def __del__(self) -> None:
+        self._free.append(self._memory)
+
+
+@functools.lru_cache(maxsize=4)
+def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
+    """The order in which an epoch goes through `count` records: `[count]` int64, a permutation."""
+    order = np.random.default_rng((seed, epoch)).permutation(count)
+    order.flags.writeable = False
+    return order
 
 
 def training_batches(
@@ -68,20 +109,24 @@ def training_batches(
     if batch_size % processes:
         raise ValueError(f"batch_size ({batch_size}) must be divisible by {processes} processes")
 
-    order = grain.MapDataset.range(len(source)).shuffle(seed=seed).repeat()
     rows = batch_size // processes
+    pool = Pool()
+
+    def record_at(position: int) -> Mapping[str, Any]:
+        epoch, place = divmod(position, len(source))
+        return source[epoch_order(len(source), seed, epoch)[place]]
 
     def batch(number: int) -> Batch:
         first = start + number * batch_size + process
         positions = np.arange(first, first + batch_size, processes, dtype=np.int32)
         made = {
-            **_blank(rows, canvas),
+            **_blank(rows, canvas, pool),
             "boxes": np.zeros((rows, max_objects, 4), np.float32),
             "labels": np.zeros((rows, max_objects), np.int32),
             "position": positions,
         }
-        for row, position in enumerate(positions):
-            record = source[order[int(position)]]
+        records = [record_at(position) for position in positions.tolist()]
+        for row, record in enumerate(records):
             _draw(record, made, row)
             keep = (difficult | ~record["difficult"]) & ~record["crowd"]
             count = np.count_nonzero(keep)
@@ -111,12 +156,13 @@ def evaluation_batches(
     Raises:
       UserError: While iterating, if a picture does not decode.
     """
+    pool = Pool()
 
     def batch(number: int) -> Batch:
         index = np.arange(number * batch_size, (number + 1) * batch_size, dtype=np.int32)
         index[index >= count] = -1
-        made = {**_blank(batch_size, canvas), "index": index}
-        for row in np.flatnonzero(index >= 0):
+        made = {**_blank(batch_size, canvas, pool), "index": index}
+        for row in np.flatnonzero(index >= 0).tolist():
             _draw(source[int(index[row])], made, row)
         made["image"][index < 0] = 0
         return made
@@ -134,10 +180,10 @@ def _iterate(dataset: grain.MapDataset, threads: int, workers: int = 0) -> Itera
     return iter(batches)
 
 
-def _blank(rows: int, canvas: int) -> Batch:
+def _blank(rows: int, canvas: int, pool: Pool) -> Batch:
     """Room for the pictures of a batch, not yet filled."""
     return {
-        "image": np.empty((rows, canvas, canvas, 3), np.uint8),
+        "image": pool.empty((rows, canvas, canvas, 3)),
         "extent": np.full((rows, 2), canvas, np.float32),
     }
 
@@ -145,7 +191,7 @@ def _blank(rows: int, canvas: int) -> Batch:
 def _draw(record: Mapping[str, Any], batch: Batch, row: int) -> None:
     """Decodes a picture to its place in a batch."""
     canvas = batch["image"][row]
-    picture = images.decode(record["image"], name=record["name"], fit=canvas.shape[:2])
+    picture = images.decode(record["image"], name=record["name"], fit=canvas.shape[:2], into=canvas)
     _put(picture, canvas)
     batch["extent"][row] = picture.shape[:2]
 
@@ -153,7 +199,8 @@ def _draw(record: Mapping[str, Any], batch: Batch, row: int) -> None:
 def _put(picture: np.ndarray, canvas: np.ndarray) -> None:
     """Writes a picture into the upper left corner of a canvas and black around it."""
     height, width = picture.shape[:2]
-    canvas[:height, :width] = picture
+    if not np.may_share_memory(picture, canvas):  # else it was decoded there
+        canvas[:height, :width] = picture
     canvas[:height, width:] = 0
     canvas[height:] = 0
 
