@@ -27,6 +27,7 @@ def main(argv: Sequence[str]) -> None:
     from ssd_jax.training import checkpoint, logs
 
     config = FLAGS.config
+    cli.keep_compiled(config.data.cache_dir)
     workdir = cli.run_of(FLAGS.workdir, FLAGS.checkpoint)
     folder = checkpoint.find(FLAGS.checkpoint or FLAGS.workdir)
     detector = detector_lib.restore(config, folder)

@@ -4,8 +4,10 @@
   python train.py --config configs/ssd300.py --workdir runs/mine --config.train.batch_size=8
   python train.py --config configs/ssd300.py --summary
 
-A run goes on from the last checkpoint in its workdir. --config.PART.FIELD=VALUE changes a field of
-the config; ssd_jax/config.py lists them all.
+A run goes on from the last checkpoint in its workdir. Told to stop by SIGTERM or SIGINT, it saves
+and exits with status 75: the same command goes on. On several machines, start it on each, as
+docs/scaling.md says. --config.PART.FIELD=VALUE changes a field of the config; ssd_jax/config.py
+lists them all.
 """
 
 from collections.abc import Sequence
@@ -13,17 +15,23 @@ from pathlib import Path
 
 from absl import flags
 
-from ssd_jax import cli
+from ssd_jax import cli, errors
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", None, "Where the run is kept; runs/NAME_OF_THE_CONFIG by default.")
+flags.DEFINE_bool("change_config", False, "Go on in a workdir whose config differs from this one.")
+flags.DEFINE_string("profile", None, "START:STOP, steps to trace into WORKDIR/profile.")
+flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, where no launcher says it.")
+flags.DEFINE_integer("num_processes", None, "How many processes train together.")
+flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+flags.DEFINE_integer("coordinator_timeout", 300, "Seconds to wait for the other processes.")
 flags.DEFINE_bool("summary", False, "Print the network's layers, for 20 classes, and stop.")
 
 
 def main(argv: Sequence[str]) -> None:
     """Trains, evaluates and says where everything lies."""
     cli.parse(argv)
-    from ssd_jax import detector
+    from ssd_jax import detector, distributed
     from ssd_jax.evaluation import tables
     from ssd_jax.models import summary
     from ssd_jax.training import loop
@@ -34,9 +42,15 @@ def main(argv: Sequence[str]) -> None:
         layers = summary.summarize(model, detector.input_size(config.model))
         cli.stdout.print(tables.layers(layers))
         return
+    profile = _steps(FLAGS.profile)
     cli.split_cpu(config.train.cpu_devices)
+    cli.keep_compiled(config.data.cache_dir)
+    distributed.initialize(
+        FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, timeout=FLAGS.coordinator_timeout
+    )
+    cli.stdout.quiet = not distributed.is_primary()
     workdir = Path(FLAGS.workdir or Path("runs") / cli.config_name(argv))
-    result = loop.train(config, workdir)
+    result = loop.train(config, workdir, change_config=FLAGS.change_config, profile=profile)
     cli.stdout.print(tables.evaluation(result))
     cli.show_places(
         {
@@ -46,6 +60,16 @@ def main(argv: Sequence[str]) -> None:
             "checkpoints": workdir / "checkpoints",
         }
     )
+
+
+def _steps(text: str | None) -> range:
+    """What --profile says, as a range."""
+    if text is None:
+        return range(0)
+    start, _, stop = text.partition(":")
+    if not (start.isdigit() and stop.isdigit() and int(start) < int(stop)):
+        raise errors.UserError(f"--profile is {text!r}; it must be START:STOP, say, 10:15")
+    return range(int(start), int(stop))
 
 
 if __name__ == "__main__":

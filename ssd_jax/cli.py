@@ -22,8 +22,8 @@ stdout = console.Console(highlight=False, soft_wrap=True)
 def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
     """Runs a script's `main` with the command line, which it has to give to `parse`.
 
-    A mistake by the user is one line on stderr and exit status 2; any other exception keeps its
-    traceback.
+    A mistake by the user is one line on stderr and exit status 2; a run that was told to stop and
+    has saved its state exits with `errors.TRY_AGAIN`; any other exception keeps its traceback.
     """
     _quiet()
     try:
@@ -31,6 +31,9 @@ def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
     except errors.UserError as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         sys.exit(2)
+    except errors.StoppedError as stopped:
+        sys.stderr.write(f"{stopped}\n")
+        sys.exit(errors.TRY_AGAIN)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         sys.exit(130)
@@ -52,6 +55,7 @@ def parse(argv: Sequence[str], *, saved: Callable[[], Path] | None = None) -> li
     Raises:
       UserError: If a flag, a field of the config or its value is wrong.
     """
+    argv = [_with_underscores(argument) for argument in argv]
     names = [argument.split("=")[0].lstrip("-") for argument in argv[1:]]
     if "help" in names:
         sys.stdout.write(f"{sys.modules['__main__'].__doc__}\n{flags.FLAGS.main_module_help()}\n")
@@ -97,6 +101,18 @@ def split_cpu(devices: int) -> None:
         jax.config.update("jax_num_cpu_devices", devices)
 
 
+def keep_compiled(cache_dir: str) -> None:
+    """Keeps what XLA compiles in `cache_dir`, so that a restart starts quickly.
+
+    JAX_COMPILATION_CACHE_DIR wins; empty, it switches this off.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        import jax
+
+        folder = Path(cache_dir).expanduser() / "compiled"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
 def config_name(argv: Sequence[str]) -> str:
     """The name of the config file on the command line, without its ending."""
     return Path(_config_file(argv) or "run").stem
@@ -130,6 +146,14 @@ def show_places(places: Mapping[str, Path]) -> None:
     """Says where everything lies."""
     for name, path in places.items():
         stdout.print(f"[bold]{name:>11}[/bold]  {path}")
+
+
+def _with_underscores(argument: str) -> str:
+    """A flag's name in either spelling: --process-id is --process_id."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
 
 
 def _config_file(argv: Sequence[str]) -> str | None:

@@ -22,7 +22,8 @@ class ModelConfig:
     backbone: str = "vgg16"
     image_size: int = 300  # side of the network's input in pixels; from 512 on, SSD512's layout
     width: float = 1.0  # multiplier of the channel counts
-    dtype: str = "float32"  # of the computation: float32 or bfloat16
+    dtype: str = "float32"  # of the computation: float32 or bfloat16; parameters are float32
+    remat: bool = False  # compute the backbone's activations twice rather than keep them
     prior_sizes: str = "voc"  # published sizes of the default boxes: voc or coco
     clip_priors: bool = False  # clamp default boxes to the picture (amdegroot, torchvision)
     pretrained: str = ""  # .npz of weights by layer name (conv1_1/kernel, ...) to start from
@@ -54,12 +55,16 @@ class TrainConfig:
     """The objective, the optimiser and the loop."""
 
     steps: int = 120_000
-    batch_size: int = 32  # global, over all devices
+    batch_size: int = 32  # global, over all devices of all processes
+    accumulate: int = 1  # parts that a device's share of the batch is computed in, to save memory
     optimizer: str = "sgd"  # sgd (the paper's), adam or muon
     learning_rate: float = 1e-3
+    scale_rate_from: int = 0  # batch size that learning_rate is for; the rate follows; 0: any
     momentum: float = 0.9
     weight_decay: float = 5e-4
     bias_rate: float = 2.0  # multiplier of the rate for biases, which do not decay
+    clip_norm: float = 0.0  # largest norm of all gradients together; 0: any
+    ema_decay: float = 0.0  # of the weights' moving average, say 0.999; 0: none is kept
     schedule: str = "steps"  # steps or cosine
     drops: tuple[int, ...] = (80_000, 100_000)  # where schedule = steps divides the rate
     drop_factor: float = 0.1
@@ -73,6 +78,9 @@ class TrainConfig:
     log_every: int = 10
     eval_every: int = 5_000
     checkpoint_every: int = 1_000
+    keep_checkpoints: int = 2  # the latest so many; the best stays beside them
+    max_skipped: int = 10  # steps in a row whose loss is not finite, then the run ends; 0: any
+    watchdog_minutes: float = 30.0  # a process without a step for so long ends; 0: it waits
 
 
 @dataclasses.dataclass
@@ -85,6 +93,7 @@ class EvalConfig:
     top_k: int = 400
     max_detections: int = 200
     max_images: int = 0  # evaluate only the first so many pictures; 0: all
+    ema: bool = True  # the weights' moving average, where the run keeps one
 
 
 @dataclasses.dataclass
@@ -112,15 +121,50 @@ _CHOICES = {
 _POSITIVE = {
     "model": ("image_size", "width"),
     "data": ("canvas", "threads"),
-    "train": ("batch_size", "learning_rate", "log_every", "eval_every", "checkpoint_every"),
+    "train": (
+        "batch_size",
+        "accumulate",
+        "learning_rate",
+        "log_every",
+        "eval_every",
+        "checkpoint_every",
+        "keep_checkpoints",
+    ),
     "eval": ("batch_size", "top_k", "max_detections"),
 }
 _NOT_NEGATIVE = {
     "data": ("workers",),
-    "train": ("steps", "warmup_steps", "fresh_warmup_steps", "weight_decay", "cpu_devices"),
+    "train": (
+        "steps",
+        "warmup_steps",
+        "fresh_warmup_steps",
+        "weight_decay",
+        "cpu_devices",
+        "scale_rate_from",
+        "clip_norm",
+        "max_skipped",
+        "watchdog_minutes",
+    ),
     "eval": ("max_images",),
 }
-_SHARES = {"data": ("max_bad_share",)}
+_SHARES = {"data": ("max_bad_share",), "train": ("ema_decay",)}
+# What a run may go on with when it is another than before: it does not change what is learnt.
+_FREE = {
+    "data": ("archives", "cache_dir", "threads", "workers", "max_bad_share"),
+    "train": (
+        "steps",
+        "accumulate",
+        "cpu_devices",
+        "parallel",
+        "log_every",
+        "eval_every",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "max_skipped",
+        "watchdog_minutes",
+    ),
+    "eval": tuple(field.name for field in dataclasses.fields(EvalConfig)),
+}
 
 
 def validate(config: Config) -> None:
@@ -159,9 +203,28 @@ def validate(config: Config) -> None:
                     )
 
 
+def differences(there: Config, here: Config) -> list[str]:
+    """What differs between two configs and changes what is learnt, a line for each field."""
+    lines = [f"seed {there.seed} there, {here.seed} here"] if there.seed != here.seed else []
+    for part in ("model", "data", "train"):
+        ours, theirs = getattr(here, part), getattr(there, part)
+        free = _FREE.get(part, ())
+        if part == "train" and here.train.schedule == "cosine":
+            free = tuple(name for name in free if name != "steps")  # its rate depends on the end
+        for name, value in dataclasses.asdict(ours).items():
+            if name not in free and getattr(theirs, name) != value:
+                lines.append(f"{part}.{name} {getattr(theirs, name)!r} there, {value!r} here")
+    return lines
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """A config as JSON knows it."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
 def save(path: str | Path, config: Config, class_names: tuple[str, ...]) -> None:
     """Writes a run's config, and the names of its classes, as JSON."""
-    content = {"config": dataclasses.asdict(config), "class_names": list(class_names)}
+    content = {"config": to_dict(config), "class_names": list(class_names)}
     Path(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from PIL import Image
 
 from ssd_jax import augment, detection, errors
@@ -31,6 +32,7 @@ def build_model(config: config_lib.ModelConfig, num_classes: int) -> ssd.SSD:
         width=config.width,
         prior_sizes=config.prior_sizes,
         dtype=jnp.dtype(config.dtype),
+        remat=config.remat,
     )
 
 
@@ -48,8 +50,19 @@ def make_predict(
     iou_threshold: float = 0.45,
     top_k: int = 400,
     max_detections: int = 200,
+    mesh: Mesh | None = None,
 ) -> Predict:
     """Builds the jit-compiled way from pictures to detections.
+
+    Args:
+      model: The network.
+      priors_cxcywh: `[P, 4]` its default boxes.
+      image_size: (height, width) of its input.
+      score_threshold: See `detection.detect`.
+      iou_threshold: Likewise.
+      top_k: Likewise.
+      max_detections: Likewise.
+      mesh: Devices, of one axis, that share the batch and have to divide it; None: one computes.
 
     Returns:
       `predict(params, images, extents)`: `[B, H, W, 3]` uint8 canvases and `[B, 2]` (height, width)
@@ -63,13 +76,23 @@ def make_predict(
         max_detections=max_detections,
     )
 
-    @jax.jit
     def predict(params: Any, images: Array, extents: Array) -> Detections:
         resized = jax.vmap(functools.partial(augment.resize, size=image_size))(images, extents)
         loc, conf = ssd.apply(model, params, vgg.normalise(resized))
         return jax.vmap(detect, in_axes=(0, 0, None))(loc, conf, jnp.asarray(priors_cxcywh))
 
-    return predict
+    if mesh is None or mesh.size == 1:
+        return jax.jit(predict)
+    rows = PartitionSpec(mesh.axis_names[0])
+    return jax.jit(
+        jax.shard_map(
+            predict,
+            mesh=mesh,
+            in_specs=(PartitionSpec(), rows, rows),
+            out_specs=rows,
+            check_vma=False,
+        )
+    )
 
 
 class Detector:
@@ -85,7 +108,8 @@ class Detector:
         self.class_names = tuple(class_names)
         self.params = params
         model = build_model(config.model, len(self.class_names))
-        self._predict = make_predict(
+        self._make_predict = functools.partial(
+            make_predict,
             model,
             default_boxes(config.model, model),
             image_size=input_size(config.model),
@@ -94,6 +118,7 @@ class Detector:
             top_k=config.eval.top_k,
             max_detections=config.eval.max_detections,
         )
+        self._predict = self._make_predict()
 
     def __call__(
         self, images: Sequence[Picture], *, score_threshold: float = 0.5
@@ -132,9 +157,15 @@ class Detector:
     def predict_batches(
         self, batches: Iterator[Mapping[str, np.ndarray]]
     ) -> Iterator[tuple[int, Detections]]:
-        """(index, detections in [0, 1], NumPy, all D rows) of each picture of `batches`."""
+        """(index, detections in [0, 1], NumPy, all D rows) of each picture of `batches`.
+
+        The devices of this process share each batch, and have to divide it.
+        """
+        mesh = Mesh(np.asarray(jax.local_devices()), ("data",), axis_types=(AxisType.Auto,))
+        predict = self._make_predict(mesh=mesh)
+        params = jax.device_put(self.params, NamedSharding(mesh, PartitionSpec()))
         for batch in batches:
-            raw = jax.device_get(self._predict(self.params, batch["image"], batch["extent"]))
+            raw = jax.device_get(predict(params, batch["image"], batch["extent"]))
             for place, index in enumerate(batch["index"]):
                 if index >= 0:
                     yield int(index), row(raw, place)
@@ -230,7 +261,8 @@ def restore(config: config_lib.Config, folder: Path) -> Detector:
     model = build_model(config.model, len(class_names))
     image = jax.ShapeDtypeStruct((1, *input_size(config.model), 3), jnp.float32)
     like = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
-    return Detector(config, class_names, checkpoint.restore_params(folder, like))
+    params = checkpoint.restore_params(folder, like, ema=config.eval.ema)
+    return Detector(config, class_names, params)
 
 
 def _config_of(folder: Path) -> Path:

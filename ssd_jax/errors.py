@@ -1,4 +1,7 @@
-"""The one exception that means: the user can mend this."""
+"""What ends a script without a traceback: a mistake to mend, or a run to go on with."""
+
+TRY_AGAIN = 75
+"""Exit status of a run that the same command goes on with (EX_TEMPFAIL of sysexits.h)."""
 
 
 class UserError(ValueError):
@@ -7,3 +10,7 @@ class UserError(ValueError):
     Its message is one line that names the file, field or value and the way out. The scripts print
     that line and exit with status 2; every other exception keeps its traceback.
     """
+
+
+class StoppedError(Exception):
+    """A run was told to stop and has saved its state: the scripts exit with `TRY_AGAIN`."""

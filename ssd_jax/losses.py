@@ -42,13 +42,13 @@ def multibox_loss(
     *,
     neg_pos_ratio: float = 3.0,
     loc_weight: float = 1.0,
-    axis_name: str | None = None,
+    positives: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The multibox loss of a batch: (1 / N) (cross-entropy + loc_weight * smooth L1).
 
-    N counts the positives of the global batch; under `shard_map` or `pmap`, `axis_name` sees to it:
-    the results of the devices then *sum* (not average) to the loss of the whole batch, and so do
-    their gradients. A batch without positives has loss 0 and gradient 0.
+    A batch without positives has loss 0 and gradient 0. Where the pictures are a part of a batch, a
+    device's or one of several that are accumulated, `positives` is that of the whole batch: losses
+    and gradients of the parts then *sum* (not average) to those of the whole.
 
     Args:
       loc: `[B, P, 4]` predicted offsets.
@@ -57,11 +57,11 @@ def multibox_loss(
       labels: `[B, P]` int class of each prior, 0 is background.
       neg_pos_ratio: Mined negatives for each positive of a picture.
       loc_weight: The paper's alpha.
-      axis_name: Mapped axis over which the batch is split, if it is.
+      positives: N, a scalar count; None: of these pictures.
 
     Returns:
-      The scalar loss, and metrics: `loss`, `loc_loss`, `conf_loss` (scalars that sum over devices),
-      `positives` and `negatives` (counts of this device). All float32 whatever the inputs' type.
+      The scalar loss, and metrics: `loss`, `loc_loss`, `conf_loss`, and the counts `positives` and
+      `negatives` of these pictures. All float32 whatever the inputs' type.
 
     Source: Liu et al. 2016, equations 1 to 3.
     """
@@ -75,9 +75,8 @@ def multibox_loss(
     cross_entropy = -jnp.take_along_axis(log_probs, labels[..., None], axis=-1)[..., 0]
     # Offsets of unmatched priors may be anything: replace them before the loss, not after.
     loc_targets = jnp.where(positive[..., None], loc_targets, loc)
-    positives = jnp.sum(positive)
-    count = positives if axis_name is None else jax.lax.psum(positives, axis_name)
-    count = jnp.maximum(count, 1).astype(jnp.float32)
+    here = jnp.sum(positive)
+    count = jnp.maximum(here if positives is None else positives, 1).astype(jnp.float32)
     conf_loss = jnp.sum(jnp.where(positive | negative, cross_entropy, 0)) / count
     loc_loss = jnp.sum(optax.huber_loss(loc, loc_targets, delta=1.0)) / count
     loss = conf_loss + loc_weight * loc_loss
@@ -85,7 +84,7 @@ def multibox_loss(
         "loss": loss,
         "loc_loss": loc_loss,
         "conf_loss": conf_loss,
-        "positives": positives.astype(jnp.float32),
+        "positives": here.astype(jnp.float32),
         "negatives": jnp.sum(negative).astype(jnp.float32),
     }
     return loss, metrics

@@ -34,18 +34,22 @@ def batch():
 OPTIMIZER = optimizer.make_optimizer(optax.constant_schedule(1e-5))
 
 
-def run(batch, *, devices, parallel="shard_map", steps=2, **options):
-    """Parameters and metrics after a few steps on the same batch."""
+def run_state(batch, *, devices, steps, model=MODEL, opt=OPTIMIZER, ema=False, **options):
+    """State and metrics after a few steps on the same batch."""
     mesh = step.make_mesh(jax.devices()[:devices])
-    train_step = step.make_train_step(
-        MODEL, OPTIMIZER, PRIORS, mesh=mesh, image_size=SIZE, parallel=parallel, **options
-    )
-    state = step.init_state(MODEL, OPTIMIZER, SIZE, seed=0)
+    train_step = step.make_train_step(model, opt, PRIORS, mesh=mesh, image_size=SIZE, **options)
+    state = step.init_state(model, opt, SIZE, seed=0, ema=ema)
     state = jax.device_put(state, step.replicated(mesh))
     for _ in range(steps):
         state, metrics = train_step(state, step.shard_batch(batch, mesh))
     assert int(state.step) == steps
-    return jax.device_get((state.params, metrics))
+    return jax.device_get((state, metrics))
+
+
+def run(batch, *, devices, steps=2, **options):
+    """Parameters and metrics after a few steps on the same batch."""
+    state, metrics = run_state(batch, devices=devices, steps=steps, **options)
+    return state.params, metrics
 
 
 @pytest.fixture(scope="module")
@@ -124,3 +128,100 @@ def test_unknown_mapping_is_refused():
         step.make_train_step(
             MODEL, OPTIMIZER, PRIORS, mesh=step.make_mesh(), image_size=SIZE, parallel="xmap"
         )
+
+
+def gradients(batch, **options):
+    """What one step of rate 1 without momentum takes away, and its metrics."""
+    plain = optax.sgd(1.0)
+    before = step.init_state(MODEL, plain, SIZE, seed=0).params
+    after, metrics = run(batch, steps=1, opt=plain, policy="flip", **options)
+    return jax.tree.map(lambda a, b: a - b, jax.device_get(before), after), metrics
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("devices", "parts"), [(1, 4), (2, 2)])
+def test_accumulated_parts_give_the_gradient_of_the_whole(batch, devices, parts):
+    expected, metrics = gradients(batch, devices=devices)
+    result, accumulated = gradients(batch, devices=devices, accumulate=parts)
+    for name in metrics:
+        np.testing.assert_allclose(accumulated[name], metrics[name], rtol=1e-5, err_msg=name)
+    for got, want in zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * max(np.abs(want).max(), 1))
+
+
+@pytest.mark.slow
+def test_what_is_computed_twice_gives_the_same_gradient(batch):
+    expected, _ = gradients(batch, devices=1)
+    result, _ = gradients(batch, devices=1, model=ssd.SSD(num_classes=4, width=0.125, remat=True))
+    for got, want in zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * max(np.abs(want).max(), 1))
+
+
+def test_remat_keeps_only_the_inputs_of_blocks():
+    """XLA decides what it does with it; JAX is told."""
+    images = jax.ShapeDtypeStruct((1, *SIZE, 3), jnp.float32)
+    for remat, times in ((False, 0), (True, 5)):
+        model = ssd.SSD(num_classes=4, width=0.125, remat=remat)
+        params = jax.eval_shape(model.init, jax.random.key(0), images)
+        graph = jax.make_jaxpr(lambda p, x, model=model: model.apply(p, x))(params, images)
+        assert str(graph).count("checkpoint[") + str(graph).count("remat2[") == times
+        assert (
+            params["params"].keys()
+            == jax.eval_shape(MODEL.init, jax.random.key(0), images)["params"].keys()
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "harm",
+    [
+        pytest.param({"extent": np.nan}, id="picture"),
+        pytest.param({"boxes": np.nan}, id="boxes"),
+        pytest.param({"loc_weight": np.float32(np.inf)}, id="gradients"),
+    ],
+)
+def test_a_step_that_is_not_finite_changes_nothing_but_its_number(batch, harm):
+    options = {"devices": 2, "ema": True, "ema_decay": 0.9, "policy": "flip"}
+    harmed = {name: np.array(values) for name, values in batch.items()}
+    for name, value in harm.items():
+        if name in batch:
+            harmed[name][3] = value
+        else:
+            options[name] = value
+    state, metrics = run_state(harmed, steps=1, **options)
+    assert metrics["skipped"] == 1
+    fresh = step.init_state(MODEL, OPTIMIZER, SIZE, seed=0, ema=True)
+    assert int(state.step) == 1
+    for got, want in zip(
+        jax.tree.leaves((state.params, state.opt_state, state.ema)),
+        jax.tree.leaves((fresh.params, fresh.opt_state, fresh.ema)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.slow
+def test_the_moving_average_follows_its_formula(batch):
+    options = {"devices": 2, "policy": "flip", "opt": optax.sgd(1e-5)}
+    expected = jax.device_get(step.init_state(MODEL, optax.sgd(1e-5), SIZE, seed=0).params)
+    for steps in (1, 2):
+        params, _ = run(batch, steps=steps, **options)
+        keep = min(0.15, steps / (9 + steps))  # of (1 + t) / (10 + t), with t from 0
+        expected = jax.tree.map(lambda a, b, k=keep: k * a + (1 - k) * b, expected, params)
+    state, _ = run_state(batch, steps=2, ema=True, ema_decay=0.15, **options)
+    for got, want in zip(jax.tree.leaves(state.ema), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.slow
+def test_larger_gradients_are_clipped_to_the_norm(batch):
+    _, metrics = gradients(batch, devices=1)
+    rate = optax.constant_schedule(1.0)
+    clipped = optimizer.make_optimizer(
+        rate, momentum=0.0, weight_decay=0.0, bias_rate=1.0, clip_norm=0.5
+    )
+    before = step.init_state(MODEL, clipped, SIZE, seed=0).params
+    after, again = run(batch, devices=1, steps=1, opt=clipped, policy="flip")
+    moved = optax.tree.norm(jax.tree.map(lambda a, b: a - b, jax.device_get(before), after))
+    np.testing.assert_allclose(moved, 0.5, rtol=1e-4)
+    np.testing.assert_allclose(again["grad_norm"], metrics["grad_norm"], rtol=1e-4)

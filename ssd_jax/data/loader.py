@@ -7,7 +7,7 @@ by asking for the stream from `step * batch_size` on.
 
 import collections
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import grain
@@ -112,10 +112,6 @@ def training_batches(
     rows = batch_size // processes
     pool = Pool()
 
-    def record_at(position: int) -> Mapping[str, Any]:
-        epoch, place = divmod(position, len(source))
-        return source[epoch_order(len(source), seed, epoch)[place]]
-
     def batch(number: int) -> Batch:
         first = start + number * batch_size + process
         positions = np.arange(first, first + batch_size, processes, dtype=np.int32)
@@ -125,7 +121,7 @@ def training_batches(
             "labels": np.zeros((rows, max_objects), np.int32),
             "position": positions,
         }
-        records = [record_at(position) for position in positions.tolist()]
+        records = [_record_at(source, position, seed) for position in positions.tolist()]
         for row, record in enumerate(records):
             _draw(record, made, row)
             keep = (difficult | ~record["difficult"]) & ~record["crowd"]
@@ -137,16 +133,33 @@ def training_batches(
     return _iterate(grain.MapDataset.range(_ENDLESS).map(batch), threads, workers)
 
 
+def names(source: Source, *, positions: Iterable[int], seed: int) -> list[str]:
+    """Names of the pictures that a training stream holds at some positions."""
+    records = (_record_at(source, position, seed) for position in positions)
+    return [record["name"] for record in records]
+
+
 def evaluation_batches(
-    source: Source, *, count: int, batch_size: int, canvas: int, threads: int = 4
+    source: Source,
+    *,
+    count: int,
+    batch_size: int,
+    canvas: int,
+    process: int = 0,
+    processes: int = 1,
+    threads: int = 4,
 ) -> Iterator[Batch]:
     """The first `count` records once, in order; the last batch is filled up with black pictures.
+
+    Of several processes each has its own share, every `processes`-th record, in as many batches.
 
     Args:
       source: Records as `datasets.load` gives them.
       count: How many of them.
       batch_size: B.
       canvas: Side of the square canvas in pixels; larger pictures are shrunk to it.
+      process: Index of this process.
+      processes: Number of processes.
       threads: That decode, a batch each; as many batches lie ready.
 
     Returns:
@@ -159,7 +172,8 @@ def evaluation_batches(
     pool = Pool()
 
     def batch(number: int) -> Batch:
-        index = np.arange(number * batch_size, (number + 1) * batch_size, dtype=np.int32)
+        rows = np.arange(number * batch_size, (number + 1) * batch_size, dtype=np.int32)
+        index = rows * processes + process
         index[index >= count] = -1
         made = {**_blank(batch_size, canvas, pool), "index": index}
         for row in np.flatnonzero(index >= 0).tolist():
@@ -167,7 +181,13 @@ def evaluation_batches(
         made["image"][index < 0] = 0
         return made
 
-    return _iterate(grain.MapDataset.range(-(-count // batch_size)).map(batch), threads)
+    share = -(-count // processes)
+    return _iterate(grain.MapDataset.range(-(-share // batch_size)).map(batch), threads)
+
+
+def _record_at(source: Source, position: int, seed: int) -> Mapping[str, Any]:
+    epoch, place = divmod(position, len(source))
+    return source[epoch_order(len(source), seed, epoch)[place]]
 
 
 def _iterate(dataset: grain.MapDataset, threads: int, workers: int = 0) -> Iterator[Batch]:

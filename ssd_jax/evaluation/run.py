@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from ssd_jax import config as config_lib
 from ssd_jax import detector as detector_lib
-from ssd_jax import errors, visualize
+from ssd_jax import distributed, errors, visualize
 from ssd_jax.data import annotations, datasets, images, loader
 from ssd_jax.evaluation import coco, report, voc
 
@@ -74,25 +75,53 @@ def detect(
 ) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Detections in the first `count` pictures of a split, as `voc.evaluate` takes them.
 
+    Several processes share the pictures, and each gets all detections.
+
     Returns:
       By picture's name: boxes `[N, 4]` in VOC's pixels (1-based, inclusive), scores and labels.
     """
-    data = detector.config.data
+    data, options = detector.config.data, detector.config.eval
+    devices, processes = jax.local_device_count(), jax.process_count()
     batches = loader.evaluation_batches(
         split.source,
         count=count,
-        batch_size=detector.config.eval.batch_size,
+        batch_size=-(-options.batch_size // devices) * devices,
         canvas=data.canvas,
+        process=jax.process_index(),
+        processes=processes,
         threads=data.threads,
     )
+    rows: list[tuple[Any, ...]] = []
+    for number, raw in detector.predict_batches(batches):
+        rows.append((number, *raw))
+        on_picture(min(len(rows) * processes, count))
     found = {}
-    for done, (index, raw) in enumerate(detector.predict_batches(batches), start=1):
+    for index, boxes, scores, labels in _of_all_processes(rows, count, options.max_detections):
+        used = scores > 0
         record = split.source[index]
-        boxes, scores, labels = (np.asarray(values)[np.asarray(raw.scores) > 0] for values in raw)
-        boxes = annotations.to_voc_pixels(boxes, record["height"], record["width"])
-        found[record["name"]] = boxes, scores, labels
-        on_picture(done)
+        boxes = annotations.to_voc_pixels(boxes[used], record["height"], record["width"])
+        found[record["name"]] = boxes, scores[used], labels[used]
     return found
+
+
+def _of_all_processes(
+    rows: Sequence[tuple[Any, ...]], count: int, max_detections: int
+) -> list[tuple[Any, ...]]:
+    """Rows (index, boxes, scores, labels) of the pictures of every process, by index."""
+    if jax.process_count() == 1:
+        return list(rows)
+    share = -(-count // jax.process_count())
+    filler = (
+        -1,
+        np.zeros((max_detections, 4), np.float32),
+        np.zeros(max_detections, np.float32),
+        np.zeros(max_detections, np.int32),
+    )
+    padded = [*rows, *[filler] * (share - len(rows))]
+    columns = distributed.gather(tuple(np.stack(column) for column in zip(*padded, strict=True)))
+    flat = [column.reshape(-1, *column.shape[2:]) for column in columns]
+    everyone = zip(*flat, strict=True)
+    return sorted((row for row in everyone if row[0] >= 0), key=lambda row: row[0])
 
 
 def draw_samples(

@@ -73,6 +73,7 @@ class SSD(nn.Module):
       width: Multiplier of all channel counts but the heads'.
       prior_sizes: `"voc"` or `"coco"`, the published sizes of the default boxes.
       dtype: Type of the computation; parameters and outputs are float32.
+      remat: Of the backbone: less memory in training for more computation.
 
     Source: Liu et al. 2016, section 2.1 and figure 2.
     """
@@ -82,12 +83,15 @@ class SSD(nn.Module):
     width: float = 1.0
     prior_sizes: str = "voc"
     dtype: Any = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array) -> Predictions:
         """Predicts offsets and class logits for every prior."""
         layout = layout_for((images.shape[1], images.shape[2]))
-        body = BACKBONES[self.backbone](width=self.width, dtype=self.dtype, name=self.backbone)
+        body = BACKBONES[self.backbone](
+            width=self.width, dtype=self.dtype, remat=self.remat, name=self.backbone
+        )
         maps = body(images)
         for number, extra in enumerate(_EXTRAS[layout], start=6):
             maps.append(self._extra(maps[-1], f"conv{number}", extra))

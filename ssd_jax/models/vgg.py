@@ -24,26 +24,23 @@ class VGG16(nn.Module):
     Attributes:
       width: Multiplier of all channel counts.
       dtype: Type of the computation; parameters are float32.
+      remat: Keep only each block's input for the backward pass, and compute the rest again.
 
     Source: Liu et al. 2016, section 3.1.
     """
 
     width: float = 1.0
     dtype: Any = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array) -> list[jax.Array]:
         """Maps `[B, H, W, 3]` normalised pictures to the list of feature maps."""
         x = images.astype(self.dtype)
+        run = nn.remat(VGG16._block, static_argnums=(2,)) if self.remat else VGG16._block
         sources = []
-        for block, widths in enumerate(_BLOCKS, start=1):
-            for index, features in enumerate(widths, start=1):
-                first = (block, index) == (1, 1)
-                init = layers.he_normal_pixels if first else layers.he_central
-                layer = self._conv(
-                    features, 3, padding=1, kernel_init=init, name=f"conv{block}_{index}"
-                )
-                x = nn.relu(layer(x))
+        for block in range(1, len(_BLOCKS) + 1):
+            x = run(self, x, block)
             if block == 4:
                 scale = 20.0 * math.sqrt(x.shape[-1] / 512)  # channels as large as at full width
                 sources.append(layers.L2Norm(initial_scale=scale, name="conv4_3_norm")(x))
@@ -53,6 +50,17 @@ class VGG16(nn.Module):
         x = nn.relu(self._conv(1024, 3, padding=6, dilation=6, name="fc6")(x))
         x = nn.relu(self._conv(1024, 1, kernel_init=layers.he_normal_quarter, name="fc7")(x))
         return [*sources, x]
+
+    def _block(self, x: jax.Array, block: int) -> jax.Array:
+        """The convolutions of one block, from 1."""
+        for index, features in enumerate(_BLOCKS[block - 1], start=1):
+            first = (block, index) == (1, 1)
+            init = layers.he_normal_pixels if first else layers.he_central
+            layer = self._conv(
+                features, 3, padding=1, kernel_init=init, name=f"conv{block}_{index}"
+            )
+            x = nn.relu(layer(x))
+        return x
 
     def _conv(self, features: int, kernel: int, **options: Any) -> nn.Conv:
         options = {"kernel_init": layers.he_central, "dtype": self.dtype, **options}

@@ -1,29 +1,55 @@
 """Checkpoints of a run: the latest and the best, written in the background by Orbax.
 
-A workdir holds `config.json` and `checkpoints/STEP/`, each with the items `params` (all that
-detection needs) and `training` (step and optimiser).
+A workdir holds `config.json` and `checkpoints/STEP/`, each with the items `params` and, if the run
+keeps one, `ema` (one of them is all that detection needs), `training` (step and optimiser) and
+`run` (config, classes, position in the data, a checksum of every array). A checkpoint is there
+whole or not at all: Orbax renames it when all is written.
 """
 
+import contextlib
+import dataclasses
+import errno
 import math
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 
-from ssd_jax import errors
+from ssd_jax import distributed, errors
 from ssd_jax.training import step as step_lib
 
 FOLDER = "checkpoints"
+DAMAGED = "damaged"  # where checkpoints go that do not load
+VERSION = 1  # of what a checkpoint holds; a newer one is refused
+_ITEMS = ("params", "ema", "training", "run")
 _METRIC = "mean_ap"
+_NO_ROOM = ("No space left", "File too large", "quota exceeded", "RESOURCE_EXHAUSTED")
+_NO_ROOM_NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
 
-def open_manager(workdir: str | Path) -> ocp.CheckpointManager:
-    """The manager of a run's checkpoints: keeps the two latest and the best by mAP."""
+class _DamagedError(Exception):
+    """A checkpoint that does not hold what was written."""
+
+
+def open_manager(
+    workdir: str | Path, *, keep: int = 2, clean: bool = False
+) -> ocp.CheckpointManager:
+    """The manager of a run's checkpoints: keeps the latest and the best by mAP.
+
+    Args:
+      workdir: Of the run.
+      keep: How many of the latest; the best stays beside them.
+      clean: Remove what an earlier process left half-written. For the training alone: others would
+        remove what it is writing.
+    """
     policy = ocp.checkpoint_managers.AnyPreservationPolicy(
         [
-            ocp.checkpoint_managers.LatestN(2),
+            ocp.checkpoint_managers.LatestN(keep),
             ocp.checkpoint_managers.BestN(
                 get_metric_fn=_quality,
                 n=1,
@@ -32,71 +58,122 @@ def open_manager(workdir: str | Path) -> ocp.CheckpointManager:
         ]
     )
     # Without best_fn, Orbax writes no metrics, and the best is forgotten with the process.
-    options = ocp.CheckpointManagerOptions(preservation_policy=policy, best_fn=_quality)
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=policy,
+        best_fn=_quality,
+        cleanup_tmp_directories=clean,
+    )
     return ocp.CheckpointManager(
-        (Path(workdir) / FOLDER).absolute(),
-        options=options,
-        item_names=("params", "training"),
+        (Path(workdir) / FOLDER).absolute(), options=options, item_names=_ITEMS
     )
 
 
 def save(
-    manager: ocp.CheckpointManager, state: step_lib.TrainState, *, mean_ap: float | None
+    manager: ocp.CheckpointManager,
+    state: step_lib.TrainState,
+    *,
+    run: Mapping[str, Any],
+    mean_ap: float | None = None,
 ) -> None:
-    """Starts to write a checkpoint; a run that ends has to call `manager.wait_until_finished`.
+    """Starts to write a checkpoint; a run that ends has to call `wait`.
 
     Args:
       manager: From `open_manager`.
       state: What to keep.
+      run: What else a run needs to go on, as JSON: config, class names, position in the data.
       mean_ap: Of an evaluation at this step, if there was one; NaN counts as the worst.
-    """
-    known = mean_ap is not None and not math.isnan(mean_ap)
-    training = {"step": state.step, "opt_state": state.opt_state}
-    manager.save(
-        int(state.step),
-        args=ocp.args.Composite(
-            params=ocp.args.StandardSave(state.params), training=ocp.args.StandardSave(training)
-        ),
-        metrics={_METRIC: mean_ap if known else None},  # without any, Orbax warns at each step
-        force=True,
-    )
-
-
-def restore(manager: ocp.CheckpointManager, like: step_lib.TrainState) -> step_lib.TrainState:
-    """Reads the latest checkpoint into a state of the shapes, types and shardings of `like`.
 
     Raises:
-      UserError: If a parameter of the checkpoint has another shape, or is missing.
+      UserError: If there is no room for it, or was none for the one before.
     """
-    step = manager.latest_step()
-    folder = Path(manager.directory) / str(step)
-    _check_shapes(folder, like.params)
-    training = {"step": like.step, "opt_state": like.opt_state}
-    restored = manager.restore(
-        step,
-        args=ocp.args.Composite(
-            params=ocp.args.StandardRestore(_abstract(like.params)),
-            training=ocp.args.StandardRestore(_abstract(training)),
-        ),
-    )
-    training = restored["training"]
-    return step_lib.TrainState(training["step"], restored["params"], training["opt_state"])
+    known = mean_ap is not None and not math.isnan(mean_ap)
+    items = _items(state)
+    facts = {"version": VERSION, **run, "checksums": checksums(items)}
+    with _room_for(manager):
+        manager.save(
+            int(state.step),
+            args=ocp.args.Composite(
+                **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
+                run=ocp.args.JsonSave(facts),
+            ),
+            metrics={_METRIC: mean_ap if known else None},  # without any, Orbax warns at each step
+            force=True,
+        )
 
 
-def restore_params(folder: str | Path, like: Any) -> Any:
+def wait(manager: ocp.CheckpointManager) -> None:
+    """Waits until the last checkpoint is written.
+
+    Raises:
+      UserError: If there was no room for it.
+    """
+    with _room_for(manager):
+        manager.wait_until_finished()
+
+
+def restore(
+    manager: ocp.CheckpointManager, like: step_lib.TrainState
+) -> tuple[step_lib.TrainState, dict[str, Any]] | None:
+    """Reads the latest checkpoint that is whole into a state of the shapes and shardings of `like`.
+
+    A damaged one is reported and put aside into `WORKDIR/damaged`.
+
+    Returns:
+      The state, and what `save` was given as `run`; None where there are no checkpoints.
+
+    Raises:
+      UserError: If a parameter has another shape or is missing, if the checkpoint is of a newer
+        version, or if all of them are damaged.
+    """
+    steps = sorted(manager.all_steps(), reverse=True)
+    for step in steps:
+        folder = Path(manager.directory) / str(step)
+        restored, reason = None, "another process cannot read it"
+        try:
+            restored = _restore(manager, step, like)
+        except errors.UserError:
+            raise
+        except Exception as error:  # Orbax and TensorStore have a dozen for broken files
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+        if distributed.all_true(restored is not None):
+            return restored
+        logging.warning("the checkpoint %s is damaged and put aside: %s", folder, reason)
+        _put_aside(manager, folder)
+    if steps:
+        raise errors.UserError(
+            f"every checkpoint in {manager.directory} is damaged; they lie in "
+            f"{Path(manager.directory).parent / DAMAGED}: the same command now begins anew"
+        )
+    return None
+
+
+def restore_params(folder: str | Path, like: Any, *, ema: bool = True) -> Any:
     """Reads the parameters of one checkpoint.
 
     Args:
       folder: `WORKDIR/checkpoints/STEP`.
       like: Parameters, or their `jax.ShapeDtypeStruct`s, of the network that they are for.
+      ema: Their moving average, where the run keeps one.
 
     Raises:
-      UserError: If there is no such checkpoint, or it is that of another network.
+      UserError: If there is no such checkpoint, it is damaged, or it is that of another network.
     """
     folder = Path(folder).absolute()
     _check_shapes(folder, like)
-    with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(folder / "params", _abstract(like))
+    item = "ema" if ema and (folder / "ema").is_dir() else "params"
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            params = checkpointer.restore(folder / item, _abstract(like))
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+            facts = checkpointer.restore(folder / "run")
+        _verify({item: params}, facts)
+    except errors.UserError:
+        raise
+    except Exception as error:
+        raise errors.UserError(
+            f"{folder} is damaged ({' '.join(str(error).split())[:200]}): take another checkpoint"
+        ) from error
+    return params
 
 
 def find(path: str | Path) -> Path:
@@ -124,6 +201,97 @@ def find(path: str | Path) -> Path:
     if step is None:
         raise errors.UserError(f"{path / FOLDER} is empty: train.py has not saved there yet")
     return (path / FOLDER / str(step)).absolute()
+
+
+def checksums(items: Any) -> dict[str, int]:
+    """CRC-32 of the bytes of each array of a tree, by its path."""
+    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(items))
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): zlib.crc32(
+            np.ascontiguousarray(leaf).tobytes()
+        )
+        for path, leaf in leaves
+    }
+
+
+def _items(state: step_lib.TrainState) -> dict[str, Any]:
+    items = {
+        "params": state.params,
+        "training": {"step": state.step, "opt_state": state.opt_state},
+    }
+    return items if state.ema is None else {**items, "ema": state.ema}
+
+
+def _restore(
+    manager: ocp.CheckpointManager, step: int, like: step_lib.TrainState
+) -> tuple[step_lib.TrainState, dict[str, Any]]:
+    folder = Path(manager.directory) / str(step)
+    facts = manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
+    if facts["version"] > VERSION:
+        raise errors.UserError(
+            f"{folder} was written by a newer ssd_jax (format {facts['version']}, this one reads "
+            f"{VERSION}): update ssd_jax"
+        )
+    _check_shapes(folder, like.params)
+    wanted = _items(like)
+    if like.ema is not None and not (folder / "ema").is_dir():  # the average begins here
+        del wanted["ema"]
+    items = manager.restore(
+        step,
+        args=ocp.args.Composite(
+            **{name: ocp.args.StandardRestore(_abstract(tree)) for name, tree in wanted.items()}
+        ),
+    )
+    _verify({name: items[name] for name in wanted}, facts)
+    average = like.ema
+    if average is not None:
+        average = items["ema"] if "ema" in wanted else jax.tree.map(np.copy, items["params"])
+        average = jax.device_put(average, jax.tree.map(lambda x: x.sharding, like.ema))
+    training = items["training"]
+    state = dataclasses.replace(
+        like,
+        step=training["step"],
+        params=items["params"],
+        opt_state=training["opt_state"],
+        ema=average,
+    )
+    return state, facts
+
+
+def _verify(items: Any, facts: Mapping[str, Any]) -> None:
+    for name, value in checksums(items).items():
+        if facts["checksums"].get(name) != value:
+            raise _DamagedError(f"{name} has another checksum than when it was written")
+
+
+def _put_aside(manager: ocp.CheckpointManager, folder: Path) -> None:
+    """Moves a checkpoint out of Orbax's sight; nothing is deleted."""
+    if distributed.is_primary():
+        place = folder.parent.parent / DAMAGED
+        place.mkdir(exist_ok=True)
+        number = sum(1 for _ in place.glob(f"{folder.name}*"))
+        folder.rename(place / (f"{folder.name}.{number}" if number else folder.name))
+    distributed.wait_for_all(f"put aside {folder.name}")
+    manager.reload()
+
+
+@contextlib.contextmanager
+def _room_for(manager: ocp.CheckpointManager) -> Iterator[None]:
+    """Turns a full disk, which the background thread may have met, into one line."""
+    try:
+        yield
+    except Exception as error:
+        chain = [error, error.__cause__, error.__context__]
+        numbers = {each.errno for each in chain if isinstance(each, OSError)}
+        if not numbers & set(_NO_ROOM_NUMBERS) and not any(
+            text in str(each) for each in chain for text in _NO_ROOM
+        ):
+            raise
+        raise errors.UserError(
+            f"a checkpoint cannot be written to {manager.directory} "
+            f"({' '.join(str(error).split())[:200]}): make room there; the same command goes on "
+            f"from the last good one"
+        ) from error
 
 
 def _quality(metrics: Mapping[str, float | None] | None) -> float:

@@ -16,6 +16,8 @@ _COLUMNS = (
     "conf_loss",
     "positives",
     "negatives",
+    "grad_norm",
+    "skipped",
     "learning_rate",
     "images_per_second",
     "mean_ap",
@@ -29,7 +31,11 @@ class MetricsLog:
     are dropped when the log is opened, so that a step stands there once.
     """
 
-    def __init__(self, workdir: Path, *, step: int):
+    def __init__(self, workdir: Path, *, step: int, active: bool = True):
+        """Opens the log of a run that goes on after `step`; not active, it writes nothing."""
+        self._active = active
+        if not active:
+            return
         self._jsonl, self._csv = workdir / "metrics.jsonl", workdir / "metrics.csv"
         self.rows = [row for row in read(self._jsonl) if row["step"] <= step]
         self._rewrite()
@@ -37,6 +43,8 @@ class MetricsLog:
 
     def write(self, **row: float) -> None:
         """Appends a row: `step`, and any of the other columns."""
+        if not self._active:
+            return
         plain = {name: _plain(value) for name, value in row.items()}
         self.rows.append(plain)
         with self._jsonl.open("a", encoding="utf-8") as file:
@@ -50,7 +58,8 @@ class MetricsLog:
 
     def close(self) -> None:
         """Ends the TensorBoard file."""
-        self._events.close()
+        if self._active:
+            self._events.close()
 
     def _rewrite(self) -> None:
         lines = [json.dumps(row) + "\n" for row in self.rows]

@@ -1,24 +1,28 @@
 """The training loop: from a config to a workdir with checkpoints, figures and samples."""
 
+import collections
+import contextlib
 import dataclasses
+import fcntl
 import functools
-import math
+import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from PIL import Image
 
-from ssd_jax import cli, errors, visualize
+from ssd_jax import cli, distributed, errors, visualize
 from ssd_jax import config as config_lib
 from ssd_jax import detector as detector_lib
 from ssd_jax.data import datasets, images, loader
 from ssd_jax.evaluation import run as evaluation
 from ssd_jax.models import ssd
-from ssd_jax.training import checkpoint, logs, optimizer, progress
+from ssd_jax.training import checkpoint, guard, logs, optimizer, progress, signals, watchdog
 from ssd_jax.training import step as step_lib
 from ssd_jax.weights import npz
 
@@ -29,6 +33,20 @@ class Data:
 
     train: datasets.Split
     eval: datasets.Split
+
+
+class Start(NamedTuple):
+    """Where a process begins or goes on.
+
+    Attributes:
+      state: Of the training.
+      position: In the data stream, in pictures.
+      origin: Where the state comes from, in words.
+    """
+
+    state: step_lib.TrainState
+    position: int
+    origin: str
 
 
 def open_data(config: config_lib.DataConfig) -> Data:
@@ -49,25 +67,45 @@ def open_data(config: config_lib.DataConfig) -> Data:
     return data
 
 
-def train(config: config_lib.Config, workdir: Path) -> evaluation.Evaluation:
+def train(
+    config: config_lib.Config,
+    workdir: Path,
+    *,
+    change_config: bool = False,
+    profile: range = range(0),
+) -> evaluation.Evaluation:
     """Trains, or goes on from the workdir's latest checkpoint, to `config.train.steps`.
 
     Args:
       config: Of the run.
       workdir: Where everything is written; made if it is not there.
+      change_config: Go on in a workdir whose config differs in what is learnt.
+      profile: Steps that are traced into `WORKDIR/profile`.
 
     Returns:
       The evaluation of the parameters at the end.
 
     Raises:
-      UserError: If the config does not fit the machine, the data or the workdir, or the loss is not
-        finite.
+      UserError: If the config does not fit the machine, the data or the workdir, the disk is full,
+        or too many steps in a row were not finite.
+      StoppedError: If a signal ended the run; its state is saved.
     """
-    options, side = config.train, (config.model.image_size, config.model.image_size)
     mesh = step_lib.make_mesh()
-    _check_batch(options.batch_size, mesh.size)
+    _check_batch(config.train, mesh.size)
     data = open_data(config.data)
-    _claim(workdir, config, data.train.class_names)
+    distributed.check_same(_same_everywhere(config, data))
+    with _claim(workdir, config, data.train.class_names, change_config=change_config):
+        return _train(config, workdir, data, mesh, profile)
+
+
+def _train(
+    config: config_lib.Config,
+    workdir: Path,
+    data: Data,
+    mesh: jax.sharding.Mesh,
+    profile: range,
+) -> evaluation.Evaluation:
+    options, side = config.train, detector_lib.input_size(config.model)
     model = detector_lib.build_model(config.model, len(data.train.class_names))
     rate = _schedule(config)
     opt = _optimizer(options, rate)
@@ -84,45 +122,182 @@ def train(config: config_lib.Config, workdir: Path) -> evaluation.Evaluation:
         iou_threshold=options.iou_threshold,
         neg_pos_ratio=options.neg_pos_ratio,
         loc_weight=options.loc_weight,
+        accumulate=options.accumulate,
+        ema_decay=options.ema_decay,
         parallel=options.parallel,
     )
-    state = step_lib.init_state(model, opt, side, config.seed)
+    state = step_lib.init_state(model, opt, side, config.seed, ema=options.ema_decay > 0)
     state = jax.device_put(state, step_lib.replicated(mesh))
-    with checkpoint.open_manager(workdir) as manager:
-        state, origin = _restore_or_start(manager, state, config.model.pretrained)
+    with contextlib.ExitStack() as stack:
+        manager = stack.enter_context(
+            checkpoint.open_manager(workdir, keep=options.keep_checkpoints, clean=True)
+        )
+        state, position, origin = _start(manager, state, config)
         first = int(state.step)
         _announce(config, data, model, state, mesh, origin)
-        batches = step_lib.prefetch(_batches(config, data.train, first), mesh)
-        _save_picture(_augmented(config, data.train), workdir / "samples" / "augmented.png")
-        log = logs.MetricsLog(workdir, step=first)
-        evaluate = functools.partial(_evaluate, config, data.eval, workdir, log)
+        batches = step_lib.prefetch(_batches(config, data.train, position), mesh)
+        if distributed.is_primary():
+            _save_picture(_augmented(config, data.train), workdir / "samples" / "augmented.png")
+        host = _Host(
+            logs.MetricsLog(workdir, step=first, active=distributed.is_primary()),
+            stack.enter_context(progress.Progress(first, options.steps, options.batch_size)),
+            stack.enter_context(watchdog.Watchdog(options.watchdog_minutes)),
+            guard.Guard(
+                workdir,
+                most=options.max_skipped,
+                names_of=functools.partial(_names, config, data.train, position, first),
+            ),
+            options,
+            rate,
+        )
+        stop = stack.enter_context(signals.Stop())
+        trace = stack.enter_context(_Profile(profile, workdir / "profile"))
+        evaluate = functools.partial(_evaluate, config, data.eval, workdir, host, stop)
         result = None
-        with progress.Progress(first, options.steps, options.batch_size) as display:
-            for number in range(first + 1, options.steps + 1):
-                state, metrics = step(state, next(batches))
-                if number % options.log_every == 0 or number == options.steps:
-                    _log(log, display, number, metrics, float(rate(number - 1)))
+        for number in range(first + 1, options.steps + 1):
+            trace.at(number, host)
+            state, metrics = step(state, _with_stop(next(batches), stop, mesh))
+            try:
+                host.follow(number, metrics)
+                ending = stop.name if jax.process_count() == 1 else host.stop
                 due = number % options.eval_every == 0 or number == options.steps
-                result = evaluate(state, display) if due else None
-                if result or number % options.checkpoint_every == 0:
-                    mean_ap = result.voc07.mean_ap if result else None
-                    with display.pause():
-                        checkpoint.save(manager, state, mean_ap=mean_ap)
-            result = result or evaluate(state, display)
-        manager.wait_until_finished()
-    log.close()
+                if due or ending or number % options.checkpoint_every == 0:
+                    host.catch_up()
+            except guard.SkippedError:
+                raise guard.keep_for_post_mortem(workdir, state, host.guard, step=number) from None
+            result = evaluate(state) if due and not ending else None
+            ending = ending or (due and result is None and "stopped")
+            if result or ending or number % options.checkpoint_every == 0:
+                run = _run(config, data, position + (number - first) * options.batch_size)
+                mean_ap = result.voc07.mean_ap if result else None
+                with host.display.pause():
+                    checkpoint.save(manager, state, run=run, mean_ap=mean_ap)
+            if ending:
+                checkpoint.wait(manager)
+                raise errors.StoppedError(
+                    f"stopped after step {number}, whose state is saved in {workdir}: the same "
+                    f"command goes on from there"
+                )
+        result = result or evaluate(state)
+        checkpoint.wait(manager)
+        host.log.close()
+    if result is None:
+        raise errors.StoppedError(
+            f"stopped while evaluating; the training in {workdir} is complete"
+        )
     return result
 
 
-def _batches(config: config_lib.Config, split: datasets.Split, step: int) -> Iterator[loader.Batch]:
-    """The training stream from a step on."""
+class _Host:
+    """What the host does with the figures of a step, one step behind the devices.
+
+    Attributes:
+      log: Of the run's figures.
+      display: The live line.
+      dog: Told of every step.
+      guard: Of skipped steps.
+      stop: Whether a process of the run has been told to stop.
+    """
+
+    def __init__(
+        self,
+        log: logs.MetricsLog,
+        display: progress.Progress,
+        dog: watchdog.Watchdog,
+        keeper: guard.Guard,
+        options: config_lib.TrainConfig,
+        rate: Any,
+    ):
+        self.log, self.display, self.dog, self.guard = log, display, dog, keeper
+        self.stop = False
+        self._options, self._rate = options, rate
+        self._pending: collections.deque[tuple[int, step_lib.Metrics]] = collections.deque()
+
+    def follow(self, number: int, metrics: step_lib.Metrics) -> None:
+        """Takes note of a step that was just started, and of the figures of the one before."""
+        self._pending.append((number, metrics))
+        while len(self._pending) > 1:
+            self._take(*self._pending.popleft())
+
+    def catch_up(self) -> None:
+        """Waits for the last step that was started."""
+        while self._pending:
+            self._take(*self._pending.popleft())
+
+    def _take(self, number: int, metrics: step_lib.Metrics) -> None:
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        self.dog.beat()
+        self.stop |= values.pop("stop", 0.0) > 0
+        self.guard.check(number, values)
+        if number % self._options.log_every == 0 or number == self._options.steps:
+            speed = self.display.update(number, loss=values["loss"])
+            rate = float(self._rate(number - 1))
+            self.log.write(step=number, **values, learning_rate=rate, images_per_second=speed)
+
+
+class _Profile:
+    """Traces some steps, for TensorBoard or Perfetto."""
+
+    def __init__(self, steps: range, folder: Path):
+        self._steps, self._folder, self._on = steps, folder, False
+
+    def __enter__(self) -> "_Profile":
+        return self
+
+    def at(self, number: int, host: _Host) -> None:
+        """Called before a step starts."""
+        if number == self._steps.stop:
+            host.catch_up()
+            self.__exit__()
+        if number in self._steps and not self._on:
+            jax.profiler.start_trace(str(self._folder))
+            self._on = True
+
+    def __exit__(self, *error: object) -> None:
+        if self._on:
+            jax.profiler.stop_trace()
+            self._on = False
+
+
+def _with_stop(
+    batch: step_lib.Batch, stop: signals.Stop, mesh: jax.sharding.Mesh
+) -> step_lib.Batch:
+    """Tells the other processes, through the step, that this one has been told to stop."""
+    if jax.process_count() == 1:
+        return batch
+    told = np.full(len(mesh.local_devices), bool(stop.name), np.float32)
+    return {**batch, **step_lib.shard_batch({"stop": told}, mesh)}
+
+
+def _run(config: config_lib.Config, data: Data, position: int) -> dict[str, Any]:
+    """What a checkpoint keeps beside the state."""
+    return {
+        "config": config_lib.to_dict(config),
+        "class_names": list(data.train.class_names),
+        "position": position,
+    }
+
+
+def _names(
+    config: config_lib.Config, split: datasets.Split, position: int, first: int, number: int
+) -> list[str]:
+    """Names of the pictures in the batch of a step."""
+    size = config.train.batch_size
+    begin = position + (number - 1 - first) * size
+    return loader.names(split.source, positions=range(begin, begin + size), seed=config.seed)
+
+
+def _batches(
+    config: config_lib.Config, split: datasets.Split, position: int
+) -> Iterator[loader.Batch]:
+    """The training stream from a position on."""
     return loader.training_batches(
         split.source,
         batch_size=config.train.batch_size,
         canvas=config.data.canvas,
         max_objects=split.max_objects,
         seed=config.seed,
-        start=step * config.train.batch_size,
+        start=position,
         difficult=config.data.difficult,
         process=jax.process_index(),
         processes=jax.process_count(),
@@ -131,46 +306,44 @@ def _batches(config: config_lib.Config, split: datasets.Split, step: int) -> Ite
     )
 
 
-def _log(
-    log: logs.MetricsLog,
-    display: progress.Progress,
-    number: int,
-    metrics: step_lib.Metrics,
-    rate: float,
-) -> None:
-    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    if not math.isfinite(values["loss"]):
-        raise errors.UserError(
-            f"the loss is {values['loss']} at step {number}: lower config.train.learning_rate or "
-            f"set config.train.warmup_steps; the same command then goes on from the last checkpoint"
-        )
-    speed = display.update(number, loss=values["loss"])
-    log.write(step=number, **values, learning_rate=rate, images_per_second=speed)
-
-
 def _evaluate(
     config: config_lib.Config,
     split: datasets.Split,
     workdir: Path,
-    log: logs.MetricsLog,
+    host: _Host,
+    stop: signals.Stop,
     state: step_lib.TrainState,
-    display: progress.Progress,
-) -> evaluation.Evaluation:
-    """Evaluates the parameters, logs the mAP, draws samples and writes the report."""
+) -> evaluation.Evaluation | None:
+    """Evaluates the parameters, logs the mAP, draws samples and writes the report.
+
+    Returns None if a signal came meanwhile; several processes end their evaluation first.
+    """
     step = int(state.step)
-    detector = detector_lib.Detector(config, split.class_names, jax.device_get(state.params))
-    with display.pause():
-        result = evaluation.evaluate(
-            detector,
-            split,
-            max_images=config.eval.max_images,
-            on_picture=display.evaluating,
-        )
-        pictures = evaluation.draw_samples(detector, split)
-        sheet = visualize.grid(pictures, columns=4)
-        _save_picture(sheet, workdir / "samples" / f"step_{step:06d}.png")
-        log.write(step=step, mean_ap=result.voc07.mean_ap)
-        evaluation.write(workdir, result, config=config, metrics=log.rows, pictures=pictures)
+    params = state.ema if state.ema is not None and config.eval.ema else state.params
+    detector = detector_lib.Detector(config, split.class_names, jax.device_get(params))
+
+    def on_picture(done: int) -> None:
+        host.dog.beat()
+        host.display.evaluating(done)
+        if stop.name and jax.process_count() == 1:
+            raise errors.StoppedError
+
+    with host.display.pause():
+        try:
+            result = evaluation.evaluate(
+                detector, split, max_images=config.eval.max_images, on_picture=on_picture
+            )
+        except errors.StoppedError:
+            return None
+        host.dog.beat()
+        if distributed.is_primary():
+            pictures = evaluation.draw_samples(detector, split)
+            sheet = visualize.grid(pictures, columns=4)
+            _save_picture(sheet, workdir / "samples" / f"step_{step:06d}.png")
+            host.log.write(step=step, mean_ap=result.voc07.mean_ap)
+            evaluation.write(
+                workdir, result, config=config, metrics=host.log.rows, pictures=pictures
+            )
         cli.stdout.print(
             f"step {step}: mAP (VOC07) {result.voc07.mean_ap:.4f} on {result.images} pictures"
         )
@@ -201,24 +374,41 @@ def _save_picture(image: np.ndarray, path: Path) -> None:
     Image.fromarray(image).save(path)
 
 
-def _restore_or_start(
-    manager: ocp.CheckpointManager, state: step_lib.TrainState, pretrained: str
-) -> tuple[step_lib.TrainState, str]:
-    """The state to begin with, and where it comes from in words."""
-    if manager.latest_step() is not None:
-        return checkpoint.restore(manager, state), f"checkpoint of step {manager.latest_step()}"
-    if not pretrained:
-        return state, "fresh parameters"
+def _start(
+    manager: ocp.CheckpointManager, state: step_lib.TrainState, config: config_lib.Config
+) -> Start:
+    """The state to begin with or to go on from."""
+    if (restored := checkpoint.restore(manager, state)) is not None:
+        state, run = restored
+        return Start(state, run["position"], f"checkpoint of step {int(state.step)}")
+    if not (pretrained := config.model.pretrained):
+        return Start(state, 0, "fresh parameters")
     params, loaded = npz.load_into(state.params, pretrained)
-    state = dataclasses.replace(state, params=params)
-    return state, f"{loaded} arrays of {pretrained}, the rest fresh"
+    average = None if state.ema is None else jax.tree.map(np.copy, params)
+    state = dataclasses.replace(state, params=params, ema=average)
+    return Start(state, 0, f"{loaded} arrays of {pretrained}, the rest fresh")
 
 
-def _claim(workdir: Path, config: config_lib.Config, class_names: tuple[str, ...]) -> None:
-    """Makes the workdir and writes the config there, unless it is another network's.
+def _same_everywhere(config: config_lib.Config, data: Data) -> list[str]:
+    """What all processes have to have alike, in lines."""
+    own = dataclasses.replace(
+        config, data=dataclasses.replace(config.data, path="", archives="", cache_dir="")
+    )
+    flat = jax.tree_util.tree_leaves_with_path(dataclasses.asdict(own))
+    lines = [f"config{jax.tree_util.keystr(path)} = {value!r}" for path, value in flat]
+    sizes = f"{len(data.train.source)} and {len(data.eval.source)} pictures"
+    return [*lines, sizes, f"classes {', '.join(data.train.class_names)}"]
+
+
+@contextlib.contextmanager
+def _claim(
+    workdir: Path, config: config_lib.Config, class_names: tuple[str, ...], *, change_config: bool
+) -> Iterator[None]:
+    """Makes the workdir, keeps other processes out of it and writes the config there.
 
     Raises:
-      UserError: If the workdir can't be written, or is that of another model or other classes.
+      UserError: If the workdir can't be written, is in use, or is that of another model, other
+        classes or, unless it is to be changed, another config. Nothing is written then.
     """
     path = workdir / "config.json"
     if path.exists():
@@ -228,11 +418,43 @@ def _claim(workdir: Path, config: config_lib.Config, class_names: tuple[str, ...
                 f"{workdir} is the workdir of another model or of other classes (its config.json "
                 f"says which): give another --workdir"
             )
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        config_lib.save(path, config, class_names)
-    except OSError as error:
-        raise errors.UserError(f"--workdir {workdir}: {error.strerror}") from None
+        lines = config_lib.differences(earlier, config)
+        if lines and not change_config:
+            raise errors.UserError(
+                f"{workdir} is the workdir of another config: {'; '.join(lines)}. Give another "
+                f"--workdir, or --change-config to go on in this one"
+            )
+        for line in lines:
+            cli.stdout.print(f"  changed  {line}")
+    distributed.wait_for_all("config is read")
+    with contextlib.ExitStack() as stack:
+        if distributed.is_primary():
+            try:
+                workdir.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(_locked(workdir))
+                config_lib.save(path, config, class_names)
+            except OSError as error:
+                raise errors.UserError(f"--workdir {workdir}: {error.strerror}") from None
+        distributed.wait_for_all("config is written")
+        yield
+
+
+@contextlib.contextmanager
+def _locked(workdir: Path) -> Iterator[None]:
+    """Holds the workdir; the system lets go of it when the process ends, however it ends."""
+    with (workdir / ".lock").open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise errors.UserError(
+                f"{workdir} is in use by {file.read() or 'another process'}: wait until it ends, "
+                f"or give another --workdir"
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
 
 
 def _announce(
@@ -251,25 +473,51 @@ def _announce(
     boxes = len(detector_lib.default_boxes(config.model, model))
     train_size, eval_size = len(data.train.source), len(data.eval.source)
     for name, value in {
-        "devices": f"{mesh.size} x {kind}, {config.train.parallel}",
+        "devices": f"{mesh.size} x {kind}{_processes(mesh)}, {config.train.parallel}",
         "data": f"{config.data.dataset}: {config.data.train_split} ({train_size} pictures), "
         f"evaluated on {config.data.eval_split} ({eval_size})",
         "classes": f"{len(names)}: {', '.join(names)}",
         "model": f"{config.model.backbone} SSD, {side} x {side}, width {config.model.width:g}, "
         f"{parameters:,} parameters, {boxes} default boxes, {config.model.dtype}",
-        "training": f"steps {int(state.step)} to {config.train.steps}, batch "
-        f"{config.train.batch_size} ({config.train.batch_size // mesh.size} a device), "
-        f"{config.train.optimizer}, rate {config.train.learning_rate:g} ({config.train.schedule}, "
+        "batch": _layout(config.train, mesh),
+        "training": f"steps {int(state.step)} to {config.train.steps}, {config.train.optimizer}, "
+        f"rate {_base_rate(config.train):g} ({config.train.schedule}, "
         f"warm-up {_warmup_steps(config)} steps)",
         "start": origin,
     }.items():
         cli.stdout.print(f"[bold]{name:>9}[/bold]  {value}")
 
 
+def _processes(mesh: jax.sharding.Mesh) -> str:
+    if jax.process_count() == 1:
+        return ""
+    return f" in {jax.process_count()} processes of {len(mesh.local_devices)}"
+
+
+def _layout(options: config_lib.TrainConfig, mesh: jax.sharding.Mesh) -> str:
+    """How a batch lies over processes and devices."""
+    size, parts = options.batch_size, []
+    if jax.process_count() > 1:
+        parts.append(f"{size // jax.process_count()} a process")
+    parts.append(f"{size // mesh.size} a device")
+    if options.accumulate > 1:
+        parts.append(f"{size // mesh.size // options.accumulate} at a time")
+    return f"{size}: {', '.join(parts)}"
+
+
+def _base_rate(options: config_lib.TrainConfig) -> float:
+    """The rate for this batch size.
+
+    Source: Goyal et al. 2017, "Accurate, large minibatch SGD", section 2.1, linear scaling.
+    """
+    meant_for = options.scale_rate_from or options.batch_size
+    return options.learning_rate * options.batch_size / meant_for
+
+
 def _schedule(config: config_lib.Config) -> Any:
     options = config.train
     return optimizer.make_schedule(
-        learning_rate=options.learning_rate,
+        learning_rate=_base_rate(options),
         steps=options.steps,
         schedule=options.schedule,
         drops=options.drops,
@@ -291,12 +539,20 @@ def _optimizer(config: config_lib.TrainConfig, rate: Any) -> Any:
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         bias_rate=config.bias_rate,
+        clip_norm=config.clip_norm,
     )
 
 
-def _check_batch(batch_size: int, devices: int) -> None:
-    if batch_size % devices:
+def _check_batch(options: config_lib.TrainConfig, devices: int) -> None:
+    size, processes = options.batch_size, jax.process_count()
+    if size % devices:
+        where = f"{devices} devices" + (f" of {processes} processes" if processes > 1 else "")
         raise errors.UserError(
-            f"config.train.batch_size ({batch_size}) must be divisible by the {devices} devices; "
-            f"{batch_size // devices * devices or devices} is"
+            f"config.train.batch_size ({size}) must be divisible by the {where}; "
+            f"{size // devices * devices or devices} is"
+        )
+    if size // devices % options.accumulate:
+        raise errors.UserError(
+            f"config.train.accumulate ({options.accumulate}) must divide the {size // devices} "
+            f"pictures of a device"
         )

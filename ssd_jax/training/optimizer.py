@@ -51,6 +51,7 @@ def make_optimizer(
     momentum: float = 0.9,
     weight_decay: float = 5e-4,
     bias_rate: float = 2.0,
+    clip_norm: float = 0.0,
 ) -> optax.GradientTransformation:
     """SGD with momentum and weight decay as the authors train, or Adam or Muon, decay decoupled.
 
@@ -64,6 +65,7 @@ def make_optimizer(
       momentum: Of SGD.
       weight_decay: Of all parameters but biases; L2, added to the gradient, for SGD.
       bias_rate: Multiplier of the biases' rate.
+      clip_norm: Largest norm of all gradients together, to which larger ones are scaled; 0: none.
 
     Raises:
       ValueError: If `optimizer` is unknown.
@@ -84,7 +86,8 @@ def make_optimizer(
     else:
         raise ValueError(f"optimizer is {optimizer!r}; choose sgd, adam or muon")
     faster = optax.masked(optax.scale(bias_rate), _is_bias)
-    return optax.chain(direction, faster, optax.scale_by_learning_rate(rate))
+    steps = (direction, faster, optax.scale_by_learning_rate(rate))
+    return optax.chain(*((optax.clip_by_global_norm(clip_norm),) if clip_norm else ()), *steps)
 
 
 def _kernels_as_matrices(params: PyTree) -> PyTree:

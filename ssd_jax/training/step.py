@@ -28,11 +28,13 @@ class TrainState:
       step: Number of steps done, int32.
       params: Parameters of the network, float32.
       opt_state: State of the optimiser.
+      ema: Moving average of the parameters, float32; None where none is kept.
     """
 
     step: jax.Array
     params: Any
     opt_state: Any
+    ema: Any = None
 
 
 class Targets(NamedTuple):
@@ -43,12 +45,18 @@ class Targets(NamedTuple):
 
 
 def init_state(
-    model: ssd.SSD, optimizer: optax.GradientTransformation, image_size: tuple[int, int], seed: int
+    model: ssd.SSD,
+    optimizer: optax.GradientTransformation,
+    image_size: tuple[int, int],
+    seed: int,
+    *,
+    ema: bool = False,
 ) -> TrainState:
-    """Fresh parameters, and the optimiser's state for them."""
+    """Fresh parameters, the optimiser's state for them and, if wanted, their moving average."""
     images = jnp.zeros((1, *image_size, 3), jnp.float32)
     params = jax.jit(model.init)(jax.random.key(seed), images)["params"]
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    average = jax.tree.map(jnp.copy, params) if ema else None
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average)
 
 
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
@@ -105,6 +113,8 @@ def make_train_step(
     iou_threshold: float = 0.5,
     neg_pos_ratio: float = 3.0,
     loc_weight: float = 1.0,
+    accumulate: int = 1,
+    ema_decay: float = 0.0,
     parallel: str = "shard_map",
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Builds the jit-compiled step that the devices run together on a batch.
@@ -122,12 +132,19 @@ def make_train_step(
       iou_threshold: From which a prior matches a ground truth.
       neg_pos_ratio: Mined negatives for each positive.
       loc_weight: Weight of the localisation loss.
+      accumulate: Parts that a device's share of the batch goes through the network in, one after
+        the other; they have to divide it. The result is that of one part, up to rounding.
+      ema_decay: Of the moving average, if the state has one; see `_average`.
       parallel: `"shard_map"`, or `"pmap"` to map the same function by `jax.pmap`.
 
     Returns:
       `step(state, batch) -> (state, metrics)`; the state that goes in is donated under
-      `"shard_map"`. A batch is one of `loader.training_batches`, put there by `shard_batch`. The
-      metrics are those of the global batch.
+      `"shard_map"`. A batch is one of `loader.training_batches`, put there by `shard_batch`, and
+      perhaps `stop`, `[devices]` float32, whose sum is then among the metrics: a process that has
+      been told to stop so tells the others. The
+      metrics are those of the global batch: what `losses.multibox_loss` gives, `grad_norm`, and
+      `skipped`, which is 1 where the loss or a gradient is not finite: the step then counts, but
+      changes nothing else.
 
     Raises:
       ValueError: If `parallel` is unknown.
@@ -145,7 +162,9 @@ def make_train_step(
         iou_threshold=iou_threshold,
     )
 
-    def loss_fn(params: Any, images: jax.Array, targets: Targets) -> tuple[jax.Array, Metrics]:
+    def loss_fn(
+        params: Any, images: jax.Array, targets: Targets, positives: jax.Array
+    ) -> tuple[jax.Array, Metrics]:
         predictions = ssd.apply(model, params, images)
         return losses.multibox_loss(
             predictions.loc,
@@ -154,19 +173,63 @@ def make_train_step(
             targets.labels,
             neg_pos_ratio=neg_pos_ratio,
             loc_weight=loc_weight,
-            axis_name=AXIS,
+            positives=positives,
         )
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        images, targets = jax.vmap(prepare, in_axes=(None, 0))(jax.random.key(seed), batch)
-        grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params, images, targets)
-        # The loss divides by the positives of the global batch, so the devices' parts add up.
-        grads, metrics = jax.lax.psum((grads, metrics), AXIS)
+        examples = {name: values for name, values in batch.items() if name != "stop"}
+        images, targets = jax.vmap(prepare, in_axes=(None, 0))(jax.random.key(seed), examples)
+        # The loss divides by the positives of the global batch, so all of its parts add up.
+        positives = jax.lax.psum(jnp.sum(targets.labels > 0), AXIS)
+        gradient = functools.partial(jax.grad(loss_fn, has_aux=True), state.params)
+        parts = functools.partial(_sum_of_parts, gradient, parts=accumulate)
+        grads, metrics = jax.lax.psum(parts((images, targets), positives), AXIS)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, opt_state), metrics
+        average = None if state.ema is None else _average(state, params, ema_decay)
+        norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+        params, opt_state, average = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (params, opt_state, average),
+            (state.params, state.opt_state, state.ema),
+        )
+        metrics |= {"grad_norm": norm, "skipped": 1.0 - finite}
+        if "stop" in batch:
+            metrics["stop"] = jax.lax.psum(jnp.sum(batch["stop"]), AXIS)
+        return TrainState(state.step + 1, params, opt_state, average), metrics
 
     return _map_over_devices(train_step, mesh, parallel)
+
+
+def _sum_of_parts(
+    gradient: Callable[..., tuple[Any, Metrics]],
+    examples: tuple[jax.Array, Targets],
+    positives: jax.Array,
+    *,
+    parts: int,
+) -> tuple[Any, Metrics]:
+    """Gradients and metrics of a batch whose activations do not fit into memory at once."""
+    if parts == 1:
+        return gradient(*examples, positives)
+    split = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), examples)
+
+    def add(total: Any, part: tuple[jax.Array, Targets]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, gradient(*part, positives)), None
+
+    shapes = jax.eval_shape(gradient, *jax.tree.map(lambda x: x[0], split), positives)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return jax.lax.scan(add, zeros, split)[0]
+
+
+def _average(state: TrainState, params: Any, decay: float) -> Any:
+    """The next moving average, which at the start of a training follows more quickly.
+
+    At step t, from 0, it keeps min(decay, (1 + t) / (10 + t)) of itself.
+    """
+    step = state.step.astype(jnp.float32)
+    keep = jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(lambda old, new: keep * old + (1 - keep) * new, state.ema, params)
 
 
 def _prepare_example(

@@ -1,0 +1,77 @@
+"""Steps that were skipped because the loss or a gradient was not finite: counted and named."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import orbax.checkpoint as ocp
+from absl import logging
+
+from ssd_jax import distributed, errors
+from ssd_jax.training import step as step_lib
+
+FOLDER = "post_mortem"
+
+
+class SkippedError(Exception):
+    """As many steps in a row as the config allows were skipped."""
+
+
+class Guard:
+    """Counts skipped steps, and writes each to `skipped.jsonl` with the names of its pictures."""
+
+    def __init__(self, workdir: Path, *, most: int, names_of: Callable[[int], Sequence[str]]):
+        """Starts with none.
+
+        Args:
+          workdir: Of the run.
+          most: In a row, from which on `check` raises; 0: any number passes.
+          names_of: Step number to the names of the pictures in its batch.
+        """
+        self._path = workdir / "skipped.jsonl"
+        self._most, self._names_of = most, names_of
+        self.in_a_row = 0
+        self.names: Sequence[str] = ()
+
+    def check(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Takes note of a step.
+
+        Raises:
+          SkippedError: If it is the last one allowed.
+        """
+        if not metrics["skipped"]:
+            self.in_a_row = 0
+            return
+        self.in_a_row += 1
+        self.names = self._names_of(step)
+        if distributed.is_primary():
+            row = {"step": step, "loss": str(metrics["loss"]), "pictures": list(self.names)}
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+            logging.warning(
+                "step %d is skipped: its loss or a gradient is not finite; its pictures: %s",
+                step,
+                ", ".join(self.names),
+            )
+        if self._most and self.in_a_row >= self._most:
+            raise SkippedError
+
+
+def keep_for_post_mortem(
+    workdir: Path, state: step_lib.TrainState, guard: Guard, *, step: int
+) -> errors.UserError:
+    """Saves the state apart, and gives the error to raise."""
+    folder = (workdir / FOLDER).absolute()
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder / f"step_{step}", _plain(state), force=True)
+    return errors.UserError(
+        f"the loss or a gradient was not finite in {guard.in_a_row} steps in a row, to step "
+        f"{step}: lower config.train.learning_rate, or set config.train.warmup_steps or clip_norm, "
+        f"and give --change-config to go on from the last checkpoint; the state lies in {folder}, "
+        f"the names of the pictures in skipped.jsonl"
+    )
+
+
+def _plain(state: step_lib.TrainState) -> dict[str, Any]:
+    return {"step": state.step, "params": state.params, "opt_state": state.opt_state}

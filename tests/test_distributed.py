@@ -1,0 +1,265 @@
+"""Several processes on this machine, joined over gloo, as machines are over a network."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import train_worker
+
+from ssd_jax import distributed, errors
+
+ROOT = Path(__file__).parent.parent
+
+CONFIG = """
+from ssd_jax import config
+from ssd_jax.data import datasets
+
+datasets.SYNTHETIC = {{"train": 12, "test": 6, "seed": 0}}
+
+
+def get_config():
+    cfg = config.Config()
+    cfg.model.width = 0.125
+    cfg.data.dataset, cfg.data.train_split, cfg.data.eval_split = "synthetic", "train", "test"
+    cfg.data.canvas, cfg.data.cache_dir = 160, {cache!r}
+    cfg.train.steps, cfg.train.batch_size, cfg.train.cpu_devices = 6, 4, 2
+    cfg.train.learning_rate, cfg.train.fresh_warmup_steps = 1e-4, 0
+    cfg.train.log_every = cfg.train.checkpoint_every = 1
+    cfg.train.eval_every, cfg.eval.batch_size = 100, 4
+    return cfg
+"""
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def environment():
+    """That of the tests, less their eight devices."""
+    own = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    return {**own, "PYTHONPATH": str(ROOT)}
+
+
+def start(*command):
+    return subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def ends(processes, timeout=300):
+    """Exit status and stderr of each."""
+    outputs = [process.communicate(timeout=timeout) for process in processes]
+    return [(one.returncode, err) for one, (_, err) in zip(processes, outputs, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("config")
+    path = folder / "tiny.py"
+    path.write_text(CONFIG.format(cache=str(folder / "cache")))
+    return path
+
+
+def start_two(config_file, workdir, *, port=None, of_each=((), ())):
+    port = port or free_port()
+    common = ("train.py", "--config", config_file, "--workdir", workdir)
+    return [
+        start(
+            *common,
+            f"--coordinator=127.0.0.1:{port}",
+            "--num-processes=2",
+            f"--process-id={number}",
+            *of_each[number],
+        )
+        for number in range(2)
+    ]
+
+
+def wait_for_checkpoint(workdir, step, processes):
+    """Until it is committed; the processes have to live until then."""
+    while not (workdir / "checkpoints" / str(step)).is_dir():
+        assert all(process.poll() is None for process in processes), ends(processes)
+        time.sleep(0.05)
+
+
+def arrays_of(workdir, step):
+    """All of a checkpoint's state, by file and name."""
+    import orbax.checkpoint as ocp
+
+    folder = (workdir / "checkpoints" / str(step)).absolute()
+    with ocp.StandardCheckpointer() as checkpointer:
+        trees = {name: checkpointer.restore(folder / name) for name in ("params", "training")}
+    leaves = jax.tree_util.tree_leaves_with_path(trees)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def assert_same(result, expected):
+    assert result.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_array_equal(result[name], values, err_msg=name)
+
+
+@pytest.mark.slow
+def test_any_split_over_devices_and_processes_gives_the_same_parameters(tmp_path):
+    before, expected = train_worker.run(jax.devices()[:1])
+    moved = {name: np.abs(expected[name] - before[name]).max() for name in expected}
+    assert max(moved.values()) > 1e-5  # an average in place of a sum would show in all digits
+    results = {"pmap, 8 devices": train_worker.run(jax.devices(), "pmap")[1]}
+    for devices in (2, 4, 8):
+        results[f"{devices} devices"] = train_worker.run(jax.devices()[:devices])[1]
+    for parallel in ("shard_map", "pmap"):
+        out = tmp_path / f"{parallel}.npz"
+        port = free_port()
+        processes = [
+            start("tests/train_worker.py", port, 2, number, 2, parallel, out) for number in range(2)
+        ]
+        assert [status for status, _ in ends(processes)] == [0, 0]
+        with np.load(out) as arrays:
+            results[f"{parallel}, 2 processes of 2 devices"] = dict(arrays)
+    for what, result in results.items():
+        for name, values in expected.items():
+            np.testing.assert_allclose(
+                result[name], values, rtol=0, atol=1e-6, err_msg=f"{what}: {name}"
+            )
+
+
+@pytest.fixture(scope="module")
+def whole(config_file, tmp_path_factory):
+    """The workdir of a run of two processes that went to its end in one go."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    for status, stderr in ends(start_two(config_file, workdir)):
+        assert status == 0, stderr
+    return workdir
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_what_one_does(config_file, whole):
+    shared = json.loads((whole / "evaluation.json").read_text())
+    (status, stderr), *_ = ends([start("evaluate.py", "--config", config_file, "--workdir", whole)])
+    assert status == 0, stderr
+    alone = json.loads((whole / "evaluation.json").read_text())
+    assert shared["images"] == alone["images"] == 6
+    for name in ("mean_ap_voc07", "mean_ap_area"):
+        assert shared[name] == pytest.approx(alone[name], abs=1e-6)
+    assert shared["coco"] == pytest.approx(alone["coco"], abs=1e-6)
+
+
+@pytest.mark.slow
+def test_one_process_writes_and_each_step_stands_once(whole):
+    lines = (whole / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6, 6]
+    assert len(list(whole.glob("events.out.tfevents.*"))) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("told", [0, 1])
+def test_a_signal_to_one_process_ends_all_at_the_same_step(config_file, whole, tmp_path, told):
+    workdir = tmp_path / "run"
+    processes = start_two(config_file, workdir)
+    wait_for_checkpoint(workdir, 1, processes)
+    processes[told].send_signal(signal.SIGTERM)
+    for status, stderr in ends(processes):
+        assert status == errors.TRY_AGAIN, stderr
+        assert "Traceback" not in stderr
+    for status, stderr in ends(start_two(config_file, workdir)):
+        assert status == 0, stderr
+    assert_same(arrays_of(workdir, 6), arrays_of(whole, 6))
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6, 6]
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_ends_the_others_and_the_run_goes_on(config_file, whole, tmp_path):
+    workdir = tmp_path / "run"
+    processes = start_two(config_file, workdir)
+    wait_for_checkpoint(workdir, 2, processes)
+    processes[1].kill()
+    (status, _), _ = ends(processes, timeout=120)
+    assert status not in (0, None)
+    for status, stderr in ends(start_two(config_file, workdir)):
+        assert status == 0, stderr
+    assert_same(arrays_of(workdir, 6), arrays_of(whole, 6))
+
+
+@pytest.mark.slow
+def test_processes_with_different_configs_are_told_which_field(config_file, tmp_path):
+    different = ((), ("--config.train.learning_rate=0.5",))
+    for status, stderr in ends(start_two(config_file, tmp_path / "run", of_each=different)):
+        assert status == 2
+        assert "Traceback" not in stderr
+        assert re.search(r"the processes differ: .*learning_rate.* in process 0", stderr)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_coordinator_that_does_not_answer_is_one_line(config_file, tmp_path):
+    (status, stderr), *_ = ends(
+        [
+            start(
+                "train.py",
+                f"--config={config_file}",
+                f"--workdir={tmp_path / 'run'}",
+                f"--coordinator=127.0.0.1:{free_port()}",
+                "--num-processes=2",
+                "--process-id=1",
+                "--coordinator-timeout=3",
+            )
+        ]
+    )
+    assert status == 2
+    assert stderr.splitlines()[-1].startswith("error: the 2 processes did not meet at 127.0.0.1:")
+    assert "Traceback" not in stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("", 2, None), "belong together"),
+        (("host:1", None, 0), "belong together"),
+        (("host", 2, 0), "--coordinator is 'host'; it must be HOST:PORT"),
+        (("host:1", 2, 2), "--process-id is 2; of 2 processes it is 0 to 1"),
+    ],
+)
+def test_what_cannot_be_joined_is_one_line(arguments, message):
+    with pytest.raises(errors.UserError, match=message):
+        distributed.initialize(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("variables", "many"),
+    [
+        ({}, False),
+        ({"SLURM_NTASKS": "1", "SLURM_JOB_ID": "7"}, False),
+        ({"SLURM_NTASKS": "4", "SLURM_JOB_ID": "7"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "a"}, False),
+    ],
+)
+def test_launchers_are_known_by_their_variables(variables, many):
+    assert distributed._launched_by_many(variables) is many
+
+
+def test_alone_everything_is_a_plain_value():
+    distributed.initialize()
+    assert distributed.is_primary()
+    assert distributed.all_true(True)
+    assert not distributed.all_true(False)
+    distributed.check_same(["anything"])
+    np.testing.assert_array_equal(distributed.gather(np.arange(3)), [[0, 1, 2]])
