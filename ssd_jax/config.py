@@ -24,8 +24,11 @@ class ModelConfig:
     width: float = 1.0  # multiplier of the channel counts
     dtype: str = "float32"  # of the computation: float32 or bfloat16
     prior_sizes: str = "voc"  # published sizes of the default boxes: voc or coco
-    clip_priors: bool = False  # clamp default boxes to the picture (amdegroot, torchvision)
-    pretrained: str = ""  # .npz of weights by layer name (conv1_1/kernel, ...) to start from
+    clip_priors: bool = False  # clamp default boxes to the picture (amdegroot, lufficc)
+    clip_prior_sizes: bool = False  # clamp their width and height only (torchvision)
+    gaps: tuple[int, ...] = ()  # logits of no class (ids that COCO does not use): background
+    pretrained: str = ""  # weights to start from: a file, or a name such as vgg16-imagenet
+    mean: tuple[float, ...] = ()  # RGB to subtract; empty: that of pretrained, or 123, 117, 104
 
 
 @dataclasses.dataclass
@@ -82,6 +85,7 @@ class EvalConfig:
     batch_size: int = 32
     score_threshold: float = 0.01
     iou_threshold: float = 0.45  # of the non-maximum suppression
+    clip_before_nms: bool = False  # clip boxes to the picture before it (torchvision), not after
     top_k: int = 400
     max_detections: int = 200
     max_images: int = 0  # evaluate only the first so many pictures; 0: all
@@ -139,6 +143,10 @@ def validate(config: Config) -> None:
         raise errors.UserError(
             f"config.model.image_size is {config.model.image_size}; SSD's maps need at least "
             f"{_LEAST_SIDE} pixels"
+        )
+    if len(config.model.mean) not in (0, 3):
+        raise errors.UserError(
+            f"config.model.mean is {config.model.mean}; give three numbers, RGB in 0..255, or none"
         )
     drawn = config.data.interpolations
     if not drawn or set(drawn) - set(augment_lib.INTERPOLATIONS):

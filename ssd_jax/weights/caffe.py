@@ -7,7 +7,7 @@ Field numbers are those of caffe.proto: a NetParameter has layers (100, or 2 in 
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,7 +35,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
     Raises:
       ValueError: If the file is no such message, or a blob's numbers do not fill its shape.
     """
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for number, wire_type, value in _parse(memoryview(path.read_bytes())):
         if number in _LAYERS and wire_type == _BYTES:
             name, blobs = _layer(value, _LAYERS[number])
@@ -86,7 +86,7 @@ def _dimensions(message: memoryview) -> list[int]:
     return dimensions
 
 
-def _parse(message: memoryview) -> Iterator[tuple[int, int, int | memoryview]]:
+def _parse(message: memoryview) -> Iterator[tuple[int, int, Any]]:
     """(field number, wire type, value) of each field of a message.
 
     Raises:
@@ -96,7 +96,6 @@ def _parse(message: memoryview) -> Iterator[tuple[int, int, int | memoryview]]:
     while position < len(message):
         tag, position = _varint(message, position)
         number, wire_type = tag >> 3, tag & 7
-        value: int | memoryview
         if wire_type == _VARINT:
             value, position = _varint(message, position)
             yield number, wire_type, value
