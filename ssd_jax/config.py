@@ -7,6 +7,7 @@ A file in `configs/` returns a `Config` from `get_config()`; a command line chan
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,11 @@ class ModelConfig:
     mean: tuple[float, ...] = ()  # RGB to subtract; empty: that of pretrained, or 123, 117, 104
 
 
+def _cache_dir() -> str:
+    """The variable `SSD_JAX_CACHE`, for load_detector and scripts that take no config."""
+    return os.environ.get("SSD_JAX_CACHE", "~/.cache/ssd_jax")
+
+
 @dataclasses.dataclass
 class DataConfig:
     """What is trained and evaluated on."""
@@ -39,7 +45,7 @@ class DataConfig:
     dataset: str = "voc"
     path: str = ""  # where your dataset is: its folder, or one JSON of COCO, or YOLO's data.yaml
     archives: str = ""  # folder that holds VOC's archives; empty: download them
-    cache_dir: str = "~/.cache/ssd_jax"  # downloads and prepared datasets
+    cache_dir: str = dataclasses.field(default_factory=_cache_dir)  # downloads, prepared datasets
     train_split: str = "2007/trainval+2012/trainval"
     eval_split: str = "2007/test"
     max_bad_share: float = 0.01  # of the training pictures may be unreadable; they are left out

@@ -17,7 +17,7 @@ from ssd_jax.data import images as image_files
 from ssd_jax.detection import Detections
 from ssd_jax.models import ssd, vgg
 from ssd_jax.training import checkpoint
-from ssd_jax.weights import loading
+from ssd_jax.weights import hub, loading
 
 Picture = str | Path | Image.Image | np.ndarray
 Array = jax.Array | np.ndarray
@@ -225,7 +225,8 @@ def load_detector(path: str | Path) -> Detector:
 
     Args:
       path: A workdir of `train.py` (its best checkpoint is taken), one checkpoint,
-        `WORKDIR/checkpoints/STEP`, or a file with the weights of somebody's SSD.
+        `WORKDIR/checkpoints/STEP`, a file with the weights of somebody's SSD, or the name of
+        published ones, `ssd300-coco`.
 
     Returns:
       `detector(images, *, score_threshold=0.5)`, see `Detector`.
@@ -233,7 +234,7 @@ def load_detector(path: str | Path) -> Detector:
     Raises:
       UserError: If there is no checkpoint, its config is missing, or the file is not of an SSD.
     """
-    trained = find_weights(path) if Path(path).is_file() else find_run(path)
+    trained = find_run(path) if Path(path).is_dir() else find_weights(path)
     return trained.build(trained.config)
 
 
@@ -280,17 +281,21 @@ def find_run(path: str | Path) -> Trained:
     )
 
 
-def find_weights(path: str | Path) -> Trained:
+def find_weights(path_or_name: str | Path) -> Trained:
     """A detector in somebody else's file; its classes are those that its number of logits tells.
 
+    Args:
+      path_or_name: The file, or a name of `hub.NAMES`, which is downloaded at first use.
+
     Raises:
-      UserError: If the file can't be read, or is not of an SSD300 or SSD512.
+      UserError: If the file can't be had or read, or is not of an SSD300 or SSD512.
     """
-    weights = loading.read(path)
+    cache_dir = config_lib.DataConfig().cache_dir
+    weights = loading.read(hub.locate(path_or_name, cache_dir=cache_dir))
     config, class_names = _describe(weights)
     return Trained(
         weights.path,
-        Path("runs") / weights.path.stem,
+        Path("runs") / Path(path_or_name).stem,
         config,
         functools.partial(_with_weights, weights=weights, class_names=class_names),
     )

@@ -20,7 +20,7 @@ from ssd_jax.evaluation import run as evaluation
 from ssd_jax.models import ssd
 from ssd_jax.training import checkpoint, logs, optimizer, progress
 from ssd_jax.training import step as step_lib
-from ssd_jax.weights import loading
+from ssd_jax.weights import hub, loading
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,7 @@ def train(config: config_lib.Config, workdir: Path) -> evaluation.Evaluation:
       UserError: If the config does not fit the machine, the data or the workdir, or the loss is not
         finite.
     """
-    weights = functools.cache(lambda: loading.read(config.model.pretrained))
+    weights = functools.cache(functools.partial(_read_pretrained, config))
     config = _settled(config, workdir, weights)
     options, side = config.train, (config.model.image_size, config.model.image_size)
     mesh = step_lib.make_mesh()
@@ -202,6 +202,10 @@ def _augmented(config: config_lib.Config, split: datasets.Split) -> np.ndarray:
 def _save_picture(image: np.ndarray, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(image).save(path)
+
+
+def _read_pretrained(config: config_lib.Config) -> loading.Weights:
+    return loading.read(hub.locate(config.model.pretrained, cache_dir=config.data.cache_dir))
 
 
 def _settled(
