@@ -137,9 +137,10 @@ def merge_gaps(logits: jax.Array, gaps: tuple[int, ...]) -> jax.Array:
     """
     if not gaps:
         return logits
-    none = jnp.asarray((0, *gaps))
+    none = np.array((0, *gaps))
+    classes = np.delete(np.arange(logits.shape[-1]), none)
     background = jax.nn.logsumexp(logits[..., none], axis=-1, keepdims=True)
-    return jnp.concatenate([background, jnp.delete(logits, none, axis=-1)], axis=-1)
+    return jnp.concatenate([background, logits[..., classes]], axis=-1)
 
 
 def apply(model: SSD, params: Any, images: jax.Array) -> Predictions:
