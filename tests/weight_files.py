@@ -44,7 +44,7 @@ class TorchPickle:
 
     def _tensor(self, array):
         key = str(len(self.storages))
-        self.storages[key] = np.ascontiguousarray(array)
+        self.storages[key] = np.array(array, order="C")
         return rebuild(
             STORAGES[array.dtype.str[1:]],
             key,

@@ -19,6 +19,7 @@ PICKLE = "/data.pkl"  # ends the name of the entry in the zip form
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of the older form
 _MOST_STEPS = 2_000_000  # instructions; a VGG-16 SSD with its optimiser takes some 20,000
+_DEEPEST = 32  # containers in containers
 _LARGEST_PICKLE = 2**26  # bytes of the instructions, in which no numbers lie
 _TYPES = {
     "DoubleStorage": np.dtype("<f8"),
@@ -117,18 +118,20 @@ def _legacy_data(
 def _tensors(content: Any) -> Iterator[tuple[str, _Tensor]]:
     """All tensors in nested containers, by their path; each container is entered once."""
     entered: set[int] = set()
-    pending: list[tuple[str, Any]] = [("", content)]
+    pending: list[tuple[str, Any, int]] = [("", content, 0)]
     while pending:
-        name, item = pending.pop()
+        name, item, depth = pending.pop()
         if isinstance(item, _Tensor):
             yield name, item
             continue
         if not isinstance(item, dict | list | tuple) or id(item) in entered:
             continue
+        if depth > _DEEPEST:
+            raise ValueError(f"its containers are nested deeper than {_DEEPEST}")
         entered.add(id(item))
         inner = item.items() if isinstance(item, dict) else enumerate(item)
         named = [(f"{name}.{key}" if name else str(key), value) for key, value in inner]
-        pending += reversed(named)
+        pending += [(path, value, depth + 1) for path, value in reversed(named)]
 
 
 def _array(name: str, tensor: _Tensor, data: dict[str, Any]) -> np.ndarray:

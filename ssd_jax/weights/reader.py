@@ -4,6 +4,7 @@ What a file is, its first bytes say, not its ending. Nothing in a file is ever r
 claims to hold is compared with its size before memory is asked for.
 """
 
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -17,10 +18,11 @@ from ssd_jax.weights import caffe, hdf5, npz, pytorch, safetensors
 Arrays = dict[str, np.ndarray]
 
 _HEAD = 16  # bytes that tell the formats apart
-# What broken files make the standard library, NumPy and h5py raise.
+# What broken files make the standard library and NumPy raise.
 _BROKEN = (
     ValueError, TypeError, LookupError, ArithmeticError, AttributeError, EOFError, OSError,
-    MemoryError, RecursionError, RuntimeError, zipfile.BadZipFile, zlib.error,
+    MemoryError, RecursionError, RuntimeError, struct.error, zipfile.BadZipFile,
+    zlib.error,
 )  # fmt: skip
 
 
