@@ -2,11 +2,13 @@
 
   python detect.py --workdir runs/quickstart PICTURE.jpg FOLDER 'photos/*.png' FILM.mp4
   python detect.py --checkpoint runs/quickstart/checkpoints/500 FOLDER --score_threshold 0.3
+  python detect.py --weights ssd300-coco PICTURE.jpg
 
 Writes each with its boxes, and detections.json with all boxes in pixels, into --output. What cannot
 be read is named at the end; the others are done all the same.
 """
 
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +20,7 @@ from ssd_jax import cli
 FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", None, "Workdir of the run; its best checkpoint is taken.")
 flags.DEFINE_string("checkpoint", None, "One checkpoint, WORKDIR/checkpoints/STEP.")
+flags.DEFINE_string("weights", None, "A detector's weights: a file of any framework, or a name.")
 flags.DEFINE_string("output", "detections", "Folder of the results.")
 flags.DEFINE_float("score_threshold", 0.5, "Only detections that score more.", 0.0, 1.0)
 
@@ -25,17 +28,13 @@ flags.DEFINE_float("score_threshold", 0.5, "Only detections that score more.", 0
 def main(argv: Sequence[str]) -> None:
     """Restores, detects, draws and writes."""
     FLAGS.set_gnu_getopt()  # flags may follow the files
-    names = cli.parse(
-        argv, saved=lambda: cli.run_of(FLAGS.workdir, FLAGS.checkpoint) / "config.json"
-    )
-    from ssd_jax import detector as detector_lib
+    trained = functools.cache(cli.find_trained)
+    names = cli.parse(argv, saved=lambda: trained().config)
     from ssd_jax import media
-    from ssd_jax.training import checkpoint
 
     output = Path(FLAGS.output)
     targets = media.places(media.find(names), output)
-    folder = checkpoint.find(FLAGS.checkpoint or FLAGS.workdir)
-    detector = detector_lib.restore(FLAGS.config, folder)
+    detector = trained().build(FLAGS.config)
     media.make_folder(output)
     outcomes = []
     try:

@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from absl import flags, logging
 from ml_collections import config_flags
@@ -15,6 +15,9 @@ from rich import console, progress
 
 from ssd_jax import config as config_lib
 from ssd_jax import errors
+
+if TYPE_CHECKING:
+    from ssd_jax import detector
 
 stdout = console.Console(highlight=False, soft_wrap=True)
 
@@ -40,14 +43,15 @@ def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
     sys.exit(0)
 
 
-def parse(argv: Sequence[str], *, saved: Callable[[], Path] | None = None) -> list[str]:
+def parse(
+    argv: Sequence[str], *, saved: Callable[[], config_lib.Config] | None = None
+) -> list[str]:
     """Parses flags; `FLAGS.config` is then the config that the command line describes.
 
     Args:
       argv: The command line, the script's name first.
-      saved: Gives the path of a run's `config.json`, which is the config where there is no
-        `--config FILE`; the values of other flags are known when it is called. Without it,
-        `--config FILE` is required.
+      saved: Gives the config of what is trained already, where there is no `--config FILE`; the
+        values of other flags are known when it is called. Without it, `--config FILE` is required.
 
     Returns:
       The arguments that are no flags.
@@ -69,7 +73,7 @@ def parse(argv: Sequence[str], *, saved: Callable[[], Path] | None = None) -> li
         else:
             plain = [a for a in argv if not a.startswith(("--config.", "-config."))]
             flags.FLAGS(plain)
-            config_flags.DEFINE_config_dataclass("config", config_lib.load(saved())[0])
+            config_flags.DEFINE_config_dataclass("config", saved())
         rest = flags.FLAGS(list(argv))[1:]
         config_lib.validate(flags.FLAGS.config)
         return rest
@@ -118,20 +122,16 @@ def config_name(argv: Sequence[str]) -> str:
     return Path(_config_file(argv) or "run").stem
 
 
-def run_of(workdir: str | None, checkpoint: str | None) -> Path:
-    """The workdir that `--workdir` or `--checkpoint` names.
+def find_trained() -> "detector.Trained":
+    """The network that the flags `--workdir`, `--checkpoint` or `--weights` name.
 
     Raises:
-      UserError: If neither or both are given.
+      UserError: If none or several are given, or there is no such network.
     """
-    if bool(workdir) == bool(checkpoint):
-        raise errors.UserError("give either --workdir DIR or --checkpoint DIR/checkpoints/STEP")
-    if workdir:
-        return Path(workdir)
-    folder = Path(checkpoint or "").absolute()
-    if not (folder / "params").is_dir():
-        raise errors.UserError(f"--checkpoint {checkpoint} is no checkpoint: it has no params/")
-    return folder.parent.parent
+    from ssd_jax import detector
+
+    given = flags.FLAGS
+    return detector.find(workdir=given.workdir, checkpoint=given.checkpoint, weights=given.weights)
 
 
 @contextlib.contextmanager

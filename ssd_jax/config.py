@@ -7,6 +7,7 @@ A file in `configs/` returns a `Config` from `get_config()`; a command line chan
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,16 @@ class ModelConfig:
     dtype: str = "float32"  # of the computation: float32 or bfloat16; parameters are float32
     remat: bool = False  # compute the backbone's activations twice rather than keep them
     prior_sizes: str = "voc"  # published sizes of the default boxes: voc or coco
-    clip_priors: bool = False  # clamp default boxes to the picture (amdegroot, torchvision)
-    pretrained: str = ""  # .npz of weights by layer name (conv1_1/kernel, ...) to start from
+    clip_priors: bool = False  # clamp default boxes to the picture (amdegroot, lufficc)
+    clip_prior_sizes: bool = False  # clamp their width and height only (torchvision)
+    gaps: tuple[int, ...] = ()  # logits of no class (ids that COCO does not use): background
+    pretrained: str = ""  # weights to start from: a file, or a name such as vgg16-imagenet
+    mean: tuple[float, ...] = ()  # RGB to subtract; empty: that of pretrained, or 123, 117, 104
+
+
+def _cache_dir() -> str:
+    """The variable `SSD_JAX_CACHE`, for load_detector and scripts that take no config."""
+    return os.environ.get("SSD_JAX_CACHE", "~/.cache/ssd_jax")
 
 
 @dataclasses.dataclass
@@ -37,7 +46,7 @@ class DataConfig:
     dataset: str = "voc"
     path: str = ""  # where your dataset is: its folder, or one JSON of COCO, or YOLO's data.yaml
     archives: str = ""  # folder that holds VOC's archives; empty: download them
-    cache_dir: str = "~/.cache/ssd_jax"  # downloads and prepared datasets
+    cache_dir: str = dataclasses.field(default_factory=_cache_dir)  # downloads, prepared datasets
     train_split: str = "2007/trainval+2012/trainval"
     eval_split: str = "2007/test"
     max_bad_share: float = 0.01  # of the training pictures may be unreadable; they are left out
@@ -90,6 +99,7 @@ class EvalConfig:
     batch_size: int = 32
     score_threshold: float = 0.01
     iou_threshold: float = 0.45  # of the non-maximum suppression
+    clip_before_nms: bool = False  # clip boxes to the picture before it (torchvision), not after
     top_k: int = 400
     max_detections: int = 200
     max_images: int = 0  # evaluate only the first so many pictures; 0: all
@@ -183,6 +193,10 @@ def validate(config: Config) -> None:
         raise errors.UserError(
             f"config.model.image_size is {config.model.image_size}; SSD's maps need at least "
             f"{_LEAST_SIDE} pixels"
+        )
+    if len(config.model.mean) not in (0, 3):
+        raise errors.UserError(
+            f"config.model.mean is {config.model.mean}; give three numbers, RGB in 0..255, or none"
         )
     drawn = config.data.interpolations
     if not drawn or set(drawn) - set(augment_lib.INTERPOLATIONS):

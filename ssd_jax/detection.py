@@ -126,6 +126,7 @@ def detect(
     iou_threshold: float = 0.45,
     top_k: int = 400,
     max_detections: int = 200,
+    clip_before_nms: bool = False,
 ) -> Detections:
     """Turns the network's outputs for one picture into detections.
 
@@ -138,6 +139,7 @@ def detect(
       iou_threshold: Of the suppression within a class.
       top_k: Most boxes of a class that enter the suppression.
       max_detections: D, most detections of the picture.
+      clip_before_nms: Clip boxes before the suppression, as torchvision does, not after it.
 
     Returns:
       `[D]` detections, best first, clipped to [0, 1]; unused rows: score 0, label 0, box 0.
@@ -146,7 +148,7 @@ def detect(
     """
     boxes = box_ops.decode(loc.astype(jnp.float32), priors_cxcywh, variances=variances)
     found = multiclass_nms(
-        boxes,
+        box_ops.clip(boxes) if clip_before_nms else boxes,
         jax.nn.softmax(conf.astype(jnp.float32)),
         score_threshold=score_threshold,
         iou_threshold=iou_threshold,

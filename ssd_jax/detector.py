@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,15 +13,23 @@ from PIL import Image
 
 from ssd_jax import augment, detection, errors
 from ssd_jax import config as config_lib
+from ssd_jax.data import classes, loader
 from ssd_jax.data import images as image_files
-from ssd_jax.data import loader
 from ssd_jax.detection import Detections
 from ssd_jax.models import ssd, vgg
 from ssd_jax.training import checkpoint
+from ssd_jax.weights import hub, loading
 
 Picture = str | Path | Image.Image | np.ndarray
 Array = jax.Array | np.ndarray
 Predict = Callable[[Any, Array, Array], Detections]
+
+# What a head of so many logits, background included, tells apart: class names and unused logits.
+_KNOWN_CLASSES: dict[int, tuple[tuple[str, ...], tuple[int, ...]]] = {
+    21: (classes.VOC, ()),
+    81: (classes.COCO, ()),
+    91: (classes.COCO, classes.COCO_UNUSED_IDS),
+}
 
 
 def build_model(config: config_lib.ModelConfig, num_classes: int) -> ssd.SSD:
@@ -33,12 +41,23 @@ def build_model(config: config_lib.ModelConfig, num_classes: int) -> ssd.SSD:
         prior_sizes=config.prior_sizes,
         dtype=jnp.dtype(config.dtype),
         remat=config.remat,
+        gaps=config.gaps,
     )
 
 
 def default_boxes(config: config_lib.ModelConfig, model: ssd.SSD) -> np.ndarray:
     """`[P, 4]` float32 priors (cxcywh) of the network that a config describes."""
-    return ssd.default_boxes(model, input_size(config), clip=config.clip_priors)
+    return ssd.default_boxes(
+        model,
+        input_size(config),
+        clip=config.clip_priors,
+        clip_sizes=config.clip_prior_sizes,
+    )
+
+
+def picture_mean(config: config_lib.ModelConfig) -> tuple[float, ...]:
+    """RGB in 0..255 that the network of a config subtracts from pictures."""
+    return config.mean or augment.MEAN
 
 
 def make_predict(
@@ -46,11 +65,13 @@ def make_predict(
     priors_cxcywh: np.ndarray,
     *,
     image_size: tuple[int, int],
+    mean: Sequence[float] = augment.MEAN,
     score_threshold: float = 0.01,
     iou_threshold: float = 0.45,
     top_k: int = 400,
     max_detections: int = 200,
     mesh: Mesh | None = None,
+    clip_before_nms: bool = False,
 ) -> Predict:
     """Builds the jit-compiled way from pictures to detections.
 
@@ -58,10 +79,12 @@ def make_predict(
       model: The network.
       priors_cxcywh: `[P, 4]` its default boxes.
       image_size: (height, width) of its input.
+      mean: RGB in 0..255 that it subtracts.
       score_threshold: See `detection.detect`.
       iou_threshold: Likewise.
       top_k: Likewise.
       max_detections: Likewise.
+      clip_before_nms: Likewise.
       mesh: Devices, of one axis, that share the batch and have to divide it; None: one computes.
 
     Returns:
@@ -74,11 +97,12 @@ def make_predict(
         iou_threshold=iou_threshold,
         top_k=top_k,
         max_detections=max_detections,
+        clip_before_nms=clip_before_nms,
     )
 
     def predict(params: Any, images: Array, extents: Array) -> Detections:
         resized = jax.vmap(functools.partial(augment.resize, size=image_size))(images, extents)
-        loc, conf = ssd.apply(model, params, vgg.normalise(resized))
+        loc, conf = ssd.apply(model, params, vgg.normalise(resized, mean=mean))
         return jax.vmap(detect, in_axes=(0, 0, None))(loc, conf, jnp.asarray(priors_cxcywh))
 
     if mesh is None or mesh.size == 1:
@@ -113,10 +137,12 @@ class Detector:
             model,
             default_boxes(config.model, model),
             image_size=input_size(config.model),
+            mean=picture_mean(config.model),
             score_threshold=config.eval.score_threshold,
             iou_threshold=config.eval.iou_threshold,
             top_k=config.eval.top_k,
             max_detections=config.eval.max_detections,
+            clip_before_nms=config.eval.clip_before_nms,
         )
         self._predict = self._make_predict()
 
@@ -231,18 +257,112 @@ def load_detector(path: str | Path) -> Detector:
     """Loads a trained detector.
 
     Args:
-      path: A workdir of `train.py` (its best checkpoint is taken), or one checkpoint,
-        `WORKDIR/checkpoints/STEP`.
+      path: A workdir of `train.py` (its best checkpoint is taken), one checkpoint,
+        `WORKDIR/checkpoints/STEP`, a file with the weights of somebody's SSD, or the name of
+        published ones, `ssd300-coco`.
 
     Returns:
       `detector(images, *, score_threshold=0.5)`, see `Detector`.
+
+    Raises:
+      UserError: If there is no checkpoint, its config is missing, or the file is not of an SSD.
+    """
+    trained = find_run(path) if Path(path).is_dir() else find_weights(path)
+    return trained.build(trained.config)
+
+
+class Trained(NamedTuple):
+    """A trained network that has been found and not built yet.
+
+    Attributes:
+      place: What was found.
+      folder: Where what is written about it belongs.
+      config: That it comes with.
+      build: Makes the detector of a config.
+    """
+
+    place: Path
+    folder: Path
+    config: config_lib.Config
+    build: Callable[[config_lib.Config], Detector]
+
+
+def find(*, workdir: str | None, checkpoint: str | None, weights: str | None) -> Trained:
+    """The network that one of the scripts' flags names.
+
+    Raises:
+      UserError: If none or several are given, or there is no such network.
+    """
+    given = [path for path in (workdir, checkpoint, weights) if path]
+    if len(given) != 1:
+        raise errors.UserError(
+            "give one of --workdir DIR, --checkpoint DIR/checkpoints/STEP and --weights FILE"
+        )
+    return find_weights(given[0]) if weights else find_run(given[0])
+
+
+def find_run(path: str | Path) -> Trained:
+    """A run of `train.py` by its workdir or one of its checkpoints.
 
     Raises:
       UserError: If there is no checkpoint, or its config is missing.
     """
     folder = checkpoint.find(path)
     config, _ = config_lib.load(_config_of(folder))
-    return restore(config, folder)
+    return Trained(
+        folder, _config_of(folder).parent, config, functools.partial(restore, folder=folder)
+    )
+
+
+def find_weights(path_or_name: str | Path) -> Trained:
+    """A detector in somebody else's file; its classes are those that its number of logits tells.
+
+    Args:
+      path_or_name: The file, or a name of `hub.NAMES`, which is downloaded at first use.
+
+    Raises:
+      UserError: If the file can't be had or read, or is not of an SSD300 or SSD512.
+    """
+    cache_dir = config_lib.DataConfig().cache_dir
+    weights = loading.read(hub.locate(path_or_name, cache_dir=cache_dir))
+    config, class_names = _describe(weights)
+    return Trained(
+        weights.path,
+        Path("runs") / Path(path_or_name).stem,
+        config,
+        functools.partial(_with_weights, weights=weights, class_names=class_names),
+    )
+
+
+def _describe(weights: loading.Weights) -> tuple[config_lib.Config, tuple[str, ...]]:
+    """The config and the classes of a detector, from its heads and its layout."""
+    logits, levels = loading.heads(weights)
+    names = tuple(f"class {label}" for label in range(1, logits))
+    names, gaps = _KNOWN_CLASSES.get(logits, (names, ()))
+    layout = weights.layout
+    config = config_lib.Config()
+    config.model.image_size = {6: 300, 7: 512}[levels]
+    config.model.prior_sizes = layout.prior_sizes or ("voc" if names == classes.VOC else "coco")
+    config.model.clip_priors = layout.clip_priors
+    config.model.clip_prior_sizes = layout.clip_prior_sizes
+    config.model.gaps = gaps
+    config.model.mean = layout.mean
+    config.eval.clip_before_nms = layout.clip_before_nms
+    return config, names
+
+
+def _with_weights(
+    config: config_lib.Config, *, weights: loading.Weights, class_names: Sequence[str]
+) -> Detector:
+    model = build_model(config.model, len(class_names))
+    weights = loading.with_mean(weights, picture_mean(config.model))
+    params, report = loading.fit(_abstract_params(model, config.model), weights)
+    if report.fresh:
+        missing = ", ".join(report.fresh)
+        raise errors.UserError(
+            f"{weights.path} has no values for {missing}; give the whole detector's weights"
+        )
+    return Detector(config, class_names, params)
 
 
 def restore(config: config_lib.Config, folder: Path) -> Detector:
@@ -252,17 +372,25 @@ def restore(config: config_lib.Config, folder: Path) -> Detector:
       UserError: If the config describes another network than the checkpoint's.
     """
     trained, class_names = config_lib.load(_config_of(folder))
-    for field in ("backbone", "image_size", "width", "prior_sizes", "clip_priors"):
+    for field in (
+        "backbone", "image_size", "width", "prior_sizes", "clip_priors", "clip_prior_sizes", "gaps",
+        "mean",
+    ):  # fmt: skip
         here, there = getattr(config.model, field), getattr(trained.model, field)
         if here != there:
             raise errors.UserError(
                 f"config.model.{field} is {here}, but {folder} was trained with {there}"
             )
     model = build_model(config.model, len(class_names))
-    image = jax.ShapeDtypeStruct((1, *input_size(config.model), 3), jnp.float32)
-    like = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+    like = _abstract_params(model, config.model)
     params = checkpoint.restore_params(folder, like, ema=config.eval.ema)
     return Detector(config, class_names, params)
+
+
+def _abstract_params(model: ssd.SSD, config: config_lib.ModelConfig) -> Any:
+    """Shapes and types of a network's parameters."""
+    image = jax.ShapeDtypeStruct((1, *input_size(config), 3), jnp.float32)
+    return jax.eval_shape(model.init, jax.random.key(0), image)["params"]
 
 
 def _config_of(folder: Path) -> Path:

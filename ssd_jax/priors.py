@@ -114,13 +114,14 @@ def adapt(
     )
 
 
-def default_boxes(spec: PriorSpec, *, clip: bool = False) -> np.ndarray:
+def default_boxes(spec: PriorSpec, *, clip: bool = False, clip_sizes: bool = False) -> np.ndarray:
     """Makes the default boxes of all maps.
 
     Args:
       spec: What they are made of.
       clip: Clamp (cx, cy, w, h) to [0, 1], as amdegroot's and lufficc's SSD do and the authors'
-        does not. (torchvision's clamps w and h alone.)
+        does not.
+      clip_sizes: Clamp (w, h) alone, as torchvision's does.
 
     Returns:
       `[P, 4]` float32 (cx, cy, w, h) over the input's width and height; ordered by map, row, column
@@ -130,6 +131,8 @@ def default_boxes(spec: PriorSpec, *, clip: bool = False) -> np.ndarray:
     """
     levels = [_level(spec, index) for index in range(len(spec.feature_maps))]
     boxes = np.concatenate(levels).astype(np.float32)
+    if clip_sizes:
+        boxes[:, 2:] = np.clip(boxes[:, 2:], 0, 1)
     return np.clip(boxes, 0, 1) if clip else boxes
 
 

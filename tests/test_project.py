@@ -24,8 +24,9 @@ ALLOWED = {
     "config": {"augment", "errors"},
     "visualize": {"augment"},
     "models": PAPER | {"models"},
-    "data": {"errors", "data", "priors"},
-    "weights": {"errors", "weights"},
+    "download": {"errors"},
+    "data": {"errors", "download", "data", "priors"},
+    "weights": {"errors", "download", "weights"},
 }
 
 

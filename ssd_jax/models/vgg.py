@@ -1,6 +1,7 @@
 """VGG-16 with fc6 and fc7 as convolutions ("reduced fc"): the backbone of the paper."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -13,9 +14,9 @@ from ssd_jax.models import layers
 _BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
 
-def normalise(images: jax.Array) -> jax.Array:
+def normalise(images: jax.Array, *, mean: Sequence[float] = augment.MEAN) -> jax.Array:
     """Subtracts the mean: `[..., H, W, 3]` RGB in 0..255 -> the network's input, not scaled."""
-    return images.astype(jnp.float32) - jnp.asarray(augment.MEAN, jnp.float32)
+    return images.astype(jnp.float32) - jnp.asarray(mean, jnp.float32)
 
 
 class VGG16(nn.Module):

@@ -7,11 +7,12 @@ import fcntl
 import functools
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from PIL import Image
@@ -24,7 +25,7 @@ from ssd_jax.evaluation import run as evaluation
 from ssd_jax.models import ssd
 from ssd_jax.training import checkpoint, guard, logs, optimizer, progress, signals, watchdog
 from ssd_jax.training import step as step_lib
-from ssd_jax.weights import npz
+from ssd_jax.weights import hub, loading
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,12 +91,14 @@ def train(
         or too many steps in a row were not finite.
       StoppedError: If a signal ended the run; its state is saved.
     """
+    weights = functools.cache(functools.partial(_read_pretrained, config))
+    config = _settled(config, workdir, weights)
     mesh = step_lib.make_mesh()
     _check_batch(config.train, mesh.size)
     data = open_data(config.data)
     distributed.check_same(_same_everywhere(config, data))
     with _claim(workdir, config, data.train.class_names, change_config=change_config):
-        return _train(config, workdir, data, mesh, profile)
+        return _train(config, workdir, data, mesh, weights, profile)
 
 
 def _train(
@@ -103,6 +106,7 @@ def _train(
     workdir: Path,
     data: Data,
     mesh: jax.sharding.Mesh,
+    weights: Callable[[], loading.Weights],
     profile: range,
 ) -> evaluation.Evaluation:
     options, side = config.train, detector_lib.input_size(config.model)
@@ -124,6 +128,7 @@ def _train(
         loc_weight=options.loc_weight,
         accumulate=options.accumulate,
         ema_decay=options.ema_decay,
+        mean=detector_lib.picture_mean(config.model),
         parallel=options.parallel,
     )
     state = step_lib.init_state(model, opt, side, config.seed, ema=options.ema_decay > 0)
@@ -132,7 +137,7 @@ def _train(
         manager = stack.enter_context(
             checkpoint.open_manager(workdir, keep=options.keep_checkpoints, clean=True)
         )
-        state, position, origin = _start(manager, state, config)
+        state, position, origin = _start(manager, state, config.model, weights)
         first = int(state.step)
         _announce(config, data, model, state, mesh, origin)
         batches = step_lib.prefetch(_batches(config, data.train, position), mesh)
@@ -374,19 +379,41 @@ def _save_picture(image: np.ndarray, path: Path) -> None:
     Image.fromarray(image).save(path)
 
 
+def _read_pretrained(config: config_lib.Config) -> loading.Weights:
+    return loading.read(hub.locate(config.model.pretrained, cache_dir=config.data.cache_dir))
+
+
+def _settled(
+    config: config_lib.Config, workdir: Path, weights: Callable[[], loading.Weights]
+) -> config_lib.Config:
+    """The config with the mean of the weights that it starts from, where it gives none.
+
+    A run that goes on has it in its `config.json` and needs the weights no more.
+    """
+    if config.model.mean or not config.model.pretrained:
+        return config
+    saved = workdir / "config.json"
+    mean = config_lib.load(saved)[0].model.mean if saved.exists() else weights().layout.mean
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, mean=mean))
+
+
 def _start(
-    manager: ocp.CheckpointManager, state: step_lib.TrainState, config: config_lib.Config
+    manager: ocp.CheckpointManager,
+    state: step_lib.TrainState,
+    config: config_lib.ModelConfig,
+    weights: Callable[[], loading.Weights],
 ) -> Start:
     """The state to begin with or to go on from."""
     if (restored := checkpoint.restore(manager, state)) is not None:
         state, run = restored
         return Start(state, run["position"], f"checkpoint of step {int(state.step)}")
-    if not (pretrained := config.model.pretrained):
+    if not config.pretrained:
         return Start(state, 0, "fresh parameters")
-    params, loaded = npz.load_into(state.params, pretrained)
-    average = None if state.ema is None else jax.tree.map(np.copy, params)
-    state = dataclasses.replace(state, params=params, ema=average)
-    return Start(state, 0, f"{loaded} arrays of {pretrained}, the rest fresh")
+    shifted = loading.with_mean(weights(), detector_lib.picture_mean(config))
+    params, report = loading.fit(state.params, shifted)
+    average = None if state.ema is None else jax.tree.map(jnp.copy, params)
+    origin = "\n           ".join([report.title, *report.lines()])
+    return Start(dataclasses.replace(state, params=params, ema=average), 0, origin)
 
 
 def _same_everywhere(config: config_lib.Config, data: Data) -> list[str]:

@@ -115,6 +115,7 @@ def make_train_step(
     loc_weight: float = 1.0,
     accumulate: int = 1,
     ema_decay: float = 0.0,
+    mean: Sequence[float] = augment.MEAN,
     parallel: str = "shard_map",
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Builds the jit-compiled step that the devices run together on a batch.
@@ -135,6 +136,7 @@ def make_train_step(
       accumulate: Parts that a device's share of the batch goes through the network in, one after
         the other; they have to divide it. The result is that of one part, up to rounding.
       ema_decay: Of the moving average, if the state has one; see `_average`.
+      mean: RGB in 0..255 that is subtracted from pictures, and that surrounds expanded ones.
       parallel: `"shard_map"`, or `"pmap"` to map the same function by `jax.pmap`.
 
     Returns:
@@ -158,7 +160,9 @@ def make_train_step(
             policy=policy,
             channel_shuffle=channel_shuffle,
             interpolations=interpolations,
+            mean=mean,
         ),
+        mean=mean,
         iou_threshold=iou_threshold,
     )
 
@@ -238,6 +242,7 @@ def _prepare_example(
     *,
     priors_cxcywh: jax.Array,
     transform: Callable[..., augment.Augmented],
+    mean: Sequence[float],
     iou_threshold: float,
 ) -> tuple[jax.Array, Targets]:
     """One example of a batch to the network's input and what it has to predict."""
@@ -249,7 +254,8 @@ def _prepare_example(
         example["labels"],
     )
     matches = matching.match(gt_boxes, gt_labels, priors_cxcywh, iou_threshold=iou_threshold)
-    return vgg.normalise(image), Targets(boxes.encode(matches.boxes, priors_cxcywh), matches.labels)
+    targets = Targets(boxes.encode(matches.boxes, priors_cxcywh), matches.labels)
+    return vgg.normalise(image, mean=mean), targets
 
 
 def _map_over_devices(train_step: Callable, mesh: Mesh, parallel: str) -> Callable:

@@ -1,55 +1,50 @@
-"""Weights in NumPy's .npz: arrays named by layer, `conv1_1/kernel`, in Flax's layout (HWIO)."""
+"""NumPy's .npz: a zip archive of .npy files."""
 
+import math
 import zipfile
 from pathlib import Path
-from typing import Any
 
-import flax.traverse_util
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from ssd_jax import errors
+_LARGEST = 2**30  # bytes that compressed arrays may unpack to; a whole VGG-16 has 0.55e9
+_SUFFIX = ".npy"
 
 
-def load_into(params: Any, path: str | Path) -> tuple[Any, int]:
-    """Replaces the parameters that a file has arrays for.
-
-    A layer's name may be given with or without its module (`vgg16/conv1_1` or `conv1_1`).
-
-    Args:
-      params: Parameters of the network.
-      path: The .npz file.
-
-    Returns:
-      The parameters, with the file's values where it has them, and how many arrays were taken.
+def read(path: Path) -> dict[str, np.ndarray]:
+    """Reads the arrays of an .npz; pickled objects are refused.
 
     Raises:
-      UserError: If the file is missing or is no .npz, an array's shape does not fit its layer, or
-        no array belongs to the network.
+      ValueError: If an entry is no array, or claims more than the file holds.
+      zipfile.BadZipFile: If the archive is damaged.
     """
-    try:
-        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-            arrays = dict(file)
-    except OSError as error:
-        raise errors.UserError(f"config.model.pretrained={path}: {error.strerror}") from None
-    except (ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        raise errors.UserError(f"config.model.pretrained={path} is no .npz: {error}") from None
-    flat = flax.traverse_util.flatten_dict(params, sep="/")
-    taken = 0
-    for name, value in flat.items():
-        array = arrays.get(name, arrays.get(name.partition("/")[2]))
-        if array is None:
-            continue
-        if array.shape != value.shape:
-            raise errors.UserError(
-                f"{path}: {name} has shape {array.shape}, the network's is {value.shape}; "
-                f"config.model.width and backbone have to be those of the file"
-            )
-        flat[name] = jax.device_put(jnp.asarray(array, value.dtype), value.sharding)
-        taken += 1
-    if not taken:
-        raise errors.UserError(
-            f"{path}: none of its arrays ({', '.join(list(arrays)[:3])}, ...) is one of the network"
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        _check_size(sum(entry.file_size for entry in entries), path.stat().st_size)
+        return {entry.filename.removesuffix(_SUFFIX): _array(archive, entry) for entry in entries}
+
+
+def _check_size(claimed: int, actual: int) -> None:
+    if claimed > max(_LARGEST, actual):
+        raise ValueError(f"it claims {claimed:,} bytes, of which a file this size holds none")
+
+
+def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
+    """One .npy of the archive, whose shape is compared with its size first."""
+    if not entry.filename.endswith(_SUFFIX):
+        raise ValueError(f"{entry.filename} is no array")
+    with archive.open(entry) as file:
+        version = np.lib.format.read_magic(file)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"{entry.filename} has version {version} of .npy")
+        header = (
+            np.lib.format.read_array_header_1_0
+            if version == (1, 0)
+            else np.lib.format.read_array_header_2_0
         )
-    return flax.traverse_util.unflatten_dict(flat, sep="/"), taken
+        shape, fortran, dtype = header(file)
+        size = math.prod(shape) * dtype.itemsize
+        if dtype.hasobject or min(shape, default=0) < 0 or size > entry.file_size:
+            raise ValueError(f"{entry.filename} claims shape {shape} of {dtype}, which it lacks")
+        array = np.frombuffer(file.read(size), dtype)
+        file.read()  # to the end, where the checksum is compared
+    return array.reshape(shape, order="F" if fortran else "C")

@@ -1,0 +1,71 @@
+"""Published weights by name: where they are, and what they have to be.
+
+The variable `SSD_JAX_MIRROR` is an address, or a folder, that has the files instead.
+"""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from ssd_jax import download, errors
+
+MIRROR = "SSD_JAX_MIRROR"
+
+_TORCHVISION = "https://download.pytorch.org/models/"
+
+
+class Published(NamedTuple):
+    """A file: its address, and the beginning of its SHA-256, which torchvision's names end in."""
+
+    base: str
+    filename: str
+    sha256: str
+
+
+NAMES = {
+    # Of a VGG-16 that classifies ImageNet: fc6 and fc7 too.
+    "vgg16-imagenet": Published(_TORCHVISION, "vgg16-397923af.pth", "397923af"),
+    # The convolutions that the authors of SSD started from; fc6 and fc7 start fresh.
+    "vgg16-caffe": Published(_TORCHVISION, "vgg16_features-amdegroot-88682ab5.pth", "88682ab5"),
+    "ssd300-coco": Published(_TORCHVISION, "ssd300_vgg16_coco-b556d3b4.pth", "b556d3b4"),
+}
+
+
+def locate(path_or_name: str | Path, *, cache_dir: str | Path) -> Path:
+    """The file that a user means, downloaded where it is a name and not yet there.
+
+    Args:
+      path_or_name: A file, or one of `NAMES`.
+      cache_dir: Downloads are kept in its folder `weights`.
+
+    Raises:
+      UserError: If it is neither, or can't be had.
+    """
+    if Path(path_or_name).exists():
+        return Path(path_or_name)
+    entry = NAMES.get(str(path_or_name))
+    if entry is None:
+        raise errors.UserError(
+            f"{path_or_name}: there is no such file, and no published weights of that name; the "
+            f"names are {', '.join(NAMES)}"
+        )
+    mirror = os.environ.get(MIRROR, entry.base)
+    if "://" not in mirror:
+        return _in_folder(Path(mirror).expanduser() / entry.filename, entry)
+    return download.fetch(
+        f"{mirror.rstrip('/')}/{entry.filename}",
+        Path(cache_dir).expanduser() / "weights" / entry.filename,
+        sha256=entry.sha256,
+        otherwise=f"get the file elsewhere and give its path instead of {path_or_name}, or set "
+        f"{MIRROR} to an address or a folder that has it",
+    )
+
+
+def _in_folder(path: Path, entry: Published) -> Path:
+    if not path.is_file():
+        raise errors.UserError(f"{MIRROR}={path.parent}: it has no {entry.filename}; put it there")
+    if not download.verified(path, sha256=entry.sha256):
+        raise errors.UserError(
+            f"{path} is not the file that is meant: its SHA-256 does not begin with {entry.sha256}"
+        )
+    return path

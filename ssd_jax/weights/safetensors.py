@@ -1,0 +1,53 @@
+"""safetensors: the length of a JSON header, the header, the arrays' bytes."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+_LARGEST_HEADER = 100_000_000  # bytes, as the format says
+_TYPES = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "I16": np.dtype("<i2"),
+    "I8": np.dtype("i1"),
+    "U8": np.dtype("u1"),
+    "BOOL": np.dtype("?"),
+}
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    """Reads the arrays of a safetensors file.
+
+    Raises:
+      ValueError: If the header is none, or an array does not lie within the file.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > min(_LARGEST_HEADER, size - 8):
+            raise ValueError(f"its header claims {length:,} bytes, the file has {size:,}")
+        header = json.loads(file.read(length))
+        data = file.read()
+    header.pop("__metadata__", None)
+    return {name: _array(name, entry, data) for name, entry in header.items()}
+
+
+def _array(name: str, entry: dict[str, Any], data: bytes) -> np.ndarray:
+    shape, (begin, end) = entry["shape"], entry["data_offsets"]
+    if entry["dtype"] not in _TYPES:
+        raise ValueError(f"{name} has type {entry['dtype']}, which is not known here")
+    dtype = _TYPES[entry["dtype"]]
+    numbers = (*shape, begin, end)
+    if not all(isinstance(number, int) and number >= 0 for number in numbers) or not (
+        begin + math.prod(shape) * dtype.itemsize == end <= len(data)
+    ):
+        raise ValueError(f"{name} claims shape {shape} in bytes {begin} to {end} of {len(data)}")
+    return np.frombuffer(data, dtype, math.prod(shape), begin).reshape(shape)

@@ -1,0 +1,203 @@
+import hashlib
+import http.server
+import re
+import threading
+
+import numpy as np
+import pytest
+
+import ssd_jax
+from ssd_jax import download, errors
+from ssd_jax.weights import hub
+
+DATA = np.random.default_rng(0).bytes(300_000)
+NAME, FILE = "ssd-test", "ssd-test.pth"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Serves DATA as one file; `answers` are for the next requests, then "whole" for all."""
+
+    answers: list[str] = []  # noqa: RUF012 (set anew for each test)
+    ranges: list[str | None] = []  # noqa: RUF012
+
+    def do_GET(self):
+        asked = self.headers.get("Range")
+        self.ranges.append(asked)
+        answer = self.answers.pop(0) if self.answers else "whole"
+        if answer == "404" or not self.path.endswith(FILE):
+            return self.send_error(404)
+        if answer == "redirect":
+            return self.redirect(f"/elsewhere/{FILE}")
+        if answer == "circle":
+            self.answers.insert(0, "circle")
+            return self.redirect(self.path)
+        begin = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if asked else 0
+        if begin >= len(DATA):
+            return self.send_error(416)
+        if answer == "no ranges":
+            begin = 0
+        data = b"x" * len(DATA) if answer == "wrong" else DATA
+        self.send_response(206 if begin else 200)
+        self.send_header("Content-Length", str(len(data) - begin))
+        if begin:
+            self.send_header("Content-Range", f"bytes {begin}-{len(data) - 1}/{len(data)}")
+        self.end_headers()
+        # Half of what is left, and the connection ends.
+        end = begin + (len(data) - begin) // 2 if answer == "dies" else len(data)
+        self.wfile.write(data[begin:end])
+        return None
+
+    def redirect(self, place):
+        self.send_response(302)
+        self.send_header("Location", place)
+        self.end_headers()
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(autouse=True)
+def server(monkeypatch):
+    Handler.answers, Handler.ranges = [], []
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    published = hub.Published(
+        f"http://127.0.0.1:{server.server_port}/", FILE, hashlib.sha256(DATA).hexdigest()[:8]
+    )
+    monkeypatch.setitem(hub.NAMES, NAME, published)
+    monkeypatch.setattr(download, "_PAUSE_S", 0)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.delenv(hub.MIRROR, raising=False)
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def refusal(cache_dir):
+    with pytest.raises(errors.UserError) as caught:
+        hub.locate(NAME, cache_dir=cache_dir)
+    return str(caught.value)
+
+
+def files(folder):
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_file_is_downloaded_at_first_use_only(tmp_path):
+    paths = [hub.locate(NAME, cache_dir=tmp_path) for _ in range(2)]
+    assert paths == [tmp_path / "weights" / FILE] * 2
+    assert paths[0].read_bytes() == DATA
+    assert Handler.ranges == [None]
+    assert files(tmp_path) == [FILE]
+
+
+def test_a_connection_that_dies_half_way_is_taken_up_there(tmp_path):
+    Handler.answers = ["dies", "dies"]
+    assert hub.locate(NAME, cache_dir=tmp_path).read_bytes() == DATA
+    assert Handler.ranges == [None, "bytes=150000-", "bytes=225000-"]
+
+
+def test_a_later_call_goes_on_too(tmp_path):
+    part = tmp_path / "weights" / f"{FILE}.part"
+    part.parent.mkdir()
+    part.write_bytes(DATA[:1000])
+    Handler.answers = ["404"]
+    assert "404" in refusal(tmp_path)
+    assert part.read_bytes() == DATA[:1000]
+    assert hub.locate(NAME, cache_dir=tmp_path).read_bytes() == DATA
+    assert Handler.ranges == ["bytes=1000-"] * 2
+    assert files(tmp_path) == [FILE]
+
+
+@pytest.mark.parametrize("beginning", [DATA, DATA + b"x", b"another version" * 100])
+def test_a_part_that_is_whole_or_of_another_file_does_no_harm(tmp_path, beginning):
+    part = tmp_path / "weights" / f"{FILE}.part"
+    part.parent.mkdir()
+    part.write_bytes(beginning)
+    assert hub.locate(NAME, cache_dir=tmp_path).read_bytes() == DATA
+    assert files(tmp_path) == [FILE]
+
+
+def test_a_server_that_knows_no_ranges_begins_anew(tmp_path):
+    Handler.answers = ["dies", "no ranges"]
+    assert hub.locate(NAME, cache_dir=tmp_path).read_bytes() == DATA
+
+
+def test_redirects_are_followed(tmp_path):
+    Handler.answers = ["redirect"]
+    assert hub.locate(NAME, cache_dir=tmp_path).read_bytes() == DATA
+
+
+def test_a_server_that_always_dies_is_given_up(tmp_path):
+    Handler.answers = ["dies"] * 40
+    assert "ends too early" in refusal(tmp_path)
+    assert len(Handler.ranges) < 30  # half of what is left comes each time, at last nothing
+
+
+@pytest.mark.parametrize(
+    ("answers", "reason"),
+    [(["404"], "404"), (["circle"], "infinite loop"), (["wrong"], "SHA-256 begins with")],
+)
+def test_what_cannot_be_had_leaves_nothing(tmp_path, answers, reason):
+    Handler.answers = list(answers)
+    message = refusal(tmp_path)
+    assert reason in message
+    assert FILE in message
+    assert hub.MIRROR in message
+    assert "\n" not in message
+    assert files(tmp_path) == []
+
+
+def test_without_a_network_the_way_out_is_said(tmp_path, monkeypatch):
+    monkeypatch.setenv(hub.MIRROR, "http://127.0.0.1:9/")
+    message = refusal(tmp_path)
+    assert f"http://127.0.0.1:9/{FILE} (" in message
+    assert "refused" in message
+    assert f"give its path instead of {NAME}" in message
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "weights").write_text("a file where the folder should be")
+    message = refusal(tmp_path)
+    assert str(tmp_path / "weights" / FILE) in message
+    assert "SSD_JAX_CACHE" in message
+    assert Handler.ranges == []
+
+
+def test_a_mirror_is_an_address_or_a_folder(server, tmp_path, monkeypatch):
+    monkeypatch.setitem(hub.NAMES, NAME, hub.NAMES[NAME]._replace(base="http://127.0.0.1:9/"))
+    monkeypatch.setenv(hub.MIRROR, f"http://127.0.0.1:{server.server_port}/mirror")
+    assert hub.locate(NAME, cache_dir=tmp_path / "cache").read_bytes() == DATA
+    monkeypatch.setenv(hub.MIRROR, str(tmp_path))
+    assert f"no {FILE}" in refusal(tmp_path)
+    (tmp_path / FILE).write_bytes(DATA)
+    assert hub.locate(NAME, cache_dir=tmp_path) == tmp_path / FILE
+    (tmp_path / FILE).write_bytes(b"other")
+    assert "SHA-256" in refusal(tmp_path)
+
+
+def test_two_at_once_download_once(tmp_path):
+    def locate():
+        paths.append(hub.locate(NAME, cache_dir=tmp_path))
+
+    paths = []
+    threads = [threading.Thread(target=locate) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [path.read_bytes() == DATA for path in paths] == [True] * 4
+    assert Handler.ranges == [None]
+
+
+@pytest.mark.parametrize("name", ["ssd300-coc", "nowhere/w.pth"])
+def test_a_name_that_is_none_is_told_the_names(name):
+    with pytest.raises(errors.UserError, match=rf"{name}: there is no such file.*ssd300-coco"):
+        ssd_jax.load_detector(name)
+
+
+def test_the_published_hashes_are_those_in_the_names():
+    for entry in [entry for name, entry in hub.NAMES.items() if name != NAME]:
+        assert re.search(r"-([0-9a-f]{8})\.pth$", entry.filename)[1] == entry.sha256

@@ -1,0 +1,255 @@
+"""Whose names mean what, with cheap arrays; test_weights_parity shows what they compute."""
+
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import weight_files
+from golden import make_other_networks
+
+import ssd_jax
+from ssd_jax import config as config_lib
+from ssd_jax import detector as detector_lib
+from ssd_jax import errors
+from ssd_jax.data import classes
+from ssd_jax.models import ssd
+from ssd_jax.weights import layouts, loading, reader
+
+CAFFE_SOURCES = ("conv4_3_norm", "fc7", "conv6_2", "conv7_2", "conv8_2", "conv9_2", "conv10_2")
+
+
+def cheap(name, shape):
+    """Different in every entry of a name, and for every name."""
+    size = int(np.prod(shape))
+    return (np.arange(size, dtype=np.float32) % 8191 + zlib.crc32(name.encode()) % 97).reshape(
+        shape
+    )
+
+
+def fits(weights):
+    """What `loading.fit` gives for a whole SSD of these weights."""
+    config, names = detector_lib._describe(weights)
+    model = detector_lib.build_model(config.model, len(names))
+    return loading.fit(detector_lib._abstract_params(model, config.model), weights)
+
+
+def caffe_layers(whose, side):
+    """Somebody's SSD as the authors' release stores the same network: BGR, their names."""
+    body, norm, extras, loc, conf = make_other_networks.PARTS[whose]
+    shapes = make_other_networks.ssd_shapes(whose, side)
+    state = {name: cheap(name, shape) for name, shape in shapes.items()}
+    names = {
+        f"{body}.{n}": f"conv{block}"
+        for (n, _, _), block in zip(
+            make_other_networks.convolutions(),
+            [f"{b}_{n}" for b, count in enumerate((2, 2, 3, 3, 3), 1) for n in range(1, count + 1)],
+            strict=True,
+        )
+    }
+    names |= {f"{body}.31": "fc6", f"{body}.33": "fc7"}
+    names |= {f"{extras}.{n}": f"conv{6 + n // 2}_{n % 2 + 1}" for n in range(10)}
+    names |= {f"{loc}.{n}": f"{source}_mbox_loc" for n, source in enumerate(CAFFE_SOURCES)}
+    names |= {f"{conf}.{n}": f"{source}_mbox_conf" for n, source in enumerate(CAFFE_SOURCES)}
+    layers = {
+        caffe: [state[f"{torch}.weight"], state[f"{torch}.bias"]]
+        for torch, caffe in names.items()
+        if f"{torch}.weight" in state
+    }
+    layers["conv1_1"][0] = layers["conv1_1"][0][:, ::-1]
+    return state, {**layers, "conv4_3_norm": [state[f"{norm}.weight"]]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("whose", "side", "old"), [("amdegroot", 300, True), ("lufficc", 512, False)]
+)
+def test_caffes_ssd_is_the_same_network(tmp_path, whose, side, old):
+    state, layers = caffe_layers(whose, side)
+    weight_files.torch_zip(tmp_path / "torch", state)
+    weight_files.caffe(tmp_path / "caffe", layers, old=old)
+    theirs, caffes = (loading.read(tmp_path / kind) for kind in ("torch", "caffe"))
+    assert caffes.layout.mean == (123, 117, 104)
+    assert not caffes.layout.clip_priors  # the authors clip none
+    assert set(theirs.arrays) == set(caffes.arrays)
+    for name, array in theirs.arrays.items():
+        np.testing.assert_array_equal(caffes.arrays[name], array, err_msg=name)
+    _, report = fits(caffes)
+    assert (report.fresh, report.ignored) == ({}, {})
+
+
+@pytest.mark.slow
+def test_fc6_and_fc7_are_decimated_as_the_formula_says(tmp_path):
+    # Entry (o, i, r, c) of fc6 is 7 o + 3 i + 5 r + 11 c, modulo a prime; fc7 likewise.
+    o, i, r, c = (np.arange(n, dtype=np.int32) for n in (4096, 512, 7, 7))
+    fc6 = (7 * o[:, None, None, None] + 3 * i[:, None, None] + 5 * r[:, None] + 11 * c) % 1009
+    fc7 = (7 * o[:, None] + 3 * o) % 1009
+    state = {
+        **{n: cheap(n, s) for n, s in make_other_networks.torchvision_shapes().items()},
+        "classifier.0.weight": fc6.astype(np.float16).reshape(4096, 512 * 49),
+        "classifier.0.bias": o.astype(np.float32),
+        "classifier.3.weight": fc7.astype(np.float16),
+        "classifier.3.bias": o.astype(np.float32) + 1,
+        "classifier.6.weight": np.zeros((1000, 4096), np.float16),
+        "classifier.6.bias": np.zeros(1000, np.float32),
+    }
+    weight_files.torch_zip(tmp_path / "vgg16", state)
+    found = loading.read(tmp_path / "vgg16")
+    rows, columns, inputs, outputs = np.ogrid[0:3, 0:3, 0:512, 0:1024]
+    expected = (7 * 4 * outputs + 3 * inputs + 5 * 3 * rows + 11 * 3 * columns) % 1009
+    np.testing.assert_array_equal(found.arrays["vgg16/fc6/kernel"], expected)
+    inputs, outputs = np.ogrid[0:1024, 0:1024]
+    np.testing.assert_array_equal(
+        found.arrays["vgg16/fc7/kernel"][0, 0], (7 * 4 * outputs + 3 * 4 * inputs) % 1009
+    )
+    np.testing.assert_array_equal(found.arrays["vgg16/fc6/bias"], np.arange(0, 4096, 4))
+    np.testing.assert_array_equal(found.arrays["vgg16/fc7/bias"], np.arange(0, 4096, 4) + 1)
+    assert found.ignored == {"classifier.6.weight": (1000, 4096), "classifier.6.bias": (1000,)}
+
+    # The same classifier in Keras' order: inputs by row, column, channel; kernels (in, out).
+    keras = {f"{n}": cheap(n, s) for n, s in make_other_networks.keras_shapes().items()}
+    top = {
+        "fc1/fc1/kernel:0": fc6.astype(np.float16).transpose(2, 3, 1, 0).reshape(-1, 4096),
+        "fc1/fc1/bias:0": state["classifier.0.bias"],
+        "fc2/fc2/kernel:0": fc7.astype(np.float16).T,
+        "fc2/fc2/bias:0": state["classifier.3.bias"],
+        "predictions/predictions/bias:0": state["classifier.6.bias"],
+    }
+    weight_files.hdf5(tmp_path / "vgg16.h5", {**keras, **top})
+    from_keras = loading.read(tmp_path / "vgg16.h5")
+    for name in ("fc6/kernel", "fc6/bias", "fc7/kernel", "fc7/bias"):
+        np.testing.assert_array_equal(
+            from_keras.arrays[f"vgg16/{name}"], found.arrays[f"vgg16/{name}"], err_msg=name
+        )
+    assert from_keras.ignored == {"predictions/predictions/bias:0": (1000,)}
+
+
+@pytest.fixture
+def features():
+    return {n: cheap(n, s) for n, s in make_other_networks.torchvision_shapes().items()}
+
+
+@pytest.mark.parametrize(
+    "classifier", [{}, {"classifier.0.bias": np.full(4096, np.nan, np.float32)}]
+)
+def test_a_vgg_without_classifier_is_that_of_caffe(features, classifier, tmp_path):
+    weight_files.torch_zip(tmp_path / "w", {**features, **classifier})
+    weights = loading.read(tmp_path / "w")
+    np.testing.assert_allclose(weights.layout.mean, [122.99925, 116.9991, 103.9992], rtol=1e-9)
+    first = weights.arrays["vgg16/conv1_1/kernel"]  # of torchvision's 255 (x / 255 - mean): as is
+    np.testing.assert_array_equal(first, features["features.0.weight"].transpose(2, 3, 1, 0))
+    assert set(weights.ignored) == set(classifier)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "state_dict.module."])
+def test_amdegroots_base_weights_have_bare_numbers(features, prefix, tmp_path):
+    state = {n.replace("features.", prefix): array for n, array in features.items()}
+    state |= {
+        f"{prefix}31.weight": cheap("fc6", (1024, 512, 3, 3)),
+        f"{prefix}33.bias": cheap("fc7", (1024,)),
+    }
+    weight_files.torch_legacy(tmp_path / "w", state)
+    weights = loading.read(tmp_path / "w")
+    assert "reduced" in weights.layout.title
+    assert len(weights.arrays) == 28
+    np.testing.assert_array_equal(
+        weights.arrays["vgg16/fc6/kernel"], cheap("fc6", (1024, 512, 3, 3)).transpose(2, 3, 1, 0)
+    )
+
+
+def test_caffes_old_classifier_shapes_are_read(tmp_path):
+    bias = np.zeros(4096, np.float32)
+    layers = {
+        name: [np.zeros((o, i, 3, 3), np.float32), np.zeros(o, np.float32)]
+        for name, (_, i, o) in zip(layouts.BODY, make_other_networks.convolutions(), strict=True)
+    }
+    layers["fc7"] = [cheap("fc7", (4096, 4096)), bias]
+    weight_files.caffe(tmp_path / "w", layers, old=True)  # as (1, 1, 4096, 4096)
+    kernel = loading.read(tmp_path / "w").arrays["vgg16/fc7/kernel"]
+    np.testing.assert_array_equal(kernel[0, 0].T, layers["fc7"][0][::4, ::4])
+
+
+@pytest.mark.parametrize(
+    "names",
+    ["block1_conv1/{0}_W_1:0 {0}_b_1:0", "model_weights/block1_conv1/{0}/kernel:0 bias:0",
+     "layers/block1_conv1/vars/0 1"],
+)  # fmt: skip
+def test_kerass_namings_are_one(names, tmp_path):
+    kernel, bias = names.format("block1_conv1").split()
+    arrays = {kernel: np.zeros((3, 3, 3, 64)), f"{kernel.rpartition('/')[0]}/{bias}": np.zeros(64)}
+    layout, named = layouts.recognise(arrays)
+    assert "Keras" in layout.title
+    assert set(named) == {"block1_conv1/kernel", "block1_conv1/bias"}
+
+
+@pytest.mark.parametrize("lost", ["features.28.weight", "features.0.bias"])
+def test_what_is_no_whole_vgg16_is_refused_by_entry(features, lost, tmp_path):
+    del features[lost]
+    weight_files.torch_zip(tmp_path / "w", features)
+    with pytest.raises(errors.UserError, match=rf"w looks like torchvision.*has no {lost}"):
+        loading.read(tmp_path / "w")
+
+
+def test_another_shape_is_refused_by_its_own_name(features, tmp_path):
+    features["features.5.weight"] = np.zeros((64, 64, 3, 3), np.float32)
+    weight_files.torch_zip(tmp_path / "w", features)
+    weights = loading.read(tmp_path / "w")
+    params = {"vgg16": {"conv2_1": {"kernel": jnp.zeros((3, 3, 64, 128))}}}
+    with pytest.raises(
+        errors.UserError, match=r"features\.5\.weight has shape \(3, 3, 64, 64\).*\(3, 3, 64, 128\)"
+    ):
+        loading.fit(params, weights)
+
+
+def test_a_backbone_is_no_detector(features, tmp_path):
+    weight_files.torch_zip(tmp_path / "w", features)
+    with pytest.raises(errors.UserError, match=r"no.* the heads.*--config\.model\.pretrained"):
+        ssd_jax.load_detector(tmp_path / "w")
+
+
+@pytest.mark.slow
+def test_cocos_unused_ids_are_never_detected(tmp_path):
+    # A head of torchvision with 91 logits, in which bias alone speaks: id 12, which is no class,
+    # would win everywhere; behind it id 13, "stop sign", which is class 12 of the 80.
+    assert classes.COCO[11] == "stop sign"
+    shapes = {}
+    for name, shape in make_other_networks.ssd_shapes("amdegroot", 300).items():
+        wide = (shape[0] // 21 * 91, *shape[1:]) if name.startswith("conf") else shape
+        shapes[name] = wide
+    state = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    for level, boxes in enumerate(make_other_networks.BOXES[300]):
+        bias = np.zeros((boxes, 91), np.float32)
+        bias[:, 12], bias[:, 13] = 5, 4
+        state[f"conf.{level}.bias"] = bias.reshape(-1)
+    weight_files.torch_zip(tmp_path / "w", state)
+    detector = ssd_jax.load_detector(tmp_path / "w")
+    assert detector.class_names == classes.COCO
+    (found,) = detector([np.zeros((300, 300, 3), np.uint8)], score_threshold=0.1)
+    assert set(found.labels) == {12}
+    # The probability is that among all 91.
+    expected = np.exp(4) / (np.exp(5) + np.exp(4) + 89)
+    np.testing.assert_allclose(found.scores, expected, rtol=1e-5)
+
+
+def test_merged_gaps_keep_the_probabilities_of_the_classes():
+    logits = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)
+    before, after = jax.nn.softmax(logits), jax.nn.softmax(ssd.merge_gaps(logits, (2, 5)))
+    np.testing.assert_allclose(after[:, 1:], np.asarray(before)[:, [1, 3, 4, 6]], rtol=1e-6)
+    np.testing.assert_allclose(after[:, 0], np.asarray(before)[:, [0, 2, 5]].sum(1), rtol=1e-6)
+
+
+def test_real_convolutions_load(shared):
+    weights = loading.read(shared / "weights/vgg16_conv1_to_conv3.npz")
+    model = detector_lib.build_model(config_lib.ModelConfig(), 20)
+    params = detector_lib._abstract_params(model, config_lib.ModelConfig())
+    _, report = loading.fit(params, weights)
+    assert len(report.loaded) == 14
+    assert report.ignored == {}
+    assert weights.arrays["vgg16/conv3_3/kernel"].shape == (3, 3, 256, 256)
+
+
+def test_real_mobilenet_is_read(shared):
+    arrays = reader.read(shared / "weights/mobilenet_v2_imagenet.npz")
+    assert sum(array.size for array in arrays.values()) == 3_489_097
+    assert arrays["block0/depthwise/kernel"].shape == (3, 3, 1, 32)

@@ -1,0 +1,282 @@
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import tracemalloc
+import zipfile
+from pathlib import Path
+
+import fuzz_readers
+import h5py
+import ml_dtypes
+import numpy as np
+import pytest
+import weight_files
+
+from ssd_jax import errors
+from ssd_jax.weights import reader
+
+ARRAYS = {
+    "conv.weight": np.arange(24, dtype=np.float32).reshape(2, 3, 4),
+    "conv.bias": np.arange(3, dtype=np.float16),
+    "double": np.linspace(0, 1, 5),
+    "steps": np.array(7),
+    "nothing": np.zeros((0, 2), np.float32),
+}
+TERABYTE = 2**40
+
+
+def refusal(path):
+    with pytest.raises(errors.UserError) as caught:
+        reader.read(path)
+    message = str(caught.value)
+    assert str(path) in message
+    return message
+
+
+def equal(got, expected):
+    assert set(got) == set(expected)
+    for name, array in expected.items():
+        assert got[name].dtype == array.dtype, name
+        np.testing.assert_array_equal(got[name], array, err_msg=name)
+    return True
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        weight_files.torch_zip,
+        weight_files.torch_legacy,
+        weight_files.safetensors,
+        weight_files.hdf5,
+        lambda path, arrays: path.write_bytes(fuzz_readers.npz(np.savez, arrays)),
+        lambda path, arrays: path.write_bytes(fuzz_readers.npz(np.savez_compressed, arrays)),
+    ],
+)
+def test_what_was_written_is_read_whatever_the_ending(write, tmp_path):
+    write(tmp_path / "weights.txt", ARRAYS)
+    assert equal(reader.read(tmp_path / "weights.txt"), ARRAYS)
+
+
+def test_containers_are_entered_and_all_but_tensors_left_out(tmp_path):
+    content = {
+        "model": ARRAYS,
+        "optimizer": {"state": {0: {"momentum": ARRAYS["double"]}}, "groups": [{"lr": 0.1}]},
+        "history": [None, True, "text", (ARRAYS["steps"],)],
+    }
+    weight_files.torch_zip(tmp_path / "w", content)
+    expected = {f"model.{name}": array for name, array in ARRAYS.items()}
+    expected |= {"optimizer.state.0.momentum": ARRAYS["double"], "history.3.0": ARRAYS["steps"]}
+    assert equal(reader.read(tmp_path / "w"), expected)
+
+
+def test_views_of_one_storage_are_read(tmp_path):
+    # A transposed view, and a row of the same six numbers; bfloat16.
+    numbers = np.arange(6).astype(ml_dtypes.bfloat16)
+    put = weight_files.TorchPickle({})._put
+    views = {"t": ((3, 2), (1, 3), 0), "row": ((3,), (1,), 3)}
+    items = b"".join(
+        put(name)
+        + weight_files.rebuild(
+            "BFloat16Storage", "0", 6, shape=shape, strides=strides, offset=offset, put=put
+        )
+        for name, (shape, strides, offset) in views.items()
+    )
+    weight_files.torch_zip_of(tmp_path / "w", b"\x80\x02}(" + items + b"u.", {"0": numbers})
+    expected = {"t": numbers.reshape(2, 3).T, "row": numbers[3:]}
+    assert equal(reader.read(tmp_path / "w"), expected)
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_caffes_blobs_are_read(tmp_path, old):
+    layers = {"conv1_1": [ARRAYS["conv.weight"], np.arange(2.0)], "relu1_1": []}
+    weight_files.caffe(tmp_path / "w", layers, old=old)
+    got = reader.read(tmp_path / "w")
+    assert list(got) == ["conv1_1/0", "conv1_1/1"]
+    shape = (1, 2, 3, 4) if old else (2, 3, 4)
+    np.testing.assert_array_equal(got["conv1_1/0"], ARRAYS["conv.weight"].reshape(shape))
+
+
+def test_hdf5_with_many_groups_attributes_and_links_is_read(tmp_path):
+    rng = np.random.default_rng(0)
+    types = [np.float32, np.float16, np.float64, np.int32, np.uint8, ">f4"]
+    arrays = {
+        f"group_{index % 37}/layer_{index}/kernel:0": rng.normal(size=(3, index % 5 + 1))
+        .astype(types[index % 6])
+        for index in range(300)
+    }  # fmt: skip
+    weight_files.hdf5(tmp_path / "w", arrays)
+    with h5py.File(tmp_path / "w", "a") as file:
+        file.attrs["layer_names"] = [f"layer_{index}".encode() for index in range(300)]
+        file["text"] = "left out"
+        file["link"] = h5py.SoftLink("/group_1")
+    assert equal(reader.read(tmp_path / "w"), arrays)
+
+
+def test_hdf5_of_another_form_is_refused(tmp_path):
+    with h5py.File(tmp_path / "latest", "w", libver="latest") as file:
+        file["a"] = np.ones(3)
+    assert "by the default" in refusal(tmp_path / "latest")
+    with h5py.File(tmp_path / "zipped", "w") as file:
+        file.create_dataset("a", data=np.ones(1000), compression="gzip")
+    assert "a is compressed" in refusal(tmp_path / "zipped")
+    with h5py.File(tmp_path / "outside", "w") as file:
+        outside = [(str(tmp_path / "zipped"), 0, 24)]
+        file.create_dataset("a", (3,), np.float64, external=outside)
+    assert "a lies in another file" in refusal(tmp_path / "outside")
+
+
+class Evil:
+    def __init__(self, command):
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("form", ["zip", "legacy", "plain"])
+def test_nothing_in_a_pickle_runs(tmp_path, form, protocol):
+    mark = tmp_path / "it ran"
+    data = pickle.dumps({"weight": Evil(f"touch '{mark}'")}, protocol=protocol)
+    path = tmp_path / "w.pth"
+    if form == "zip":
+        weight_files.torch_zip_of(path, data)
+    else:
+        begin = (weight_files.LEGACY_MAGIC, 1001, {}) if form == "legacy" else ()
+        parts = [weight_files.TorchPickle(part).data for part in begin]
+        path.write_bytes(b"".join(parts) + data)
+    assert "posix.system, which is neither a tensor nor a container" in refusal(path)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x80\x02cbuiltins\neval\n(X\x03\x00\x00\x001+1tR.",
+        b"\x80\x02ccollections\nOrderedDict\n)R}X\x09\x00\x00\x00__class__K\x01sb(i__main__\nX\n.",
+        b"\x80\x02(K\x01K\x02d.",
+        b"\x80\x02}(]K\x01u.",
+        b"\x80\x02K\x01K\x02R.",
+        b"\x80\x02X\x00\x00\x00\x00Q.",
+        b"\x80\x02t.",
+        b"\x80\x02",
+    ],
+)
+def test_pickles_of_other_instructions_are_refused(tmp_path, data):
+    weight_files.torch_zip_of(tmp_path / "w", data)
+    refusal(tmp_path / "w")
+
+
+def claims_in_zip(path):
+    put = weight_files.TorchPickle({})._put
+    tensor = weight_files.rebuild(
+        "FloatStorage", "0", TERABYTE // 4, shape=(TERABYTE // 4,), strides=(1,), put=put
+    )
+    weight_files.torch_zip_of(
+        path, b"\x80\x02}X\x01\x00\x00\x00w" + tensor + b"s.", {"0": np.ones(2)}
+    )
+
+
+def claims_by_stride_zero(path):
+    put = weight_files.TorchPickle({})._put
+    tensor = weight_files.rebuild("FloatStorage", "0", 1, shape=(TERABYTE,), strides=(0,), put=put)
+    one = {"0": np.ones(1, np.float32)}
+    weight_files.torch_zip_of(path, b"\x80\x02}X\x01\x00\x00\x00w" + tensor + b"s.", one)
+
+
+def claims_in_legacy(path):
+    weight_files.torch_legacy(path, {"w": np.ones(2, np.float32)})
+    data = path.read_bytes()
+    path.write_bytes(data[:-16] + struct.pack("<q", TERABYTE) + data[-8:])
+
+
+def claims_in_safetensors(path):
+    weight_files.safetensors(path, {"w": np.ones(2, np.float32)})
+    data = path.read_bytes().replace(b"[2]", str([TERABYTE]).encode())
+    path.write_bytes(struct.pack("<Q", len(data) - 16) + data[8:])
+
+
+def claims_a_header_in_safetensors(path):
+    path.write_bytes(struct.pack("<Q", TERABYTE) + b'{"w": {}}')
+
+
+def claims_in_npz(path):
+    header = str({"descr": "<f4", "fortran_order": False, "shape": (TERABYTE,)}).encode() + b"\n"
+    array = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + b"1234"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("w.npy", array)
+
+
+def claims_by_unpacking(path):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("w.npy", b"\x93NUMPY\x01\x00")
+    data = bytearray(path.read_bytes())
+    place = data.index(b"PK\x01\x02") + 24  # of the size in the archive's directory
+    data[place : place + 4] = struct.pack("<I", 2**32 - 2)
+    path.write_bytes(data)
+
+
+def claims_in_hdf5(path):
+    with h5py.File(path, "w") as file:
+        file.create_dataset("w", (TERABYTE // 4,), np.float32)  # never written
+
+
+def claims_in_caffe(path):
+    blob = weight_files.field(5, b"1234").replace(b"\x04", weight_files.varint(TERABYTE))
+    path.write_bytes(b"\x0a\x03net" + weight_files.field(100, weight_files.field(7, blob)))
+
+
+@pytest.mark.parametrize("write", [value for key, value in globals().items() if "claims" in key])
+def test_a_terabyte_is_refused_before_memory_is_taken(write, tmp_path):
+    write(tmp_path / "w")
+    tracemalloc.start()
+    try:
+        assert "claim" in refusal(tmp_path / "w")
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+@pytest.mark.parametrize("write", [weight_files.torch_zip, weight_files.torch_legacy,
+                                   weight_files.safetensors, weight_files.hdf5])  # fmt: skip
+def test_a_file_that_was_cut_off_is_refused(write, share, tmp_path):
+    write(tmp_path / "w", {"a": np.arange(5000, dtype=np.float32)})
+    data = (tmp_path / "w").read_bytes()
+    (tmp_path / "w").write_bytes(data[: int(share * len(data))])
+    assert "fetch it anew" in refusal(tmp_path / "w")
+
+
+@pytest.mark.parametrize("content", [b"", b"no weights", b"<!DOCTYPE html>", b"PK\x03\x04 broken"])
+def test_what_is_nothing_known_is_refused(tmp_path, content):
+    (tmp_path / "w.npz").write_bytes(content)
+    refusal(tmp_path / "w.npz")
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path):
+    assert "No such file" in refusal(tmp_path / "nowhere.npz")
+    assert "directory" in refusal(tmp_path)
+
+
+def test_pickled_objects_in_an_npz_are_refused(tmp_path):
+    np.savez(tmp_path / "w.npz", w=np.array([{}], dtype=object))
+    refusal(tmp_path / "w.npz")
+
+
+@pytest.mark.slow
+def test_two_thousand_damaged_files_are_read_or_refused(tmp_path):
+    # In a process of 2 GiB, which a crash or an endless loop would end badly.
+    tests = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(tests / "fuzz_readers.py"), str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": f"{tests.parent}{os.pathsep}{tests}"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    read, refused = map(int, done.stdout.split())
+    assert read + refused == fuzz_readers.FILES
+    assert min(read, refused) > 100
