@@ -1,42 +1,18 @@
 """Several processes on this machine, joined over gloo, as machines are over a network."""
 
 import json
-import os
 import re
 import signal
 import socket
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+import tiny_run
 import train_worker
+from tiny_run import arrays_of, assert_same, ends, start, start_training, wait_for_checkpoint
 
 from ssd_jax import distributed, errors
-
-ROOT = Path(__file__).parent.parent
-
-CONFIG = """
-from ssd_jax import config
-from ssd_jax.data import datasets
-
-datasets.SYNTHETIC = {{"train": 12, "test": 6, "seed": 0}}
-
-
-def get_config():
-    cfg = config.Config()
-    cfg.model.width = 0.125
-    cfg.data.dataset, cfg.data.train_split, cfg.data.eval_split = "synthetic", "train", "test"
-    cfg.data.canvas, cfg.data.cache_dir = 160, {cache!r}
-    cfg.train.steps, cfg.train.batch_size, cfg.train.cpu_devices = 6, 4, 2
-    cfg.train.learning_rate, cfg.train.fresh_warmup_steps = 1e-4, 0
-    cfg.train.log_every = cfg.train.checkpoint_every = 1
-    cfg.train.eval_every, cfg.eval.batch_size = 100, 4
-    return cfg
-"""
 
 
 def free_port():
@@ -45,43 +21,17 @@ def free_port():
         return one.getsockname()[1]
 
 
-def environment():
-    """That of the tests, less their eight devices."""
-    own = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    return {**own, "PYTHONPATH": str(ROOT)}
-
-
-def start(*command):
-    return subprocess.Popen(
-        [sys.executable, *map(str, command)],
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def ends(processes, timeout=300):
-    """Exit status and stderr of each."""
-    outputs = [process.communicate(timeout=timeout) for process in processes]
-    return [(one.returncode, err) for one, (_, err) in zip(processes, outputs, strict=True)]
-
-
 @pytest.fixture(scope="module")
 def config_file(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("config")
-    path = folder / "tiny.py"
-    path.write_text(CONFIG.format(cache=str(folder / "cache")))
-    return path
+    return tiny_run.write_config(tmp_path_factory.mktemp("config"), steps=6, devices=2)
 
 
 def start_two(config_file, workdir, *, port=None, of_each=((), ())):
     port = port or free_port()
-    common = ("train.py", "--config", config_file, "--workdir", workdir)
     return [
-        start(
-            *common,
+        start_training(
+            config_file,
+            workdir,
             f"--coordinator=127.0.0.1:{port}",
             "--num-processes=2",
             f"--process-id={number}",
@@ -89,30 +39,6 @@ def start_two(config_file, workdir, *, port=None, of_each=((), ())):
         )
         for number in range(2)
     ]
-
-
-def wait_for_checkpoint(workdir, step, processes):
-    """Until it is committed; the processes have to live until then."""
-    while not (workdir / "checkpoints" / str(step)).is_dir():
-        assert all(process.poll() is None for process in processes), ends(processes)
-        time.sleep(0.05)
-
-
-def arrays_of(workdir, step):
-    """All of a checkpoint's state, by file and name."""
-    import orbax.checkpoint as ocp
-
-    folder = (workdir / "checkpoints" / str(step)).absolute()
-    with ocp.StandardCheckpointer() as checkpointer:
-        trees = {name: checkpointer.restore(folder / name) for name in ("params", "training")}
-    leaves = jax.tree_util.tree_leaves_with_path(trees)
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
-
-
-def assert_same(result, expected):
-    assert result.keys() == expected.keys()
-    for name, values in expected.items():
-        np.testing.assert_array_equal(result[name], values, err_msg=name)
 
 
 @pytest.mark.slow
@@ -211,10 +137,9 @@ def test_processes_with_different_configs_are_told_which_field(config_file, tmp_
 def test_a_coordinator_that_does_not_answer_is_one_line(config_file, tmp_path):
     (status, stderr), *_ = ends(
         [
-            start(
-                "train.py",
-                f"--config={config_file}",
-                f"--workdir={tmp_path / 'run'}",
+            start_training(
+                config_file,
+                tmp_path / "run",
                 f"--coordinator=127.0.0.1:{free_port()}",
                 "--num-processes=2",
                 "--process-id=1",

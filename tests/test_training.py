@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import tiny_run
 
 from ssd_jax import config as config_lib
 from ssd_jax import detector as detector_lib
@@ -27,27 +28,7 @@ def config(tmp_path_factory):
     """Four steps of a tiny network on a few built-in pictures."""
     patch = pytest.MonkeyPatch()
     patch.setattr(datasets, "SYNTHETIC", {"train": 12, "test": 6, "seed": 0})
-    config = config_lib.Config()
-    config.model.width = 0.125
-    config.data = config_lib.DataConfig(
-        dataset="synthetic",
-        train_split="train",
-        eval_split="test",
-        canvas=160,
-        cache_dir=str(tmp_path_factory.mktemp("cache")),
-    )
-    config.train = dataclasses.replace(
-        config.train,
-        steps=4,
-        batch_size=8,
-        learning_rate=1e-4,
-        fresh_warmup_steps=0,
-        log_every=1,
-        eval_every=4,
-        checkpoint_every=2,
-    )
-    config.eval = dataclasses.replace(config.eval, batch_size=8)
-    yield config
+    yield tiny_run.config(tmp_path_factory.mktemp("cache"))
     patch.undo()
 
 

@@ -1,0 +1,100 @@
+"""Kills runs at random moments and starts them again: they have to end as if nothing had happened.
+
+  python tests/kill_and_resume.py [--trials 20] [--kills 50] [--seed 0]
+
+A trial stops a run after a random step by SIGTERM, SIGINT or SIGKILL and goes on; every leaf of the
+state in the end has to be bitwise that of a run that was never stopped. Then one run is killed by
+SIGKILL again and again while it saves a checkpoint after each step: each time it has to go on from
+the last one that was committed.
+"""
+
+import argparse
+import random
+import re
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+import tiny_run
+
+STEPS = 8
+
+
+def finish(config_file, workdir, *arguments):
+    """Trains to the end; gives the step that it went on from."""
+    process = tiny_run.start_training(config_file, workdir, *arguments)
+    stdout, stderr = process.communicate(timeout=600)
+    assert process.returncode == 0, stderr
+    return begun_at(stdout)
+
+
+def begun_at(stdout):
+    """The step whose checkpoint a run says it starts from; 0 where there is none."""
+    found = re.search(r"start\s+checkpoint of step (\d+)", stdout)
+    return int(found.group(1)) if found else 0
+
+
+def trial(config_file, workdir, expected, chance):
+    """Stops a run after a random step, goes on, and compares the end."""
+    step, sent = chance.randrange(1, STEPS), chance.choice(["SIGTERM", "SIGINT", "SIGKILL"])
+    process = tiny_run.start_training(config_file, workdir)
+    tiny_run.wait_for_checkpoint(workdir, step, [process])
+    process.send_signal(getattr(signal, sent))
+    ((status, stderr),) = tiny_run.ends([process])
+    assert status == (-signal.SIGKILL if sent == "SIGKILL" else 75), stderr
+    saved = max(tiny_run.steps_saved(workdir))
+    assert finish(config_file, workdir) == saved
+    tiny_run.assert_same(tiny_run.arrays_of(workdir, STEPS), expected)
+    return f"{sent} after step {step}, went on from {saved}"
+
+
+def killed_again_and_again(config_file, workdir, kills, chance):
+    """SIGKILL at random moments; gives how many of them fell into a save."""
+    torn = 0
+    for _ in range(kills):
+        before = max(tiny_run.steps_saved(workdir), default=0)
+        process = tiny_run.start_training(config_file, workdir, f"--config.train.steps={10**6}")
+        tiny_run.wait_for_checkpoint(workdir, before + 1, [process])
+        time.sleep(chance.uniform(0, 0.6))
+        committed = max(tiny_run.steps_saved(workdir))
+        process.kill()
+        stdout, _ = process.communicate(timeout=60)
+        torn += bool(list((workdir / "checkpoints").glob("*tmp*")))
+        assert begun_at(stdout) == before, f"went on from {begun_at(stdout)}, not from {before}"
+        assert max(tiny_run.steps_saved(workdir)) >= committed
+    assert not (workdir / "damaged").exists()
+    return torn
+
+
+def run(folder, *, trials, kills, seed):
+    """All of it; gives lines for the reader."""
+    chance = random.Random(seed)
+    config_file = tiny_run.write_config(folder, steps=STEPS, devices=1)
+    finish(config_file, folder / "whole")
+    expected = tiny_run.arrays_of(folder / "whole", STEPS)
+    for number in range(trials):
+        yield trial(config_file, folder / f"trial_{number}", expected, chance)
+    if kills:
+        torn = killed_again_and_again(config_file, folder / "killed", kills, chance)
+        last = max(tiny_run.steps_saved(folder / "killed"))
+        steps = f"--config.train.steps={last + 1}"
+        assert finish(config_file, folder / "killed", steps) == last
+        yield f"{kills} kills, {torn} of them in the middle of a save; step {last} loads"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--trials", type=int, default=20)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    options = vars(parser.parse_args())
+    with tempfile.TemporaryDirectory() as folder:
+        for line in run(Path(folder), **options):
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,384 @@
+"""What happens to runs: signals, damage, a full disk, other people's workdirs, bad numbers."""
+
+import dataclasses
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import kill_and_resume
+import numpy as np
+import pytest
+import tiny_run
+from absl import logging
+
+from ssd_jax import config as config_lib
+from ssd_jax import detector as detector_lib
+from ssd_jax import errors
+from ssd_jax.data import datasets, loader
+from ssd_jax.training import checkpoint, guard, loop, signals, watchdog
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    patch = pytest.MonkeyPatch()
+    patch.setattr(datasets, "SYNTHETIC", {"train": 12, "test": 6, "seed": 0})
+    yield tiny_run.config(tmp_path_factory.mktemp("cache"))
+    patch.undo()
+
+
+def changed(config, part="train", **fields):
+    return dataclasses.replace(
+        config, **{part: dataclasses.replace(getattr(config, part), **fields)}
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory):
+    """A run of four steps with checkpoints of steps 2 and 4; copy it before changing it."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    loop.train(config, workdir)
+    assert tiny_run.steps_saved(workdir) == [2, 4]
+    return workdir
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "copied")
+
+
+@pytest.fixture
+def warnings_of(monkeypatch):
+    """What is logged as a warning."""
+    lines = []
+    monkeypatch.setattr(logging, "warning", lambda text, *args: lines.append(text % args))
+    return lines
+
+
+def test_runs_that_are_killed_go_on_bitwise(tmp_path):
+    """A few of each; `python tests/kill_and_resume.py` does as many as one likes."""
+    lines = list(kill_and_resume.run(tmp_path, trials=2, kills=3, seed=1))
+    assert len(lines) == 3
+    assert lines[-1].startswith("3 kills, ")
+
+
+def largest_file(folder):
+    return max((path for path in folder.rglob("*") if path.is_file()), key=os.path.getsize)
+
+
+def truncate(folder):
+    path = largest_file(folder / "params")
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def flip_a_bit(folder):
+    path = largest_file(folder / "training")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+def empty(folder):
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+@pytest.mark.parametrize("harm", [truncate, flip_a_bit, empty])
+def test_of_a_damaged_checkpoint_the_one_before_is_taken(
+    config, finished, copied, warnings_of, harm
+):
+    expected = tiny_run.arrays_of(finished, 4)
+    harm(copied / "checkpoints" / "4")
+    loop.train(config, copied)
+    (line,) = (line for line in warnings_of if "damaged" in line)
+    assert str(copied / "checkpoints" / "4") in line
+    assert (copied / "damaged" / "4").is_dir()
+    tiny_run.assert_same(tiny_run.arrays_of(copied, 4), expected)
+    steps = [json.loads(row)["step"] for row in (copied / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4, 4]
+
+
+def test_where_all_are_damaged_the_run_says_so_and_keeps_them(config, copied):
+    for step in (2, 4):
+        truncate(copied / "checkpoints" / str(step))
+    with pytest.raises(errors.UserError, match=r"every checkpoint in .* is damaged; they lie in"):
+        loop.train(config, copied)
+    assert {path.name for path in (copied / "damaged").iterdir()} == {"2", "4"}
+
+
+def test_detection_refuses_a_damaged_checkpoint(copied):
+    truncate(copied / "checkpoints" / "4")
+    with pytest.raises(errors.UserError, match=r"4 is damaged .*: take another checkpoint"):
+        detector_lib.load_detector(copied / "checkpoints" / "4")
+
+
+def test_a_checkpoint_of_a_newer_version_is_refused(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "VERSION", 2)
+    loop.train(config, tmp_path / "run")
+    monkeypatch.setattr(checkpoint, "VERSION", 1)
+    with pytest.raises(
+        errors.UserError, match=r"newer ssd_jax .format 2, this one reads 1.: update"
+    ):
+        loop.train(config, tmp_path / "run")
+    assert tiny_run.steps_saved(tmp_path / "run") == [2, 4]
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_a_checkpoint_of_eight_devices_goes_on_with_fewer(config, finished, tmp_path, devices):
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(workdir / "checkpoints" / "4")
+    some = jax.devices()[:devices]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", lambda: some)
+        loop.train(config, workdir)
+    result, expected = tiny_run.arrays_of(workdir, 4), tiny_run.arrays_of(finished, 4)
+    for name, values in expected.items():
+        np.testing.assert_allclose(result[name], values, atol=1e-3, err_msg=name)
+    steps = [
+        json.loads(row)["step"] for row in (workdir / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert steps == [1, 2, 3, 4, 4]
+
+
+def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(tmp_path):
+    """A limit on the size of files stands for the disk: the next checkpoint passes it."""
+    config_file = tiny_run.write_config(tmp_path, steps=2, devices=1)
+    workdir = tmp_path / "run"
+    assert kill_and_resume.finish(config_file, workdir) == 0
+    result = subprocess.run(
+        [
+            sys.executable,
+            "train.py",
+            f"--config={config_file}",
+            f"--workdir={workdir}",
+            "--config.train.steps=4",
+        ],
+        cwd=tiny_run.ROOT,
+        env={**os.environ, "PYTHONPATH": str(tiny_run.ROOT), "XLA_FLAGS": ""},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000)),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    assert "make room" in result.stderr.splitlines()[-1]
+    assert tiny_run.steps_saved(workdir)[-1] == 2
+    assert kill_and_resume.finish(config_file, workdir, "--config.train.steps=4") == 2
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_asks_to_be_started_again(tmp_path, sent):
+    config_file = tiny_run.write_config(tmp_path, steps=1000, devices=1)
+    workdir = tmp_path / "run"
+    arguments = ("--config.train.checkpoint_every=1000000",)
+    process = tiny_run.start_training(config_file, workdir, *arguments)
+    rows = workdir / "metrics.csv"
+    while not rows.exists() or len(rows.read_text().splitlines()) < 3:
+        assert process.poll() is None
+        time.sleep(0.02)
+    began = time.monotonic()
+    process.send_signal(sent)
+    ((status, stderr),) = tiny_run.ends([process])
+    assert time.monotonic() - began < 30
+    assert status == errors.TRY_AGAIN
+    assert "Traceback" not in stderr
+    assert "the same command goes on from there" in stderr
+    (step,) = tiny_run.steps_saved(workdir)
+    logged = [
+        json.loads(row)["step"] for row in (workdir / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert logged == list(range(1, step + 1))  # what was done is saved, and no more than that
+    with checkpoint.open_manager(workdir) as manager:
+        run = manager.restore(step, args=_run_item())["run"]
+    assert run["position"] == 4 * step
+
+
+def _run_item():
+    import orbax.checkpoint as ocp
+
+    return ocp.args.Composite(run=ocp.args.JsonRestore())
+
+
+def python(code):
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=tiny_run.ROOT, capture_output=True, text=True, timeout=60
+    )
+
+
+def test_a_second_signal_ends_at_once():
+    result = python(
+        "import os, signal, time\n"
+        "from ssd_jax.training import signals\n"
+        "with signals.Stop() as stop:\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print(stop.name, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    time.sleep(60)\n"
+    )
+    assert result.returncode == 128 + signal.SIGINT
+    assert result.stdout == "SIGTERM\n"
+    assert "Traceback" not in result.stderr
+
+
+def test_handlers_are_as_before_in_the_end():
+    before = signal.getsignal(signal.SIGTERM)
+    with signals.Stop():
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_process_that_makes_no_step_is_ended():
+    result = python(
+        "import time\n"
+        "from ssd_jax.training import watchdog\n"
+        "with watchdog.Watchdog(minutes=1 / 60) as dog:\n"
+        "    for _ in range(8):\n"
+        "        time.sleep(0.25)\n"
+        "        dog.beat()\n"
+        "    print('alive', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    assert result.returncode == errors.TRY_AGAIN
+    assert result.stdout == "alive\n"
+    assert "config.train.watchdog_minutes" in result.stderr
+    assert "File" in result.stderr  # where it hung
+
+
+def test_without_minutes_the_watchdog_sleeps():
+    with watchdog.Watchdog(0) as dog:
+        dog.beat()
+
+
+def nan_boxes(batches):
+    """The stream with a box of the second batch that is no number."""
+    for number, batch in enumerate(batches):
+        boxes = batch["boxes"].copy()
+        if number == 1:
+            boxes[0, 0] = np.nan
+            batch["labels"][0, 0] = 1
+        yield {**batch, "boxes": boxes}
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_its_pictures_named(
+    config, tmp_path, monkeypatch, warnings_of
+):
+    original = loader.training_batches
+    monkeypatch.setattr(loader, "training_batches", lambda *a, **k: nan_boxes(original(*a, **k)))
+    loop.train(changed(config, "data", augment="flip"), tmp_path / "run")
+    (row,) = map(json.loads, (tmp_path / "run" / "skipped.jsonl").read_text().splitlines())
+    assert row["step"] == 2
+    stream = original(
+        (split := loop.open_data(config.data).train).source,
+        batch_size=8,
+        canvas=160,
+        max_objects=split.max_objects,
+        seed=0,
+    )
+    positions = [next(stream)["position"] for _ in range(2)][1]
+    order = [*loader.epoch_order(12, 0, 0), *loader.epoch_order(12, 0, 1)]
+    assert row["pictures"] == [split.source[order[place]]["name"] for place in positions]
+    assert any("step 2 is skipped" in line for line in warnings_of)
+    rows = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    assert [row["skipped"] for row in rows if "skipped" in row] == [0, 1, 0, 0]
+
+
+def test_too_many_in_a_row_end_the_run_with_its_state_kept_apart(config, tmp_path):
+    wrong = changed(config, learning_rate=1e30, max_skipped=2, steps=20)
+    with pytest.raises(errors.UserError, match="not finite in 2 steps in a row, to step") as caught:
+        loop.train(wrong, tmp_path / "run")
+    (folder,) = (tmp_path / "run" / guard.FOLDER).iterdir()
+    assert str(folder.parent) in str(caught.value)
+    import orbax.checkpoint as ocp
+
+    with ocp.StandardCheckpointer() as checkpointer:
+        state = checkpointer.restore(folder.absolute())
+    assert set(state) == {"step", "params", "opt_state"}
+
+
+def test_a_workdir_in_use_is_refused(config, finished):
+    with (
+        loop._locked(finished),
+        pytest.raises(errors.UserError, match=f"in use by process {os.getpid()} on "),
+    ):
+        loop.train(config, finished)
+
+
+def test_a_workdir_of_another_config_is_refused_and_left_alone(config, finished):
+    before = {path: path.read_bytes() for path in finished.glob("*.json*")}
+    other = changed(config, learning_rate=1e-5, weight_decay=0.0)
+    with pytest.raises(errors.UserError) as caught:
+        loop.train(other, finished)
+    assert "train.learning_rate 0.0001 there, 1e-05 here" in str(caught.value)
+    assert "train.weight_decay 0.0005 there, 0.0 here" in str(caught.value)
+    assert "--change-config" in str(caught.value)
+    assert before == {path: path.read_bytes() for path in finished.glob("*.json*")}
+
+
+def test_a_config_can_be_changed_on_demand(config, copied):
+    other = changed(config, learning_rate=1e-5, steps=5)
+    loop.train(other, copied, change_config=True)
+    rows = list(map(json.loads, (copied / "metrics.jsonl").read_text().splitlines()))
+    assert [row["learning_rate"] for row in rows if row["step"] == 5 and "loss" in row] == [1e-5]
+
+
+def test_a_workdir_that_cannot_be_made_is_one_line(config, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(errors.UserError, match=r"--workdir .*file"):
+        loop.train(config, tmp_path / "file" / "run")
+
+
+def test_the_average_of_the_weights_is_saved_evaluated_and_resumed(config, tmp_path):
+    with_average = changed(config, ema_decay=0.9)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    loop.train(with_average, whole)
+    loop.train(changed(with_average, steps=2), stopped)
+    loop.train(with_average, stopped)
+    average = detector_lib.load_detector(whole).params
+    again = detector_lib.load_detector(stopped).params
+    settings, _ = config_lib.load(whole / "config.json")
+    raw = changed(settings, "eval", ema=False)
+    params = detector_lib.restore(raw, checkpoint.find(whole)).params
+    for one, other, plain in zip(*map(jax.tree.leaves, (average, again, params)), strict=True):
+        np.testing.assert_array_equal(one, other)
+        assert np.any(np.asarray(one) != np.asarray(plain)) or not np.any(plain)
+
+
+def test_the_rate_grows_with_the_batch_where_it_is_told_for_which_it_is(config):
+    scaled = changed(config, learning_rate=1e-3, scale_rate_from=4, steps=10)
+    assert float(loop._schedule(scaled)(5)) == pytest.approx(2e-3)
+    assert float(loop._schedule(changed(scaled, scale_rate_from=0))(5)) == pytest.approx(1e-3)
+
+
+def test_a_profile_of_the_steps_that_were_named_is_written(config, tmp_path):
+    loop.train(config, tmp_path / "run", profile=range(2, 4))
+    assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
+
+
+@pytest.mark.parametrize("value", ["3", "3:", "5:3", "a:b"])
+def test_a_profile_that_is_no_range_is_one_line(value):
+    process = tiny_run.start("train.py", "--config", "configs/quickstart.py", f"--profile={value}")
+    ((status, stderr),) = tiny_run.ends([process])
+    assert (status, stderr) == (
+        2,
+        f"error: --profile is {value!r}; it must be START:STOP, say, 10:15\n",
+    )
+
+
+def test_parts_that_do_not_divide_a_devices_pictures_are_refused(config, tmp_path):
+    with pytest.raises(errors.UserError, match=r"accumulate \(3\) must divide the 1 pictures"):
+        loop.train(changed(config, accumulate=3), tmp_path / "run")
+
+
+def test_nothing_is_written_outside_of_the_workdir(config, tmp_path):
+    before = set(Path.cwd().iterdir())
+    loop.train(changed(config, steps=1), tmp_path / "run")
+    assert set(Path.cwd().iterdir()) == before

@@ -1,0 +1,119 @@
+"""Runs of a tiny network in processes of their own, and what they leave."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from ssd_jax import config as config_lib
+
+ROOT = Path(__file__).parent.parent
+
+_CONFIG = """
+from ssd_jax import config
+from ssd_jax.data import datasets
+
+datasets.SYNTHETIC = {{"train": 12, "test": 6, "seed": 0}}
+
+
+def get_config():
+    cfg = config.Config()
+    cfg.model.width = 0.125
+    cfg.data.dataset, cfg.data.train_split, cfg.data.eval_split = "synthetic", "train", "test"
+    cfg.data.canvas, cfg.data.cache_dir = 160, {cache!r}
+    cfg.train.steps, cfg.train.batch_size, cfg.train.cpu_devices = {steps}, 4, {devices}
+    cfg.train.learning_rate, cfg.train.fresh_warmup_steps = 1e-4, 0
+    cfg.train.log_every = cfg.train.checkpoint_every = 1
+    cfg.train.eval_every, cfg.eval.batch_size = 1_000_000, 4
+    return cfg
+"""
+
+
+def write_config(folder, *, steps, devices):
+    """A config file for `train.py`; what runs share is cached in its folder."""
+    path = Path(folder) / "tiny.py"
+    path.write_text(_CONFIG.format(cache=str(path.parent / "cache"), steps=steps, devices=devices))
+    return path
+
+
+def config(cache):
+    """Four steps of a tiny network on built-in pictures, to train in this process."""
+    made = config_lib.Config()
+    made.model.width = 0.125
+    made.data = config_lib.DataConfig(
+        dataset="synthetic",
+        train_split="train",
+        eval_split="test",
+        canvas=160,
+        cache_dir=str(cache),
+    )
+    made.train = dataclasses.replace(
+        made.train,
+        steps=4,
+        batch_size=8,
+        learning_rate=1e-4,
+        fresh_warmup_steps=0,
+        log_every=1,
+        eval_every=4,
+        checkpoint_every=2,
+    )
+    made.eval = dataclasses.replace(made.eval, batch_size=8)
+    return made
+
+
+def start(*command):
+    """A Python process, without the devices that conftest.py gives to the tests."""
+    own = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    return subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        cwd=ROOT,
+        env={**own, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def start_training(config_file, workdir, *arguments):
+    return start("train.py", "--config", config_file, "--workdir", workdir, *arguments)
+
+
+def ends(processes, timeout=300):
+    """Exit status and stderr of each."""
+    outputs = [process.communicate(timeout=timeout) for process in processes]
+    return [(one.returncode, err) for one, (_, err) in zip(processes, outputs, strict=True)]
+
+
+def steps_saved(workdir):
+    """Numbers of the checkpoints that are committed."""
+    folder = Path(workdir) / "checkpoints"
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
+
+
+def wait_for_checkpoint(workdir, step, processes):
+    """Until one of that step or later is committed; the processes have to live until then."""
+    while max(steps_saved(workdir), default=0) < step:
+        assert all(process.poll() is None for process in processes), ends(processes)
+        time.sleep(0.02)
+
+
+def arrays_of(workdir, step):
+    """All of a checkpoint's state, by file and name."""
+    folder = (Path(workdir) / "checkpoints" / str(step)).absolute()
+    with ocp.StandardCheckpointer() as checkpointer:
+        trees = {name: checkpointer.restore(folder / name) for name in ("params", "training")}
+    leaves = jax.tree_util.tree_leaves_with_path(trees)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def assert_same(result, expected):
+    """Bitwise, in every leaf."""
+    assert result.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_array_equal(result[name], values, err_msg=name)
