@@ -5,6 +5,8 @@ plain value.
 """
 
 import os
+import sys
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +19,7 @@ from ssd_jax import errors
 _OWN = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 # What tells that the launcher started more than one process, and how many; JAX reads the rest.
 _COUNTS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
+_LONGER = 60  # seconds that JAX waits more than we do
 _TPU_HOSTS = "TPU_WORKER_HOSTNAMES"
 
 
@@ -39,8 +42,10 @@ def initialize(
       process_id: Of this one, from 0.
       timeout: Seconds to wait for the others.
 
+    A process that waits in vain ends with one line and status 2.
+
     Raises:
-      UserError: If the arguments are not complete, or the others do not answer.
+      UserError: If the arguments are not complete.
     """
     own = [os.environ.get(name, "") for name in _OWN]
     if all(own) and not coordinator:
@@ -50,19 +55,16 @@ def initialize(
         return
     # Signals are ours: training/signals.py.
     jax.config.update("jax_enable_preemption_service", False)
-    try:
-        jax.distributed.initialize(
-            coordinator_address=coordinator or None,
-            num_processes=num_processes,
-            process_id=process_id,
-            initialization_timeout=timeout,
-        )
-    except RuntimeError as error:  # of the client: nobody there, or not all
-        raise errors.UserError(
-            f"the {num_processes or 'other'} processes did not meet at "
-            f"{coordinator or 'the coordinator'} within {timeout} s: see that process 0 runs there "
-            f"and that its port is open ({_first_line(error)})"
-        ) from error
+    alarm = threading.Timer(timeout, _nobody_came, (coordinator, num_processes, timeout))
+    alarm.daemon = True
+    alarm.start()
+    jax.distributed.initialize(
+        coordinator_address=coordinator or None,
+        num_processes=num_processes,
+        process_id=process_id,
+        initialization_timeout=timeout + _LONGER,
+    )
+    alarm.cancel()
 
 
 def _check(coordinator: str, num_processes: int | None, process_id: int | None) -> None:
@@ -89,8 +91,15 @@ def _launched_by_many(environment: Mapping[str, str]) -> bool:
     return hosts > 1 or any(count.isdigit() and int(count) > 1 for count in counts)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+def _nobody_came(coordinator: str, num_processes: int | None, timeout: int) -> None:
+    """Ends the process: JAX's client would abort it with a stack of C++, and can't be caught."""
+    sys.stderr.write(
+        f"error: the {num_processes or 'other'} processes did not meet at "
+        f"{coordinator or 'their coordinator'} within {timeout} s: see that all of them run, "
+        f"process 0 there, and that its port is open\n"
+    )
+    sys.stderr.flush()
+    os._exit(2)
 
 
 def is_primary() -> bool:

@@ -98,7 +98,7 @@ def test_of_a_damaged_checkpoint_the_one_before_is_taken(
     expected = tiny_run.arrays_of(finished, 4)
     harm(copied / "checkpoints" / "4")
     loop.train(config, copied)
-    (line,) = (line for line in warnings_of if "damaged" in line)
+    (line,) = (line for line in warnings_of if "is damaged and put aside" in line)
     assert str(copied / "checkpoints" / "4") in line
     assert (copied / "damaged" / "4").is_dir()
     tiny_run.assert_same(tiny_run.arrays_of(copied, 4), expected)

@@ -106,10 +106,20 @@ def wait_for_checkpoint(workdir, step, processes):
 def arrays_of(workdir, step):
     """All of a checkpoint's state, by file and name."""
     folder = (Path(workdir) / "checkpoints" / str(step)).absolute()
-    with ocp.StandardCheckpointer() as checkpointer:
-        trees = {name: checkpointer.restore(folder / name) for name in ("params", "training")}
+    trees = {name: _restored(folder / name) for name in ("params", "training")}
     leaves = jax.tree_util.tree_leaves_with_path(trees)
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def _restored(folder):
+    """Whatever devices it was saved from, on the first of this process."""
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    like = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
+        ocp.StandardCheckpointHandler().metadata(folder).tree,
+    )
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(folder, like)
 
 
 def assert_same(result, expected):
