@@ -37,13 +37,15 @@ def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
     sys.exit(0)
 
 
-def parse(argv: Sequence[str], *, saved: Callable[[], Path] | None = None) -> list[str]:
+def parse(
+    argv: Sequence[str], *, saved: Callable[[], Path | config_lib.Config] | None = None
+) -> list[str]:
     """Parses flags; `FLAGS.config` is then the config that the command line describes.
 
     Args:
       argv: The command line, the script's name first.
-      saved: Gives the path of a run's `config.json`, which is the config where there is no
-        `--config FILE`; the values of other flags are known when it is called. Without it,
+      saved: Gives a config, or the path of a run's `config.json`, which is the config where there
+        is no `--config FILE`; the values of other flags are known when it is called. Without it,
         `--config FILE` is required.
 
     Returns:
@@ -65,7 +67,9 @@ def parse(argv: Sequence[str], *, saved: Callable[[], Path] | None = None) -> li
         else:
             plain = [a for a in argv if not a.startswith(("--config.", "-config."))]
             flags.FLAGS(plain)
-            config_flags.DEFINE_config_dataclass("config", config_lib.load(saved())[0])
+            found = saved()
+            config = config_lib.load(found)[0] if isinstance(found, Path) else found
+            config_flags.DEFINE_config_dataclass("config", config)
         rest = flags.FLAGS(list(argv))[1:]
         config_lib.validate(flags.FLAGS.config)
         return rest

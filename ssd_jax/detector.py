@@ -80,20 +80,26 @@ class Detector:
       config: The config of the run that made it.
     """
 
-    def __init__(self, config: config_lib.Config, class_names: Sequence[str], params: Any):
+    def __init__(
+        self,
+        config: config_lib.Config,
+        class_names: Sequence[str],
+        params: Any,
+        *,
+        predict: Predict | None = None,
+    ):
+        """Builds the network of a config.
+
+        Args:
+          config: Of the network and its post-processing.
+          class_names: Of label 1, 2, ...
+          params: Of the network.
+          predict: Runs instead of that network, with `params`; see `make_predict`.
+        """
         self.config = config
         self.class_names = tuple(class_names)
         self.params = params
-        model = build_model(config.model, len(self.class_names))
-        self._predict = make_predict(
-            model,
-            default_boxes(config.model, model),
-            image_size=input_size(config.model),
-            score_threshold=config.eval.score_threshold,
-            iou_threshold=config.eval.iou_threshold,
-            top_k=config.eval.top_k,
-            max_detections=config.eval.max_detections,
-        )
+        self._predict = predict or _predict_of(config, len(self.class_names))
 
     def __call__(
         self, images: Sequence[Picture], *, score_threshold: float = 0.5
@@ -138,6 +144,20 @@ class Detector:
             for place, index in enumerate(batch["index"]):
                 if index >= 0:
                     yield int(index), row(raw, place)
+
+
+def _predict_of(config: config_lib.Config, num_classes: int) -> Predict:
+    """`make_predict` of a config's network."""
+    model = build_model(config.model, num_classes)
+    return make_predict(
+        model,
+        default_boxes(config.model, model),
+        image_size=input_size(config.model),
+        score_threshold=config.eval.score_threshold,
+        iou_threshold=config.eval.iou_threshold,
+        top_k=config.eval.top_k,
+        max_detections=config.eval.max_detections,
+    )
 
 
 def padded_rows(count: int, *, most: int) -> int:
@@ -201,7 +221,7 @@ def load_detector(path: str | Path) -> Detector:
 
     Args:
       path: A workdir of `train.py` (its best checkpoint is taken), or one checkpoint,
-        `WORKDIR/checkpoints/STEP`.
+        `WORKDIR/checkpoints/STEP`, or a file of `export.py`.
 
     Returns:
       `detector(images, *, score_threshold=0.5)`, see `Detector`.
@@ -209,6 +229,10 @@ def load_detector(path: str | Path) -> Detector:
     Raises:
       UserError: If there is no checkpoint, or its config is missing.
     """
+    from ssd_jax import export  # which imports this module
+
+    if export.is_exported(path):
+        return export.load(path)
     folder = checkpoint.find(path)
     config, _ = config_lib.load(_config_of(folder))
     return restore(config, folder)

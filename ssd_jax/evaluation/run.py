@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,6 +77,20 @@ def detect(
     Returns:
       By picture's name: boxes `[N, 4]` in VOC's pixels (1-based, inclusive), scores and labels.
     """
+    found = {}
+    for done, (index, raw) in enumerate(raw_detections(detector, split, count=count), start=1):
+        record = split.source[index]
+        boxes, scores, labels = (np.asarray(values)[np.asarray(raw.scores) > 0] for values in raw)
+        boxes = annotations.to_voc_pixels(boxes, record["height"], record["width"])
+        found[record["name"]] = boxes, scores, labels
+        on_picture(done)
+    return found
+
+
+def raw_detections(
+    detector: detector_lib.Detector, split: datasets.Split, *, count: int
+) -> Iterator[tuple[int, detector_lib.Detections]]:
+    """(index, detections in [0, 1], all D rows) of the first `count` pictures of a split."""
     data = detector.config.data
     batches = loader.evaluation_batches(
         split.source,
@@ -85,14 +99,7 @@ def detect(
         canvas=data.canvas,
         threads=data.threads,
     )
-    found = {}
-    for done, (index, raw) in enumerate(detector.predict_batches(batches), start=1):
-        record = split.source[index]
-        boxes, scores, labels = (np.asarray(values)[np.asarray(raw.scores) > 0] for values in raw)
-        boxes = annotations.to_voc_pixels(boxes, record["height"], record["width"])
-        found[record["name"]] = boxes, scores, labels
-        on_picture(done)
-    return found
+    return detector.predict_batches(batches)
 
 
 def draw_samples(
