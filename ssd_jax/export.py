@@ -42,7 +42,7 @@ _VARIANCES = (0.1, 0.2)  # of detection.detect
 _PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")  # of ONNX Runtime, the best first
 _METADATA_FILE = "metadata.json"  # in a StableHLO file
 _NEAR = 1e-4  # detections whose scores differ by less may change places
-_SAME = 0.05  # two detections that lie further apart, in box or score, are not the same
+_SAME = 0.01  # two detections that lie further apart, in box or score, are not the same
 
 _PICTURES = (
     "images: float32 [batch, height, width, 3], RGB in 0..255, resized to image_size bilinearly, "
