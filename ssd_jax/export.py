@@ -12,13 +12,14 @@ A safetensors file holds the parameters alone. The class names, the sizes, the m
 travel in each file's metadata: text by name, see `metadata`.
 """
 
+import contextlib
 import dataclasses
 import functools
 import importlib
 import json
 import struct
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -232,11 +233,24 @@ def _write_stablehlo(detector: detector_lib.Detector, path: Path, outputs: str) 
 
     (batch,) = jax.export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *detector_lib.input_size(config.model), 3), np.float32)
-    exported = jax.export.export(jax.jit(run), platforms=PLATFORMS)(images)
+    with _no_locations():
+        exported = jax.export.export(jax.jit(run), platforms=PLATFORMS)(images)
     path.write_bytes(exported.serialize())
     with zipfile.ZipFile(path, "a") as archive:
         text = json.dumps(metadata(detector, outputs), indent=2)
         archive.writestr(zipfile.ZipInfo(_METADATA_FILE), text)  # of a fixed date
+
+
+@contextlib.contextmanager
+def _no_locations() -> Iterator[None]:
+    """Keeps the places of the source code, with this machine's paths, out of what JAX lowers."""
+    name = "jax_traceback_in_locations_limit"
+    before = getattr(jax.config, name)
+    jax.config.update(name, 0)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
 
 
 def _read_stablehlo(path: Path) -> detector_lib.Detector:
