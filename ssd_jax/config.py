@@ -251,7 +251,7 @@ def load(path: str | Path) -> tuple[Config, tuple[str, ...]]:
     path = Path(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return _from_mapping(Config, content["config"]), tuple(content["class_names"])
+        return from_mapping(content["config"]), tuple(content["class_names"])
     except FileNotFoundError:
         raise errors.UserError(
             f"{path} is missing: give the workdir of a training run, which holds it"
@@ -260,8 +260,16 @@ def load(path: str | Path) -> tuple[Config, tuple[str, ...]]:
         raise errors.UserError(f"{path} is not the config of a run: {error}") from None
 
 
+def from_mapping(values: Mapping[str, Any]) -> Config:
+    """A config of nested fields by name; those that are absent keep their defaults.
+
+    Raises:
+      ValueError: If a field is not known.
+    """
+    return _from_mapping(Config, values)
+
+
 def _from_mapping(kind: type, values: Mapping[str, Any]) -> Any:
-    """A dataclass of that kind; fields that are absent keep their defaults."""
     fields = {field.name: field for field in dataclasses.fields(kind)}
     if unknown := sorted(set(values) - set(fields)):
         raise ValueError(f"unknown field {unknown[0]!r} in {kind.__name__}")

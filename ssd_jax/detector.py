@@ -1,5 +1,6 @@
 """A trained detector: pictures of any size in, detections in their pixels out."""
 
+import copy
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -127,24 +128,28 @@ class Detector:
       config: The config of the run that made it.
     """
 
-    def __init__(self, config: config_lib.Config, class_names: Sequence[str], params: Any):
+    def __init__(
+        self,
+        config: config_lib.Config,
+        class_names: Sequence[str],
+        params: Any,
+        *,
+        predict: Predict | None = None,
+    ):
+        """Builds the network of a config.
+
+        Args:
+          config: Of the network and its post-processing.
+          class_names: Of label 1, 2, ...
+          params: Of the network.
+          predict: Runs instead of that network, with `params`; see `make_predict`.
+        """
         self.config = config
         self.class_names = tuple(class_names)
         self.params = params
-        model = build_model(config.model, len(self.class_names))
-        self._make_predict = functools.partial(
-            make_predict,
-            model,
-            default_boxes(config.model, model),
-            image_size=input_size(config.model),
-            mean=picture_mean(config.model),
-            score_threshold=config.eval.score_threshold,
-            iou_threshold=config.eval.iou_threshold,
-            top_k=config.eval.top_k,
-            max_detections=config.eval.max_detections,
-            clip_before_nms=config.eval.clip_before_nms,
-        )
-        self._predict = self._make_predict()
+        self._make_predict = functools.partial(_predict_of, config, len(self.class_names))
+        self._given = predict
+        self._predict = predict or self._make_predict()
 
     def __call__(
         self, images: Sequence[Picture], *, score_threshold: float = 0.5
@@ -187,14 +192,42 @@ class Detector:
 
         The devices of this process share each batch, and have to divide it.
         """
+        if self._given:
+            yield from _rows(self._given, self.params, batches)
+            return
         mesh = Mesh(np.asarray(jax.local_devices()), ("data",), axis_types=(AxisType.Auto,))
         predict = self._make_predict(mesh=mesh)
         params = jax.device_put(self.params, NamedSharding(mesh, PartitionSpec()))
-        for batch in batches:
-            raw = jax.device_get(predict(params, batch["image"], batch["extent"]))
-            for place, index in enumerate(batch["index"]):
-                if index >= 0:
-                    yield int(index), row(raw, place)
+        yield from _rows(predict, params, batches)
+
+
+def _predict_of(
+    config: config_lib.Config, num_classes: int, *, mesh: Mesh | None = None
+) -> Predict:
+    """`make_predict` of a config's network."""
+    model = build_model(config.model, num_classes)
+    return make_predict(
+        model,
+        default_boxes(config.model, model),
+        image_size=input_size(config.model),
+        mean=picture_mean(config.model),
+        score_threshold=config.eval.score_threshold,
+        iou_threshold=config.eval.iou_threshold,
+        top_k=config.eval.top_k,
+        max_detections=config.eval.max_detections,
+        clip_before_nms=config.eval.clip_before_nms,
+        mesh=mesh,
+    )
+
+
+def _rows(
+    predict: Predict, params: Any, batches: Iterator[Mapping[str, np.ndarray]]
+) -> Iterator[tuple[int, Detections]]:
+    for batch in batches:
+        raw = jax.device_get(predict(params, batch["image"], batch["extent"]))
+        for place, index in enumerate(batch["index"]):
+            if index >= 0:
+                yield int(index), row(raw, place)
 
 
 def padded_rows(count: int, *, most: int) -> int:
@@ -258,8 +291,8 @@ def load_detector(path: str | Path) -> Detector:
 
     Args:
       path: A workdir of `train.py` (its best checkpoint is taken), one checkpoint,
-        `WORKDIR/checkpoints/STEP`, a file with the weights of somebody's SSD, or the name of
-        published ones, `ssd300-coco`.
+        `WORKDIR/checkpoints/STEP`, a file of `export.py`, a file with the weights of somebody's
+        SSD, or the name of published ones, `ssd300-coco`.
 
     Returns:
       `detector(images, *, score_threshold=0.5)`, see `Detector`.
@@ -267,7 +300,14 @@ def load_detector(path: str | Path) -> Detector:
     Raises:
       UserError: If there is no checkpoint, its config is missing, or the file is not of an SSD.
     """
-    trained = find_run(path) if Path(path).is_dir() else find_weights(path)
+    from ssd_jax import export  # which imports this module
+
+    if Path(path).is_dir():
+        trained = find_run(path)
+    elif export.is_exported(path):
+        trained = find_exported(path)
+    else:
+        trained = find_weights(path)
     return trained.build(trained.config)
 
 
@@ -312,6 +352,26 @@ def find_run(path: str | Path) -> Trained:
     return Trained(
         folder, _config_of(folder).parent, config, functools.partial(restore, folder=folder)
     )
+
+
+def find_exported(path: str | Path) -> Trained:
+    """A file of `export.py`, whose config is part of it.
+
+    Raises:
+      UserError: If there is no such file, or it is none of `export.py`.
+    """
+    from ssd_jax import export  # which imports this module
+
+    loaded = export.load(path)
+
+    def build(config: config_lib.Config) -> Detector:
+        if config != loaded.config:
+            raise errors.UserError(
+                f"--config changes nothing in {path}: give the flag to export.py, which writes it"
+            )
+        return loaded
+
+    return Trained(Path(path), Path(path).parent, copy.deepcopy(loaded.config), build)
 
 
 def find_weights(path_or_name: str | Path) -> Trained:

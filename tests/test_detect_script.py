@@ -30,7 +30,7 @@ def workdir(tmp_path_factory):
     model = detector_lib.build_model(config.model, len(synthetic.CLASS_NAMES))
     state = step.init_state(model, optax.sgd(0.1), detector_lib.input_size(config.model), seed=0)
     with checkpoint.open_manager(folder) as manager:
-        checkpoint.save(manager, state, mean_ap=0.5)
+        checkpoint.save(manager, state, run={}, mean_ap=0.5)
         manager.wait_until_finished()
     return folder
 

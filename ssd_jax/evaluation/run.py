@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,6 +80,25 @@ def detect(
     Returns:
       By picture's name: boxes `[N, 4]` in VOC's pixels (1-based, inclusive), scores and labels.
     """
+    processes = jax.process_count()
+    rows: list[tuple[Any, ...]] = []
+    for number, raw in raw_detections(detector, split, count=count):
+        rows.append((number, *raw))
+        on_picture(min(len(rows) * processes, count))
+    found = {}
+    most = detector.config.eval.max_detections
+    for index, boxes, scores, labels in _of_all_processes(rows, count, most):
+        used = scores > 0
+        record = split.source[index]
+        boxes = annotations.to_voc_pixels(boxes[used], record["height"], record["width"])
+        found[record["name"]] = boxes, scores[used], labels[used]
+    return found
+
+
+def raw_detections(
+    detector: detector_lib.Detector, split: datasets.Split, *, count: int
+) -> Iterator[tuple[int, detector_lib.Detections]]:
+    """(index, detections in [0, 1], all D rows) of this process's share of `count` pictures."""
     data, options = detector.config.data, detector.config.eval
     devices, processes = jax.local_device_count(), jax.process_count()
     batches = loader.evaluation_batches(
@@ -91,17 +110,7 @@ def detect(
         processes=processes,
         threads=data.threads,
     )
-    rows: list[tuple[Any, ...]] = []
-    for number, raw in detector.predict_batches(batches):
-        rows.append((number, *raw))
-        on_picture(min(len(rows) * processes, count))
-    found = {}
-    for index, boxes, scores, labels in _of_all_processes(rows, count, options.max_detections):
-        used = scores > 0
-        record = split.source[index]
-        boxes = annotations.to_voc_pixels(boxes[used], record["height"], record["width"])
-        found[record["name"]] = boxes, scores[used], labels[used]
-    return found
+    return detector.predict_batches(batches)
 
 
 def _of_all_processes(

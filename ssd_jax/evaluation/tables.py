@@ -1,10 +1,11 @@
-"""Tables for the terminal: layers of a network, average precision of classes."""
+"""Tables for the terminal: layers of a network, average precision of classes, exported files."""
 
 import math
 from collections.abc import Mapping, Sequence
 
 from rich import console, table
 
+from ssd_jax import export
 from ssd_jax.evaluation import run
 from ssd_jax.models import summary
 
@@ -50,6 +51,17 @@ def coco(result: run.Evaluation) -> console.Group:
     names = list(result.coco)
     halves = (names[: len(names) // 2], names[len(names) // 2 :])
     return console.Group(*(_row({name: result.coco[name] for name in half}) for half in halves))
+
+
+def differences(found: Mapping[str, export.Difference], *, pictures: int) -> table.Table:
+    """How far each exported file's detections are from JAX's."""
+    shown = table.Table("format", title=f"largest difference from JAX on {pictures} pictures")
+    for heading in ("boxes", "scores", "detections", "without a partner"):
+        shown.add_column(heading, justify="right")
+    for name, of in found.items():
+        apart = f"{of.boxes:.1e}", f"{of.scores:.1e}"
+        shown.add_row(name, *apart, str(of.detections), str(of.alone))
+    return shown
 
 
 def _row(figures: Mapping[str, float]) -> table.Table:

@@ -1,0 +1,112 @@
+"""SSD300 of 21 classes, one picture: our ONNX file on ONNX Runtime beside torchvision's detector.
+
+  pip install -e '.[export]' torch torchvision
+  python benchmarks/onnx_runtime.py [--runs 15] [--threads 2]
+
+Both take a float picture of 300 x 300 and give detections (decode, softmax, NMS, top-k with the
+same settings), or the heads' outputs alone (`raw`). They take turns in one process, A B A B; the
+table shows medians and the median of the ratios of neighbours. Weights are random: `dense` scores
+all pass the threshold, so that the suppression has most to do; `sparse` is a background that is
+sure everywhere.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import onnxruntime
+import torch
+import torchvision
+
+from ssd_jax import config as config_lib
+from ssd_jax import detector, export
+
+CLASSES = 20
+SURE = 9.0  # logit of the background where detections are sparse
+Run = Callable[[], object]
+
+
+def ours(path: Path, picture: np.ndarray, *, outputs: str, sparse: bool, threads: int) -> Run:
+    """An exported SSD300 on ONNX Runtime."""
+    config = config_lib.Config()
+    model = detector.build_model(config.model, CLASSES)
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 300, 300, 3)))["params"]
+    for level in range(6):
+        bias = params[f"conf{level}"]["bias"].reshape(-1, CLASSES + 1)
+        params[f"conf{level}"]["bias"] = bias.at[:, 0].add(SURE * sparse).reshape(-1)
+    names = [f"class {label}" for label in range(1, CLASSES + 1)]
+    export.write(detector.Detector(config, names, params), path, outputs=outputs)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda: session.run(None, {"images": picture[None]})
+
+
+def torchvisions(picture: np.ndarray, *, outputs: str, sparse: bool, channels_last: bool) -> Run:
+    """Torchvision's ssd300_vgg16, which has these settings for its post-processing."""
+    model = torchvision.models.detection.ssd300_vgg16(
+        weights=None, weights_backbone=None, num_classes=CLASSES + 1
+    ).eval()
+    with torch.no_grad():
+        for layer in model.head.classification_head.module_list:
+            layer.bias.view(-1, CLASSES + 1)[:, 0] += SURE * sparse
+    image = torch.from_numpy(picture.transpose(2, 0, 1).copy() / 255)
+    batch = image[None]
+    if channels_last:
+        model = model.to(memory_format=torch.channels_last)
+        batch = batch.to(memory_format=torch.channels_last)
+
+    def run() -> object:
+        with torch.inference_mode():
+            if outputs == "raw":
+                return model.head(list(model.backbone(batch).values()))
+            return model([image])
+
+    return run
+
+
+def seconds(run: Run) -> float:
+    time.sleep(0.05)  # the other's threads stop spinning
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    print(
+        f"onnxruntime {onnxruntime.__version__}, torch {torch.__version__}, torchvision "
+        f"{torchvision.__version__}; {arguments.threads} threads; {arguments.runs} runs\n"
+    )
+    picture = np.random.default_rng(0).uniform(0, 255, (300, 300, 3)).astype(np.float32)
+    print(
+        "| outputs | torch's layout | ours, ms | torchvision, ms | ratio |\n|---|---|---|---|---|"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        for outputs, sparse in (("detections", True), ("detections", False), ("raw", True)):
+            same = {"outputs": outputs, "sparse": sparse}
+            a = ours(Path(folder) / "ours.onnx", picture, **same, threads=arguments.threads)
+            for channels_last in (False, True):
+                b = torchvisions(picture, **same, channels_last=channels_last)
+                a(), b()
+                pairs = [(seconds(a), seconds(b)) for _ in range(arguments.runs)]
+                mine, theirs = (statistics.median(t) * 1e3 for t in zip(*pairs, strict=True))
+                ratio = statistics.median(x / y for x, y in pairs)
+                name = "raw" if outputs == "raw" else "sparse" if sparse else "dense"
+                layout = "channels last" if channels_last else "channels first"
+                print(f"| {name} | {layout} | {mine:.1f} | {theirs:.1f} | {ratio:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
