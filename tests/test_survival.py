@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -91,6 +90,8 @@ def empty(folder):
     folder.mkdir()
 
 
+# Reads that TensorStore has under way when one of them fails end after their event loop.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("harm", [truncate, flip_a_bit, empty])
 def test_of_a_damaged_checkpoint_the_one_before_is_taken(
     config, finished, copied, warnings_of, harm
@@ -106,6 +107,7 @@ def test_of_a_damaged_checkpoint_the_one_before_is_taken(
     assert steps == [1, 2, 3, 4, 4]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_where_all_are_damaged_the_run_says_so_and_keeps_them(config, copied):
     for step in (2, 4):
         truncate(copied / "checkpoints" / str(step))
@@ -114,6 +116,7 @@ def test_where_all_are_damaged_the_run_says_so_and_keeps_them(config, copied):
     assert {path.name for path in (copied / "damaged").iterdir()} == {"2", "4"}
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_detection_refuses_a_damaged_checkpoint(copied):
     truncate(copied / "checkpoints" / "4")
     with pytest.raises(errors.UserError, match=r"4 is damaged .*: take another checkpoint"):
@@ -155,15 +158,13 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(tmp_path):
     assert kill_and_resume.finish(config_file, workdir) == 0
     result = subprocess.run(
         [
-            sys.executable,
-            "train.py",
-            f"--config={config_file}",
-            f"--workdir={workdir}",
-            "--config.train.steps=4",
+            "bash",
+            "-c",
+            f"ulimit -f 300; exec {sys.executable} train.py --config={config_file} "
+            f"--workdir={workdir} --config.train.steps=4",
         ],
         cwd=tiny_run.ROOT,
         env={**os.environ, "PYTHONPATH": str(tiny_run.ROOT), "XLA_FLAGS": ""},
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000)),
         capture_output=True,
         text=True,
         timeout=300,
@@ -327,7 +328,9 @@ def test_a_config_can_be_changed_on_demand(config, copied):
     other = changed(config, learning_rate=1e-5, steps=5)
     loop.train(other, copied, change_config=True)
     rows = list(map(json.loads, (copied / "metrics.jsonl").read_text().splitlines()))
-    assert [row["learning_rate"] for row in rows if row["step"] == 5 and "loss" in row] == [1e-5]
+    assert [row["learning_rate"] for row in rows if row["step"] == 5 and "loss" in row] == [
+        pytest.approx(1e-5)
+    ]
 
 
 def test_a_workdir_that_cannot_be_made_is_one_line(config, tmp_path):
@@ -342,11 +345,11 @@ def test_the_average_of_the_weights_is_saved_evaluated_and_resumed(config, tmp_p
     loop.train(with_average, whole)
     loop.train(changed(with_average, steps=2), stopped)
     loop.train(with_average, stopped)
-    average = detector_lib.load_detector(whole).params
-    again = detector_lib.load_detector(stopped).params
+    average = detector_lib.load_detector(whole / "checkpoints/4").params
+    again = detector_lib.load_detector(stopped / "checkpoints/4").params
     settings, _ = config_lib.load(whole / "config.json")
     raw = changed(settings, "eval", ema=False)
-    params = detector_lib.restore(raw, checkpoint.find(whole)).params
+    params = detector_lib.restore(raw, whole / "checkpoints/4").params
     for one, other, plain in zip(*map(jax.tree.leaves, (average, again, params)), strict=True):
         np.testing.assert_array_equal(one, other)
         assert np.any(np.asarray(one) != np.asarray(plain)) or not np.any(plain)

@@ -28,8 +28,8 @@ DAMAGED = "damaged"  # where checkpoints go that do not load
 VERSION = 1  # of what a checkpoint holds; a newer one is refused
 _ITEMS = ("params", "ema", "training", "run")
 _METRIC = "mean_ap"
-_NO_ROOM = ("No space left", "File too large", "quota exceeded", "RESOURCE_EXHAUSTED")
-_NO_ROOM_NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+_NO_ROOM = ("No space left", "File too large", "quota exceeded")
+_NO_ROOM_NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 class _DamagedError(Exception):
@@ -89,7 +89,7 @@ def save(
     known = mean_ap is not None and not math.isnan(mean_ap)
     items = _items(state)
     facts = {"version": VERSION, **run, "checksums": checksums(items)}
-    with _room_for(manager):
+    with room_for(manager.directory):
         manager.save(
             int(state.step),
             args=ocp.args.Composite(
@@ -107,7 +107,7 @@ def wait(manager: ocp.CheckpointManager) -> None:
     Raises:
       UserError: If there was no room for it.
     """
-    with _room_for(manager):
+    with room_for(manager.directory):
         manager.wait_until_finished()
 
 
@@ -276,10 +276,16 @@ def _put_aside(manager: ocp.CheckpointManager, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _room_for(manager: ocp.CheckpointManager) -> Iterator[None]:
-    """Turns a full disk, which the background thread may have met, into one line."""
+def room_for(folder: str | Path) -> Iterator[None]:
+    """Turns a full disk, which the background thread may have met, into one line.
+
+    Raises:
+      UserError: If what is done within its `with` finds no room to write, or may not.
+    """
     try:
         yield
+    except errors.UserError:
+        raise
     except Exception as error:
         chain = [error, error.__cause__, error.__context__]
         numbers = {each.errno for each in chain if isinstance(each, OSError)}
@@ -288,7 +294,7 @@ def _room_for(manager: ocp.CheckpointManager) -> Iterator[None]:
         ):
             raise
         raise errors.UserError(
-            f"a checkpoint cannot be written to {manager.directory} "
+            f"the run cannot write to {folder} "
             f"({' '.join(str(error).split())[:200]}): make room there; the same command goes on "
             f"from the last good one"
         ) from error

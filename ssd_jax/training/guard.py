@@ -50,7 +50,7 @@ class Guard:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
             logging.warning(
-                "step %d is skipped: its loss or a gradient is not finite; its pictures: %s",
+                "step %d is skipped: its loss, a gradient or a box is not finite; its pictures: %s",
                 step,
                 ", ".join(self.names),
             )

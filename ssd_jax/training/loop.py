@@ -97,7 +97,10 @@ def train(
     _check_batch(config.train, mesh.size)
     data = open_data(config.data)
     distributed.check_same(_same_everywhere(config, data))
-    with _claim(workdir, config, data.train.class_names, change_config=change_config):
+    with (
+        _claim(workdir, config, data.train.class_names, change_config=change_config),
+        checkpoint.room_for(workdir),
+    ):
         return _train(config, workdir, data, mesh, weights, profile)
 
 

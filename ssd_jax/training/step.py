@@ -143,9 +143,9 @@ def make_train_step(
       `step(state, batch) -> (state, metrics)`; the state that goes in is donated under
       `"shard_map"`. A batch is one of `loader.training_batches`, put there by `shard_batch`, and
       perhaps `stop`, `[devices]` float32, whose sum is then among the metrics: a process that has
-      been told to stop so tells the others. The
-      metrics are those of the global batch: what `losses.multibox_loss` gives, `grad_norm`, and
-      `skipped`, which is 1 where the loss or a gradient is not finite: the step then counts, but
+      been told to stop so tells the others. The metrics are those of the global batch: what
+      `losses.multibox_loss` gives, `grad_norm`, and `skipped`, which is 1 where the loss, a gradient
+      or a box is not finite: the step then counts, but
       changes nothing else.
 
     Raises:
@@ -192,7 +192,9 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         average = None if state.ema is None else _average(state, params, ema_decay)
         norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+        # A box that is no number would be dropped in silence, as one outside of the picture is.
+        bad = jax.lax.psum(jnp.sum(~jnp.isfinite(batch["boxes"])), AXIS)
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm) & (bad == 0)
         params, opt_state, average = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),
             (params, opt_state, average),
