@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import tempfile
 
 import pytest
 
@@ -11,6 +12,9 @@ os.environ["XLA_FLAGS"] = (
 ).strip()
 os.environ["NPROC"] = "32"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# What one test compiles, others and the scripts that they start need not.
+_COMPILED = tempfile.TemporaryDirectory(prefix="ssd_jax_compiled_")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
 
 
 @pytest.fixture(scope="session")

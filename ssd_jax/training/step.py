@@ -144,8 +144,8 @@ def make_train_step(
       `"shard_map"`. A batch is one of `loader.training_batches`, put there by `shard_batch`, and
       perhaps `stop`, `[devices]` float32, whose sum is then among the metrics: a process that has
       been told to stop so tells the others. The metrics are those of the global batch: what
-      `losses.multibox_loss` gives, `grad_norm`, and `skipped`, which is 1 where the loss, a gradient
-      or a box is not finite: the step then counts, but
+      `losses.multibox_loss` gives, `grad_norm`, and `skipped`, which is 1 where the loss, a
+      gradient or a box is not finite: the step then counts, but
       changes nothing else.
 
     Raises:
