@@ -523,7 +523,7 @@ def test_the_scripts_export_and_detect_the_same(workdir, tmp_path):
         (("export.py",), "--workdir"),
         (("detect.py", "--onnx", "nowhere.onnx", "{picture}"), "nowhere.onnx"),
         (("detect.py", "--onnx", "a.onnx", "--workdir", "{workdir}", "{picture}"), "--onnx"),
-        (("detect.py", "--onnx=a.onnx", "--config.eval.top_k=9", "{picture}"), "export.py"),
+        (("detect.py", "--onnx=a.onnx", "{picture}"), "a.onnx: there is no such file"),
     ],
 )
 def test_mistakes_are_one_line(workdir, tmp_path, arguments, named):
@@ -534,3 +534,20 @@ def test_mistakes_are_one_line(workdir, tmp_path, arguments, named):
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1, done.stderr
     assert named in done.stderr
+
+
+def test_an_exported_file_refuses_another_config(written):
+    found = detector_lib.find_exported(written("onnx"))
+    assert found.build(found.config).class_names
+    found.config.eval.top_k = 9
+    with pytest.raises(errors.UserError, match=r"--config changes nothing in .*: give the flag to"):
+        found.build(found.config)
+
+
+def test_safetensors_of_others_are_not_taken_for_ours(written, tmp_path):
+    from safetensors import numpy as safetensors
+
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(safetensors.save({"a": np.zeros(1, np.float32)}))
+    assert export.is_exported(written("safetensors"))
+    assert not export.is_exported(other)
