@@ -49,6 +49,7 @@ def main(argv: Sequence[str]) -> None:
     names = cli.parse(argv, saved=lambda: trained().config)
     from ssd_jax import media
 
+    cli.keep_compiled(FLAGS.config.data.cache_dir)
     output = Path(FLAGS.output)
     targets = media.places(media.find(names), output)
     detector = trained().build(FLAGS.config)

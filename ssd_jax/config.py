@@ -117,6 +117,9 @@ class Config:
     eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
 
 
+CHANGEABLE = ("model.dtype", "model.pretrained")
+"""Fields of `model` that a run can change when it goes on; the others make the network."""
+
 _LEAST_SIDE = 257  # pixels: the last map of SSD300's layout has one cell
 _CHOICES = {
     ("model", "backbone"): ("vgg16",),
@@ -159,7 +162,8 @@ _NOT_NEGATIVE = {
 }
 _SHARES = {"data": ("max_bad_share",), "train": ("ema_decay",)}
 # What a run may go on with when it is another than before: it does not change what is learnt.
-_FREE = {
+_FREE: dict[str, tuple[str, ...]] = {
+    "model": ("remat",),
     "data": ("archives", "cache_dir", "threads", "workers", "max_bad_share"),
     "train": (
         "steps",
@@ -217,18 +221,22 @@ def validate(config: Config) -> None:
                     )
 
 
-def differences(there: Config, here: Config) -> list[str]:
-    """What differs between two configs and changes what is learnt, a line for each field."""
-    lines = [f"seed {there.seed} there, {here.seed} here"] if there.seed != here.seed else []
+def differences(there: Config, here: Config) -> dict[str, str]:
+    """What differs between two configs and changes what is learnt: dotted name to both values."""
+    found = {"seed": _both(there.seed, here.seed)} if there.seed != here.seed else {}
     for part in ("model", "data", "train"):
-        ours, theirs = getattr(here, part), getattr(there, part)
         free = _FREE.get(part, ())
         if part == "train" and here.train.schedule == "cosine":
             free = tuple(name for name in free if name != "steps")  # its rate depends on the end
-        for name, value in dataclasses.asdict(ours).items():
-            if name not in free and getattr(theirs, name) != value:
-                lines.append(f"{part}.{name} {getattr(theirs, name)!r} there, {value!r} here")
-    return lines
+        theirs = dataclasses.asdict(getattr(there, part))
+        for name, ours in dataclasses.asdict(getattr(here, part)).items():
+            if name not in free and theirs[name] != ours:
+                found[f"{part}.{name}"] = _both(theirs[name], ours)
+    return found
+
+
+def _both(there: Any, here: Any) -> str:
+    return f"{there!r} there, {here!r} here"
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -551,3 +551,22 @@ def test_safetensors_of_others_are_not_taken_for_ours(written, tmp_path):
     other.write_bytes(safetensors.save({"a": np.zeros(1, np.float32)}))
     assert export.is_exported(written("safetensors"))
     assert not export.is_exported(other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", export.FORMATS)
+def test_what_comes_with_foreign_weights_travels_too(tmp_path, name):
+    """Unused logits, another mean, boxes clipped before the suppression: as torchvision's SSD."""
+    config = config_lib.Config()
+    config.model.width, config.model.gaps, config.model.mean = 0.125, (2, 5), (10.0, 20.0, 30.0)
+    config.eval.clip_before_nms = True
+    model = detector_lib.build_model(config.model, 3)
+    params = model.init(jax.random.key(0), np.zeros((1, 300, 300, 3), np.float32))["params"]
+    detector = detector_lib.Detector(config, ("a", "b", "c"), params)
+    export.write(detector, tmp_path / f"a.{name}")
+    loaded = detector_lib.load_detector(tmp_path / f"a.{name}")
+    picture = np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)
+    (expected,), (found,) = (each([picture], score_threshold=0.0) for each in (detector, loaded))
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)
+    np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-2)
+    np.testing.assert_array_equal(found.labels, expected.labels)

@@ -146,7 +146,10 @@ def test_what_cannot_train_is_one_line(config, tmp_path, change, message):
 
 def test_a_workdir_of_another_model_is_refused(finished, config):
     other = dataclasses.replace(config, model=dataclasses.replace(config.model, width=0.25))
-    with pytest.raises(errors.UserError, match="workdir of another model"):
+    with pytest.raises(
+        errors.UserError,
+        match=r"another config: model.width 0.125 there, 0.25 here. Give another --workdir$",
+    ):
         loop.train(other, finished)
 
 

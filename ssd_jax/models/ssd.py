@@ -141,10 +141,20 @@ def merge_gaps(logits: jax.Array, gaps: tuple[int, ...]) -> jax.Array:
     """
     if not gaps:
         return logits
-    none = np.array((0, *gaps))
-    classes = np.delete(np.arange(logits.shape[-1]), none)
-    background = jax.nn.logsumexp(logits[..., none], axis=-1, keepdims=True)
-    return jnp.concatenate([background, logits[..., classes]], axis=-1)
+    none = (0, *gaps)
+    ends = (*gaps, logits.shape[-1])
+    # Slices, not indices: a gather is slow on some runtimes of exported networks.
+    unused = jnp.concatenate(
+        [jax.lax.slice_in_dim(logits, k, k + 1, axis=-1) for k in none], axis=-1
+    )
+    classes = [
+        jax.lax.slice_in_dim(logits, k + 1, end, axis=-1)
+        for k, end in zip(none, ends, strict=True)
+        if k + 1 < end
+    ]
+    peak = jax.lax.stop_gradient(jnp.max(unused, axis=-1, keepdims=True))
+    background = peak + jnp.log(jnp.sum(jnp.exp(unused - peak), axis=-1, keepdims=True))
+    return jnp.concatenate([background, *classes], axis=-1)
 
 
 def apply(model: SSD, params: Any, images: jax.Array) -> Predictions:

@@ -442,20 +442,7 @@ def _claim(
     """
     path = workdir / "config.json"
     if path.exists():
-        earlier, earlier_names = config_lib.load(path)
-        if (earlier.model, earlier_names) != (config.model, class_names):
-            raise errors.UserError(
-                f"{workdir} is the workdir of another model or of other classes (its config.json "
-                f"says which): give another --workdir"
-            )
-        lines = config_lib.differences(earlier, config)
-        if lines and not change_config:
-            raise errors.UserError(
-                f"{workdir} is the workdir of another config: {'; '.join(lines)}. Give another "
-                f"--workdir, or --change-config to go on in this one"
-            )
-        for line in lines:
-            cli.stdout.print(f"  changed  {line}")
+        _check_same_run(workdir, config, class_names, change_config=change_config)
     distributed.wait_for_all("config is read")
     with contextlib.ExitStack() as stack:
         if distributed.is_primary():
@@ -467,6 +454,26 @@ def _claim(
                 raise errors.UserError(f"--workdir {workdir}: {error.strerror}") from None
         distributed.wait_for_all("config is written")
         yield
+
+
+def _check_same_run(
+    workdir: Path, config: config_lib.Config, class_names: tuple[str, ...], *, change_config: bool
+) -> None:
+    """Compares a workdir's config with the one to go on with, and says what changes."""
+    earlier, earlier_names = config_lib.load(workdir / "config.json")
+    found = config_lib.differences(earlier, config)
+    if earlier_names != class_names:
+        found["classes"] = f"{', '.join(earlier_names)} there, {', '.join(class_names)} here"
+    another = [n for n in found if n.startswith("model.") and n not in config_lib.CHANGEABLE]
+    fits = not another and "classes" not in found
+    if found and not (fits and change_config):
+        lines = "; ".join(f"{name} {values}" for name, values in found.items())
+        way = ", or --change-config to go on in this one" if fits else ""
+        raise errors.UserError(
+            f"{workdir} is the workdir of another config: {lines}. Give another --workdir{way}"
+        )
+    for name, values in found.items():
+        cli.stdout.print(f"  changed  {name} {values}")
 
 
 @contextlib.contextmanager
