@@ -90,8 +90,6 @@ def empty(folder):
     folder.mkdir()
 
 
-# Reads that TensorStore has under way when one of them fails end after their event loop.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("harm", [truncate, flip_a_bit, empty])
 def test_of_a_damaged_checkpoint_the_one_before_is_taken(
     config, finished, copied, warnings_of, harm
@@ -107,7 +105,6 @@ def test_of_a_damaged_checkpoint_the_one_before_is_taken(
     assert steps == [1, 2, 3, 4, 4]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_where_all_are_damaged_the_run_says_so_and_keeps_them(config, copied):
     for step in (2, 4):
         truncate(copied / "checkpoints" / str(step))
@@ -116,7 +113,6 @@ def test_where_all_are_damaged_the_run_says_so_and_keeps_them(config, copied):
     assert {path.name for path in (copied / "damaged").iterdir()} == {"2", "4"}
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_detection_refuses_a_damaged_checkpoint(copied):
     truncate(copied / "checkpoints" / "4")
     with pytest.raises(errors.UserError, match=r"4 is damaged .*: take another checkpoint"):

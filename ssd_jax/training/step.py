@@ -145,7 +145,7 @@ def make_train_step(
       perhaps `stop`, `[devices]` float32, whose sum is then among the metrics: a process that has
       been told to stop so tells the others. The metrics are those of the global batch: what
       `losses.multibox_loss` gives, `grad_norm`, and `skipped`, which is 1 where the loss, a
-      gradient or a box is not finite: the step then counts, but
+      gradient, a box or an extent is not finite: the step then counts, but
       changes nothing else.
 
     Raises:
@@ -193,8 +193,8 @@ def make_train_step(
         average = None if state.ema is None else _average(state, params, ema_decay)
         norm = optax.tree.norm(grads)
         # A box that is no number would be dropped in silence, as one outside of the picture is.
-        bad = jax.lax.psum(jnp.sum(~jnp.isfinite(batch["boxes"])), AXIS)
-        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm) & (bad == 0)
+        given = jnp.sum(batch["boxes"]) + jnp.sum(batch["extent"])
+        finite = jnp.isfinite(metrics["loss"] + norm + jax.lax.psum(given, AXIS))
         params, opt_state, average = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),
             (params, opt_state, average),
