@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import errno
 import math
+import sys
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -134,6 +135,7 @@ def restore(
         except errors.UserError:
             raise
         except Exception as error:  # Orbax and TensorStore have a dozen for broken files
+            _hush_late_reads()
             reason = " ".join(str(error).split())[:200] or type(error).__name__
         if distributed.all_true(restored is not None):
             return restored
@@ -170,6 +172,7 @@ def restore_params(folder: str | Path, like: Any, *, ema: bool = True) -> Any:
     except errors.UserError:
         raise
     except Exception as error:
+        _hush_late_reads()
         raise errors.UserError(
             f"{folder} is damaged ({' '.join(str(error).split())[:200]}): take another checkpoint"
         ) from error
@@ -262,6 +265,18 @@ def _verify(items: Any, facts: Mapping[str, Any]) -> None:
     for name, value in checksums(items).items():
         if facts["checksums"].get(name) != value:
             raise _DamagedError(f"{name} has another checksum than when it was written")
+
+
+def _hush_late_reads() -> None:
+    """Keeps quiet how Orbax ends its other reads of a damaged checkpoint: after their loop."""
+    earlier = sys.unraisablehook
+
+    def hook(found: Any) -> None:
+        late = "Event loop is closed" in str(found.exc_value)
+        if not late and "_read_array_index_and_device_put" not in repr(found.object):
+            earlier(found)
+
+    sys.unraisablehook = hook
 
 
 def _put_aside(manager: ocp.CheckpointManager, folder: Path) -> None:
