@@ -1,6 +1,7 @@
 """Writes a trained detector for other programs: ONNX, StableHLO and safetensors.
 
   python export.py --workdir runs/quickstart
+  python export.py --weights ssd300-coco --config.data.dataset=coco --config.data.path=FOLDER
   python export.py --workdir runs/quickstart --formats onnx --outputs raw --output FOLDER
 
 Loads each file again and compares its detections with those of JAX in pictures of the run's
@@ -39,6 +40,7 @@ def main(argv: Sequence[str]) -> None:
     from ssd_jax.evaluation import run, tables
 
     config = FLAGS.config
+    cli.keep_compiled(config.data.cache_dir)
     detector = trained().build(config)
     split = run.open_split(config.data, config.data.eval_split)
     output = Path(FLAGS.output or trained().folder / "export")

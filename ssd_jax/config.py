@@ -177,7 +177,6 @@ _FREE: dict[str, tuple[str, ...]] = {
         "max_skipped",
         "watchdog_minutes",
     ),
-    "eval": tuple(field.name for field in dataclasses.fields(EvalConfig)),
 }
 
 

@@ -146,10 +146,9 @@ class Detector:
         """
         self.config = config
         self.class_names = tuple(class_names)
-        self.params = params
-        self._make_predict = functools.partial(_predict_of, config, len(self.class_names))
-        self._given = predict
-        self._predict = predict or self._make_predict()
+        self.params = jax.device_put(params)
+        self._predict = predict or _predict_of(config, len(self.class_names))
+        self._devices = 1 if predict else jax.local_device_count()
 
     def __call__(
         self, images: Sequence[Picture], *, score_threshold: float = 0.5
@@ -179,7 +178,7 @@ class Detector:
         rows = padded_rows(len(placed), most=self.config.eval.batch_size)
         placed += placed[-1:] * (rows - len(placed))
         canvases, extents = (np.stack(arrays) for arrays in zip(*placed, strict=True))
-        raw = jax.device_get(self._predict(self.params, canvases, extents))
+        raw = self._run(canvases, extents)
         return [
             in_pixels(row(raw, index), picture.shape[:2], score_threshold=score_threshold)
             for index, picture in enumerate(pictures)
@@ -188,17 +187,26 @@ class Detector:
     def predict_batches(
         self, batches: Iterator[Mapping[str, np.ndarray]]
     ) -> Iterator[tuple[int, Detections]]:
-        """(index, detections in [0, 1], NumPy, all D rows) of each picture of `batches`.
+        """(index, detections in [0, 1], NumPy, all D rows) of each picture of `batches`."""
+        for batch in batches:
+            raw = self._run(batch["image"], batch["extent"])
+            for place, index in enumerate(batch["index"]):
+                if index >= 0:
+                    yield int(index), row(raw, place)
 
-        The devices of this process share each batch, and have to divide it.
-        """
-        if self._given:
-            yield from _rows(self._given, self.params, batches)
-            return
+    def _run(self, images: Array, extents: Array) -> Detections:
+        """NumPy detections of a batch; the devices of this process share it if they divide it."""
+        if self._devices == 1 or len(images) % self._devices:
+            return jax.device_get(self._predict(self.params, images, extents))
+        return jax.device_get(self._shared(images, extents))
+
+    @functools.cached_property
+    def _shared(self) -> Callable[[Array, Array], Detections]:
+        """The network on all devices of this process."""
         mesh = Mesh(np.asarray(jax.local_devices()), ("data",), axis_types=(AxisType.Auto,))
-        predict = self._make_predict(mesh=mesh)
+        predict = _predict_of(self.config, len(self.class_names), mesh=mesh)
         params = jax.device_put(self.params, NamedSharding(mesh, PartitionSpec()))
-        yield from _rows(predict, params, batches)
+        return functools.partial(predict, params)
 
 
 def _predict_of(
@@ -218,16 +226,6 @@ def _predict_of(
         clip_before_nms=config.eval.clip_before_nms,
         mesh=mesh,
     )
-
-
-def _rows(
-    predict: Predict, params: Any, batches: Iterator[Mapping[str, np.ndarray]]
-) -> Iterator[tuple[int, Detections]]:
-    for batch in batches:
-        raw = jax.device_get(predict(params, batch["image"], batch["extent"]))
-        for place, index in enumerate(batch["index"]):
-            if index >= 0:
-                yield int(index), row(raw, place)
 
 
 def padded_rows(count: int, *, most: int) -> int:

@@ -18,7 +18,8 @@ from ssd_jax import errors
 
 _OWN = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 # What tells that the launcher started more than one process, and how many; JAX reads the rest.
-_COUNTS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
+# SLURM_NTASKS would not do: it is also set where the script runs that calls srun, only once.
+_COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 _LONGER = 60  # seconds that JAX waits more than we do
 _TPU_HOSTS = "TPU_WORKER_HOSTNAMES"
 
@@ -40,15 +41,15 @@ def initialize(
       coordinator: `HOST:PORT` of process 0, the same for all.
       num_processes: How many there are.
       process_id: Of this one, from 0.
-      timeout: Seconds to wait for the others.
-
-    A process that waits in vain ends with one line and status 2.
+      timeout: Seconds to wait for the others; then the process ends with one line and status 2.
 
     Raises:
-      UserError: If the arguments are not complete.
+      UserError: If the arguments are not complete, or JAX's variables are no numbers.
     """
     own = [os.environ.get(name, "") for name in _OWN]
     if all(own) and not coordinator:
+        if not (own[1].isdigit() and own[2].isdigit()):
+            raise errors.UserError(f"{_OWN[1]}={own[1]} and {_OWN[2]}={own[2]} must be numbers")
         coordinator, num_processes, process_id = own[0], int(own[1]), int(own[2])
     _check(coordinator, num_processes, process_id)
     if not coordinator and not _launched_by_many(os.environ):
@@ -118,12 +119,16 @@ def wait_for_all(where: str) -> None:
 
 
 def all_true(value: bool) -> bool:
-    """Whether a value is true in every process; each has to ask."""
+    """Whether a value is true in every process; each of them has to ask."""
     return bool(np.all(gather(np.array(value))))
 
 
 def gather(values: Any) -> Any:
-    """Stacks the NumPy arrays of a tree, of the same shapes in each process, along a new axis."""
+    """Stacks what the processes have along a new first axis, one row for each.
+
+    Args:
+      values: Tree of NumPy arrays, of the same shapes and types in each process.
+    """
     if jax.process_count() == 1:
         return jax.tree.map(lambda x: np.asarray(x)[None], values)
     return multihost_utils.process_allgather(values)
@@ -131,6 +136,9 @@ def gather(values: Any) -> Any:
 
 def check_same(texts: Sequence[str]) -> None:
     """Makes sure that every process has the same lines of text, say, of its config.
+
+    Args:
+      texts: The lines of this one.
 
     Raises:
       UserError: Naming the first line that differs, and the processes where it does.

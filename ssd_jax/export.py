@@ -35,6 +35,7 @@ from ssd_jax import config as config_lib
 from ssd_jax import detector as detector_lib
 from ssd_jax.detection import Detections
 from ssd_jax.models import ssd, vgg
+from ssd_jax.weights import safetensors
 
 FORMATS = ("onnx", "stablehlo", "safetensors")  # each also the ending of its files
 OUTPUTS = ("detections", "raw")
@@ -43,7 +44,6 @@ _VARIANCES = (0.1, 0.2)  # of detection.detect
 _PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")  # of ONNX Runtime, the best first
 _METADATA_FILE = "metadata.json"  # in a StableHLO file
 _NEAR = 1e-4  # detections whose scores differ by less may change places
-_LONGEST_HEADER = 1 << 20  # bytes that are looked at in a safetensors file
 _SAME = 0.01  # two detections that lie further apart, in box or score, are not the same
 
 _PICTURES = (
@@ -282,19 +282,16 @@ def _read_stablehlo(path: Path) -> detector_lib.Detector:
 
 def _write_safetensors(detector: detector_lib.Detector, path: Path, outputs: str) -> None:
     """The parameters by their path in the network, whatever `outputs` says."""
-    safetensors = _require("safetensors.numpy")
+    library = _require("safetensors.numpy")
     params = flax.traverse_util.flatten_dict(jax.device_get(detector.params), sep="/")
     arrays = {name: np.ascontiguousarray(array) for name, array in params.items()}
-    path.write_bytes(safetensors.save(arrays, metadata=metadata(detector, "parameters")))
+    path.write_bytes(library.save(arrays, metadata=metadata(detector, "parameters")))
 
 
 def _read_safetensors(path: Path) -> detector_lib.Detector:
-    safetensors = _require("safetensors")
     try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            described = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except safetensors.SafetensorError as error:
+        described, arrays = safetensors.metadata(path), safetensors.read(path)
+    except (ValueError, TypeError, LookupError) as error:
         raise errors.UserError(f"{path} is no safetensors file: {error}") from None
     config, class_names = _described(path, described)
     params = flax.traverse_util.unflatten_dict(arrays, sep="/")
@@ -316,13 +313,14 @@ _READERS: dict[str, Callable[[Path], detector_lib.Detector]] = {
 
 
 def is_exported(path: str | Path) -> bool:
-    """Whether a path is of a file of `write`, by its ending and, of safetensors, its header."""
+    """Whether a path is of a file of `write`, by its ending and, of safetensors, its metadata."""
     path = Path(path)
     if path.suffix != ".safetensors" or not path.is_file():
         return path.suffix[1:] in FORMATS
-    with path.open("rb") as file:  # the header's length, then its JSON
-        length = int.from_bytes(file.read(8), "little")
-        return b'"ssd_jax"' in file.read(min(length, _LONGEST_HEADER))
+    try:
+        return "ssd_jax" in safetensors.metadata(path)
+    except ValueError:  # whoever reads it says what is wrong
+        return False
 
 
 def _format(path: Path) -> str:

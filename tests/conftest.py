@@ -17,6 +17,18 @@ _COMPILED = tempfile.TemporaryDirectory(prefix="ssd_jax_compiled_")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
 
 
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """Four steps of a tiny network on a few built-in pictures."""
+    import tiny_run
+
+    from ssd_jax.data import datasets
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets, "SYNTHETIC", {"train": 12, "test": 6, "seed": 0})
+        yield tiny_run.config(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def shared() -> pathlib.Path:
     """The folder `../shared` beside the repository: real data and other frameworks' outputs."""

@@ -26,8 +26,8 @@ def config_file(tmp_path_factory):
     return tiny_run.write_config(tmp_path_factory.mktemp("config"), steps=6, devices=2)
 
 
-def start_two(config_file, workdir, *, port=None, of_each=((), ())):
-    port = port or free_port()
+def start_two(config_file, workdir, *, of_each=((), ())):
+    port = free_port()
     return [
         start_training(
             config_file,
@@ -170,8 +170,9 @@ def test_what_cannot_be_joined_is_one_line(arguments, message):
     ("variables", "many"),
     [
         ({}, False),
-        ({"SLURM_NTASKS": "1", "SLURM_JOB_ID": "7"}, False),
-        ({"SLURM_NTASKS": "4", "SLURM_JOB_ID": "7"}, True),
+        ({"SLURM_STEP_NUM_TASKS": "1", "SLURM_JOB_ID": "7"}, False),
+        ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_JOB_ID": "7"}, True),
+        ({"SLURM_NTASKS": "4", "SLURM_JOB_ID": "7"}, False),
         ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
         ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
         ({"TPU_WORKER_HOSTNAMES": "a"}, False),
@@ -179,6 +180,13 @@ def test_what_cannot_be_joined_is_one_line(arguments, message):
 )
 def test_launchers_are_known_by_their_variables(variables, many):
     assert distributed._launched_by_many(variables) is many
+
+
+def test_variables_that_are_no_numbers_are_one_line(monkeypatch):
+    for name, value in zip(distributed._OWN, ("host:1", "two", "0"), strict=True):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(errors.UserError, match="JAX_NUM_PROCESSES=two and JAX_PROCESS_ID=0 must"):
+        distributed.initialize()
 
 
 def test_alone_everything_is_a_plain_value():

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -20,18 +21,10 @@ from absl import logging
 from ssd_jax import config as config_lib
 from ssd_jax import detector as detector_lib
 from ssd_jax import errors
-from ssd_jax.data import datasets, loader
+from ssd_jax.data import loader
 from ssd_jax.training import checkpoint, guard, loop, signals, watchdog
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory):
-    patch = pytest.MonkeyPatch()
-    patch.setattr(datasets, "SYNTHETIC", {"train": 12, "test": 6, "seed": 0})
-    yield tiny_run.config(tmp_path_factory.mktemp("cache"))
-    patch.undo()
 
 
 def changed(config, part="train", **fields):
@@ -250,9 +243,10 @@ def test_a_process_that_makes_no_step_is_ended():
     assert "File" in result.stderr  # where it hung
 
 
-def test_without_minutes_the_watchdog_sleeps():
-    with watchdog.Watchdog(0) as dog:
-        dog.beat()
+@pytest.mark.parametrize(("minutes", "awake"), [(0, False), (1, True)])
+def test_without_minutes_the_watchdog_sleeps(minutes, awake):
+    with watchdog.Watchdog(minutes):
+        assert any(thread.name == "watchdog" for thread in threading.enumerate()) is awake
 
 
 def nan_boxes(batches):

@@ -11,25 +11,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import tiny_run
 
 from ssd_jax import config as config_lib
 from ssd_jax import detector as detector_lib
 from ssd_jax import errors
-from ssd_jax.data import datasets
 from ssd_jax.training import checkpoint, loop
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory):
-    """Four steps of a tiny network on a few built-in pictures."""
-    patch = pytest.MonkeyPatch()
-    patch.setattr(datasets, "SYNTHETIC", {"train": 12, "test": 6, "seed": 0})
-    yield tiny_run.config(tmp_path_factory.mktemp("cache"))
-    patch.undo()
 
 
 @pytest.fixture(scope="module")

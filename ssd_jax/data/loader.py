@@ -62,7 +62,16 @@ class _Lease:
 
 @functools.lru_cache(maxsize=4)
 def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
-    """The order in which an epoch goes through `count` records: `[count]` int64, a permutation."""
+    """The order in which an epoch goes through the records.
+
+    Args:
+      count: How many records there are.
+      seed: Of the run.
+      epoch: From 0.
+
+    Returns:
+      `[count]` int64, a permutation; read-only, for it is shared.
+    """
     order = np.random.default_rng((seed, epoch)).permutation(count)
     order.flags.writeable = False
     return order
@@ -134,7 +143,13 @@ def training_batches(
 
 
 def names(source: Source, *, positions: Iterable[int], seed: int) -> list[str]:
-    """Names of the pictures that a training stream holds at some positions."""
+    """Names of the pictures that a training stream holds at some positions.
+
+    Args:
+      source: Records as `datasets.load` gives them.
+      positions: In the stream, in pictures, from 0.
+      seed: Of the order.
+    """
     records = (_record_at(source, position, seed) for position in positions)
     return [record["name"] for record in records]
 

@@ -211,7 +211,7 @@ def checksums(items: Any) -> dict[str, int]:
     leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(items))
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): zlib.crc32(
-            np.ascontiguousarray(leaf).tobytes()
+            np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data
         )
         for path, leaf in leaves
     }

@@ -32,44 +32,55 @@ class Guard:
         self._path = workdir / "skipped.jsonl"
         self._most, self._names_of = most, names_of
         self.in_a_row = 0
-        self.names: Sequence[str] = ()
+        self.step = 0  # the last that was checked
 
     def check(self, step: int, metrics: Mapping[str, float]) -> None:
         """Takes note of a step.
 
+        Args:
+          step: Its number, from 1.
+          metrics: Of `step.make_train_step`, as plain numbers.
+
         Raises:
           SkippedError: If it is the last one allowed.
         """
+        self.step = step
         if not metrics["skipped"]:
             self.in_a_row = 0
             return
         self.in_a_row += 1
-        self.names = self._names_of(step)
         if distributed.is_primary():
-            row = {"step": step, "loss": str(metrics["loss"]), "pictures": list(self.names)}
+            names = list(self._names_of(step))
+            row = {"step": step, "loss": str(metrics["loss"]), "pictures": names}
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
             logging.warning(
                 "step %d is skipped: its loss, a gradient or a box is not finite; its pictures: %s",
                 step,
-                ", ".join(self.names),
+                ", ".join(names),
             )
         if self._most and self.in_a_row >= self._most:
             raise SkippedError
 
 
 def keep_for_post_mortem(
-    workdir: Path, state: step_lib.TrainState, guard: Guard, *, step: int
+    workdir: Path, state: step_lib.TrainState, guard: Guard
 ) -> errors.UserError:
-    """Saves the state apart, and gives the error to raise."""
+    """Saves the state apart, and gives the error to raise.
+
+    Args:
+      workdir: Of the run.
+      state: After the last step that was started; skipped ones have not changed it.
+      guard: Which has raised.
+    """
     folder = (workdir / FOLDER).absolute()
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(folder / f"step_{step}", _plain(state), force=True)
+        checkpointer.save(folder / f"step_{int(state.step)}", _plain(state), force=True)
     return errors.UserError(
         f"the loss or a gradient was not finite in {guard.in_a_row} steps in a row, to step "
-        f"{step}: lower config.train.learning_rate, or set config.train.warmup_steps or clip_norm, "
-        f"and give --change-config to go on from the last checkpoint; the state lies in {folder}, "
-        f"the names of the pictures in skipped.jsonl"
+        f"{guard.step}: lower config.train.learning_rate, or set config.train.warmup_steps or "
+        f"clip_norm, and give --change-config to go on from the last checkpoint; the state lies in "
+        f"{folder}, the names of the pictures in skipped.jsonl"
     )
 
 

@@ -167,14 +167,14 @@ def _train(
             state, metrics = step(state, _with_stop(next(batches), stop, mesh))
             try:
                 host.follow(number, metrics)
-                ending = stop.name if jax.process_count() == 1 else host.stop
+                ending = bool(stop.name) if jax.process_count() == 1 else host.stop
                 due = number % options.eval_every == 0 or number == options.steps
                 if due or ending or number % options.checkpoint_every == 0:
                     host.catch_up()
             except guard.SkippedError:
-                raise guard.keep_for_post_mortem(workdir, state, host.guard, step=number) from None
+                raise guard.keep_for_post_mortem(workdir, state, host.guard) from None
             result = evaluate(state) if due and not ending else None
-            ending = ending or (due and result is None and "stopped")
+            ending = ending or (due and result is None)
             if result or ending or number % options.checkpoint_every == 0:
                 run = _run(config, data, position + (number - first) * options.batch_size)
                 mean_ap = result.voc07.mean_ap if result else None

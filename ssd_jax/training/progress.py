@@ -4,7 +4,6 @@ import contextlib
 import datetime
 import time
 from collections.abc import Iterator
-from types import TracebackType
 
 from rich import progress
 
@@ -33,12 +32,7 @@ class Progress:
         self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._bar.stop()
 
     def update(self, step: int, *, loss: float) -> float:

@@ -2,10 +2,10 @@
 
 import os
 import signal
-import sys
-from types import FrameType, TracebackType
+from types import FrameType
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_STDERR = 2  # written to without a buffer: a handler may interrupt any other write
 
 
 class Stop:
@@ -24,19 +24,14 @@ class Stop:
             self._earlier[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for number, handler in self._earlier.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.name:
-            os.write(sys.__stderr__.fileno(), b"stopped at once: the last checkpoint counts\n")  # type: ignore[union-attr]
+            os.write(_STDERR, b"stopped at once: the last checkpoint counts\n")
             os._exit(128 + number)
         self.name = signal.Signals(number).name
         text = f"{self.name}: the run saves and ends after this step; again ends it at once\n"
-        os.write(sys.__stderr__.fileno(), text.encode())  # type: ignore[union-attr]
+        os.write(_STDERR, text.encode())

@@ -5,7 +5,6 @@ import os
 import sys
 import threading
 import time
-from types import TracebackType
 
 from ssd_jax import errors
 
@@ -17,7 +16,11 @@ class Watchdog:
     """
 
     def __init__(self, minutes: float):
-        """Args: minutes: Without a beat; 0 never ends anything."""
+        """Is not yet on watch.
+
+        Args:
+          minutes: Without a beat, after which the process ends; 0: never.
+        """
         self._seconds = minutes * 60
         self._last = time.monotonic()
         self._over = threading.Event()
@@ -32,12 +35,7 @@ class Watchdog:
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._over.set()
 
     def _watch(self) -> None:

@@ -2,13 +2,15 @@
 
 import json
 import math
+import os
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
 
 _LARGEST_HEADER = 100_000_000  # bytes, as the format says
+_METADATA = "__metadata__"
 _TYPES = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
@@ -29,15 +31,33 @@ def read(path: Path) -> dict[str, np.ndarray]:
     Raises:
       ValueError: If the header is none, or an array does not lie within the file.
     """
-    size = path.stat().st_size
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > min(_LARGEST_HEADER, size - 8):
-            raise ValueError(f"its header claims {length:,} bytes, the file has {size:,}")
-        header = json.loads(file.read(length))
+        header = _header(file)
         data = file.read()
-    header.pop("__metadata__", None)
+    header.pop(_METADATA, None)
     return {name: _array(name, entry, data) for name, entry in header.items()}
+
+
+def metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file says of itself; the arrays are not read.
+
+    Raises:
+      ValueError: If the header is none.
+    """
+    with path.open("rb") as file:
+        return _header(file).get(_METADATA, {})
+
+
+def _header(file: BinaryIO) -> dict[str, Any]:
+    """The JSON at the beginning; the file is then behind it."""
+    size = os.fstat(file.fileno()).st_size
+    length = int.from_bytes(file.read(8), "little")
+    if length > min(_LARGEST_HEADER, size - 8):
+        raise ValueError(f"its header claims {length:,} bytes, the file has {size:,}")
+    header = json.loads(file.read(length))
+    if not isinstance(header, dict):
+        raise ValueError("its header is no JSON object")
+    return header
 
 
 def _array(name: str, entry: dict[str, Any], data: bytes) -> np.ndarray:
