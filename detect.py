@@ -4,6 +4,7 @@
   python detect.py --checkpoint runs/quickstart/checkpoints/500 FOLDER --score_threshold 0.3
   python detect.py --weights ssd300-coco PICTURE.jpg
   python detect.py --onnx runs/quickstart/export/detector.onnx PICTURE.jpg
+  python detect.py --workdir runs/quickstart --camera 0          until Ctrl-C
 
 Writes each with its boxes, and detections.json with all boxes in pixels, into --output. What cannot
 be read is named at the end; the others are done all the same.
@@ -28,6 +29,14 @@ flags.DEFINE_string("checkpoint", None, "One checkpoint, WORKDIR/checkpoints/STE
 flags.DEFINE_string("weights", None, "A detector's weights: a file of any framework, or a name.")
 flags.DEFINE_string("onnx", None, "A file of export.py, run by ONNX Runtime.")
 flags.DEFINE_string("output", "detections", "Folder of the results.")
+flags.DEFINE_bool("overwrite", False, "Write into a folder that holds files already.")
+flags.DEFINE_bool("crops", False, "Also write a picture of each object, OUTPUT/crops/CLASS/.")
+flags.DEFINE_string(
+    "coco", None, "COCO's JSON that has the pictures: also write coco_results.json."
+)
+flags.DEFINE_list("classes", [], "Only these, with commas between them: dog,cat.")
+flags.DEFINE_string("camera", None, "Number of a camera, or FORMAT:NAME as FFmpeg has it.")
+flags.DEFINE_float("seconds", 0.0, "Of the camera; 0: until Ctrl-C.", 0.0)
 flags.DEFINE_float("score_threshold", 0.5, "Only detections that score more.", 0.0, 1.0)
 
 
@@ -47,27 +56,47 @@ def main(argv: Sequence[str]) -> None:
     FLAGS.set_gnu_getopt()  # flags may follow the files
     trained = functools.cache(find_trained)
     names = cli.parse(argv, saved=lambda: trained().config)
-    from ssd_jax import media
+    from ssd_jax import adapters, media
 
     cli.keep_compiled(FLAGS.config.data.cache_dir)
     output = Path(FLAGS.output)
-    targets = media.places(media.find(names), output)
+    files = media.find(names) if names or FLAGS.camera is None else []
+    targets = media.places(files, output)
+    ids = None
+    if FLAGS.coco:
+        if FLAGS.camera is not None:
+            raise errors.UserError("give either --coco or --camera: what a camera sees has no ids")
+        ids = adapters.read_coco_ids(Path(FLAGS.coco))
     detector = trained().build(FLAGS.config)
-    media.make_folder(output)
+    if ids:
+        media.check_coco(ids, files, FLAGS.classes or detector.class_names)
+    media.make_folder(output, overwrite=FLAGS.overwrite)
     outcomes = []
+    options = {
+        "score_threshold": FLAGS.score_threshold,
+        "classes": FLAGS.classes,
+        "crops": output / "crops" if FLAGS.crops else None,
+    }
     try:
-        with media.Progress(len(targets)) as progress:
-            for outcome in media.annotate(
-                detector,
-                targets,
-                score_threshold=FLAGS.score_threshold,
-                on_frame=progress.frame,
-            ):
+        with media.Progress(len(targets) + (FLAGS.camera is not None)) as progress:
+            options["on_frame"] = progress.frame
+            for outcome in media.annotate(detector, targets, **options):
                 outcomes.append(outcome)
                 progress.done(outcome)
+            if FLAGS.camera is not None:
+                camera = int(FLAGS.camera) if FLAGS.camera.isdigit() else FLAGS.camera
+                place = output / "camera.mp4"
+                outcomes.append(
+                    media.annotate_camera(detector, camera, place, seconds=FLAGS.seconds, **options)
+                )
+                progress.done(outcomes[-1])
     finally:  # also of an interrupted run
-        media.write_json(output / "detections.json", outcomes)
-    cli.show_places({"detections": output / "detections.json"})
+        written = {"detections": output / "detections.json"}
+        media.write_json(written["detections"], outcomes)
+        if ids:
+            written["COCO's results"] = output / "coco_results.json"
+            media.write_coco(written["COCO's results"], outcomes, ids)
+    cli.show_places(written)
     problems = [outcome.problem for outcome in outcomes if outcome.problem]
     for problem in problems:
         sys.stderr.write(f"error: {' '.join(problem.split())}\n")

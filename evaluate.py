@@ -4,8 +4,14 @@ r"""Evaluates a trained detector: average precision by class, VOC's and COCO's f
   python evaluate.py --checkpoint runs/quickstart/checkpoints/500 --config.eval.max_images=64
   python evaluate.py --weights ssd300-coco --config.data.dataset=coco --config.data.path=FOLDER \
     --config.data.eval_split=val2017
+  python evaluate.py --workdir runs/ssd300 --config.data.eval_split=2012/test
+  python evaluate.py --results runs/ssd300/results --config configs/ssd300.py
+  python evaluate.py --workdir runs/quickstart --config.eval.flip --config.eval.sizes='(300, 400)'
 
+The last looks at each picture four times and joins what it sees before the suppression.
 The config is that of the run; --config.PART.FIELD=VALUE changes a field, --config FILE replaces it.
+Detections in VOC or COCO are also written as the dataset's server takes them; of a split without
+annotations there is nothing else. --results evaluates such files again, without a network.
 """
 
 import functools
@@ -14,40 +20,61 @@ from pathlib import Path
 
 from absl import flags
 
-from ssd_jax import cli
+from ssd_jax import cli, errors
+from ssd_jax import config as config_lib
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", None, "Workdir of the run; its best checkpoint is taken.")
 flags.DEFINE_string("checkpoint", None, "One checkpoint, WORKDIR/checkpoints/STEP.")
 flags.DEFINE_string("weights", None, "A detector's weights: a file of any framework, or a name.")
+flags.DEFINE_string("results", None, "Detections instead: COCO's JSON, or a folder of VOC's files.")
 flags.DEFINE_string("output", None, "Folder of the results; by default the workdir, or runs/NAME.")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Restores, detects, evaluates, prints and writes."""
+    """Restores and detects, or reads detections; evaluates, prints and writes."""
     trained = functools.cache(cli.find_trained)
-    cli.parse(argv, saved=lambda: trained().config)
-    from ssd_jax.evaluation import run, tables
+    cli.parse(argv, saved=lambda: config_lib.Config() if FLAGS.results else trained().config)
+    from ssd_jax.evaluation import results, run, tables
     from ssd_jax.training import logs
 
     config = FLAGS.config
-    cli.keep_compiled(config.data.cache_dir)
-    detector = trained().build(config)
+    if FLAGS.results:
+        if FLAGS.workdir or FLAGS.checkpoint or FLAGS.weights:
+            raise errors.UserError("--results needs no --workdir, --checkpoint and --weights")
+        place, home = Path(FLAGS.results), Path("runs") / Path(FLAGS.results).stem
+    else:
+        place, home = trained().place, trained().folder
+        cli.keep_compiled(config.data.cache_dir)
+        detector = trained().build(config)
+    folder = Path(FLAGS.output or home)
     split = run.open_split(config.data, config.data.eval_split)
-    run.check_classes(detector, split)
-    cli.stdout.print(
-        f"evaluating {trained().place} on {config.data.dataset}, {config.data.eval_split}"
-    )
-    with cli.counter("pictures", config.eval.max_images or len(split.source)) as count:
-        result = run.evaluate(detector, split, max_images=config.eval.max_images, on_picture=count)
-    cli.stdout.print(tables.evaluation(result))
-    places = run.write(
-        Path(FLAGS.output or trained().folder),
-        result,
-        config=config,
-        metrics=logs.read(trained().folder / "metrics.jsonl"),
-        pictures=run.draw_samples(detector, split),
-    )
+    key = results.key_of(split)
+    cli.stdout.print(f"evaluating {place} on {config.data.dataset}, {config.data.eval_split}")
+    if FLAGS.results:
+        found, pictures, places = results.read(place, key), [], {}
+    else:
+        run.check_classes(detector, split)
+        total = min(config.eval.max_images or len(key.names), len(key.names))
+        with cli.counter("pictures", total) as count:
+            found = run.detect(detector, split, count=total, on_picture=count)
+        pictures = run.draw_samples(detector, split)
+        places = results.write(
+            folder, found, key, dataset=config.data.dataset, split=config.data.eval_split
+        )
+    if split.annotated:
+        truth = run.truth_of(split, max_images=config.eval.max_images)
+        result = run.figures(found, truth, class_names=split.class_names)
+        cli.stdout.print(tables.evaluation(result))
+        rows = logs.read(home / "metrics.jsonl")
+        places |= run.write(
+            folder, result, config=config, split=split, metrics=rows, pictures=pictures
+        )
+    else:
+        cli.stdout.print(
+            f"{config.data.eval_split} has no annotations, so there are no figures: the server of "
+            "the dataset takes the results and gives them"
+        )
     cli.show_places(places)
 
 

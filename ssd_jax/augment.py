@@ -20,7 +20,7 @@ from ssd_jax import boxes as box_ops
 
 Array = jax.Array | np.ndarray
 
-POLICIES = ("ssd", "flip")
+POLICIES = ("ssd", "crop", "flip")
 INTERPOLATIONS = ("linear", "area", "nearest", "cubic", "lanczos")
 # RGB, 0..255: what the authors' network subtracts, and what surrounds an expanded picture.
 MEAN = (123.0, 117.0, 104.0)
@@ -92,7 +92,8 @@ def augment(
     """Makes a training example of one picture.
 
     `"ssd"` distorts colours, expands (half of the pictures), crops, warps to `size` and flips
-    (half). `"flip"` only warps, bilinearly, and flips.
+    (half). `"crop"` does the same without expansion, as the paper does before its section 3.6.
+    `"flip"` only warps, bilinearly, and flips.
 
     Args:
       key: Random key of this example.
@@ -123,7 +124,8 @@ def augment(
         image = resize(image, extent, size=size)
         image = jnp.where(flip, image[:, ::-1], image)
         return Augmented(image, *_flip_boxes(flip, boxes, labels))
-    canvas = _expansion(keys["expand"], extent)
+    whole = jnp.concatenate([jnp.zeros(2), extent[::-1]])
+    canvas = whole if policy == "crop" else _expansion(keys["expand"], extent)
     boxes = _to_frame(boxes, canvas / jnp.tile(extent[::-1], 2))
     crop = sample_crop(keys["crop"], boxes, labels)
     boxes, labels = crop_boxes(crop, boxes, labels)

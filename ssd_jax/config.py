@@ -8,28 +8,39 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ssd_jax import augment as augment_lib
 from ssd_jax import errors
+from ssd_jax.models import ssd
 
 
 @dataclasses.dataclass
 class ModelConfig:
     """The network."""
 
+    # vgg16, vgg19, resnet18, 34, 50, 101; SSDLite's: mobilenet_v2, mobilenet_v3_large
     backbone: str = "vgg16"
     image_size: int = 300  # side of the network's input in pixels; from 512 on, SSD512's layout
+    image_width: int = 0  # of an input that is not square: image_size is its height; 0: it is
+    # of a MobileNet at stride 2: torch (1, 1), tensorflow (0, 1) on even sides; empty: pretrained's
+    padding: str = ""
     width: float = 1.0  # multiplier of the channel counts
     dtype: str = "float32"  # of the computation: float32 or bfloat16; parameters are float32
     remat: bool = False  # compute the backbone's activations twice rather than keep them
+    atrous: bool = True  # of a VGG; False: the whole network, with conv5_3 as a source map too
+    # for each scale of default boxes the number of its map, from 0; empty: a scale for each map
+    source_maps: tuple[int, ...] = ()
+    # for each scale, or once for all: ratios beside 1, say ((2.0,),); empty: the paper's
+    aspect_ratios: tuple[tuple[float, ...], ...] = ()
     prior_sizes: str = "voc"  # published sizes of the default boxes: voc or coco
     clip_priors: bool = False  # clamp default boxes to the picture (amdegroot, lufficc)
     clip_prior_sizes: bool = False  # clamp their width and height only (torchvision)
     gaps: tuple[int, ...] = ()  # logits of no class (ids that COCO does not use): background
     pretrained: str = ""  # weights to start from: a file, or a name such as vgg16-imagenet
+    shared_classes: bool = True  # of a pretrained detector: keep what it knows of ours, by name
     mean: tuple[float, ...] = ()  # RGB to subtract; empty: that of pretrained, or 123, 117, 104
 
 
@@ -42,16 +53,17 @@ def _cache_dir() -> str:
 class DataConfig:
     """What is trained and evaluated on."""
 
-    # voc, synthetic (built in) or yours: folder (in VOC's form), coco (JSON), yolo (text files)
+    # voc, coco, synthetic (built in) or yours: folder (in VOC's form), coco (JSON), yolo (text)
     dataset: str = "voc"
-    path: str = ""  # where your dataset is: its folder, or one JSON of COCO, or YOLO's data.yaml
-    archives: str = ""  # folder that holds VOC's archives; empty: download them
+    # where your dataset is: its folder, or one JSON of COCO, or YOLO's data.yaml; empty: built in
+    path: str = ""
+    archives: str = ""  # folder that holds VOC's or COCO's archives; empty: download them
     cache_dir: str = dataclasses.field(default_factory=_cache_dir)  # downloads, prepared datasets
     train_split: str = "2007/trainval+2012/trainval"
     eval_split: str = "2007/test"
     max_bad_share: float = 0.01  # of the training pictures may be unreadable; they are left out
     difficult: bool = True  # train on objects marked difficult, as the authors do
-    augment: str = "ssd"  # ssd (all of the paper's) or flip (its ablation)
+    augment: str = "ssd"  # ssd (all of the paper's), crop (no expansion) or flip (neither)
     channel_shuffle: bool = False  # with ssd: shuffle colour channels (amdegroot, lufficc)
     interpolations: tuple[str, ...] = augment_lib.INTERPOLATIONS  # with ssd: one is drawn a picture
     canvas: int = 500  # larger pictures are shrunk to this on the host; one as wide saves a copy
@@ -74,6 +86,8 @@ class TrainConfig:
     bias_rate: float = 2.0  # multiplier of the rate for biases, which do not decay
     clip_norm: float = 0.0  # largest norm of all gradients together; 0: any
     ema_decay: float = 0.0  # of the weights' moving average, say 0.999; 0: none is kept
+    freeze: tuple[str, ...] = ()  # patterns of parameters that do not learn: vgg16/conv[123]_*
+    rates: tuple[str, ...] = ()  # multipliers of the rate by pattern: conf*=10
     schedule: str = "steps"  # steps or cosine
     drops: tuple[int, ...] = (80_000, 100_000)  # where schedule = steps divides the rate
     drop_factor: float = 0.1
@@ -82,6 +96,7 @@ class TrainConfig:
     iou_threshold: float = 0.5  # from which a prior matches
     neg_pos_ratio: float = 3.0
     loc_weight: float = 1.0
+    boundary_boxes: bool = True  # train default boxes that reach over the picture's edge
     cpu_devices: int = 0  # without accelerator: split the CPU into so many devices; 0: one
     parallel: str = "shard_map"  # shard_map or pmap: how the step is mapped over the devices
     log_every: int = 10
@@ -90,6 +105,7 @@ class TrainConfig:
     keep_checkpoints: int = 2  # the latest so many; the best stays beside them
     max_skipped: int = 10  # steps in a row whose loss is not finite, then the run ends; 0: any
     watchdog_minutes: float = 30.0  # a process without a step for so long ends; 0: it waits
+    wandb: str = ""  # project of Weights & Biases that is shown the figures too; empty: none
 
 
 @dataclasses.dataclass
@@ -102,6 +118,8 @@ class EvalConfig:
     clip_before_nms: bool = False  # clip boxes to the picture before it (torchvision), not after
     top_k: int = 400
     max_detections: int = 200
+    flip: bool = False  # also look at the mirrored picture
+    sizes: tuple[int, ...] = ()  # shorter sides of the inputs to look at; empty: the training's
     max_images: int = 0  # evaluate only the first so many pictures; 0: all
     ema: bool = True  # the weights' moving average, where the run keeps one
 
@@ -117,12 +135,12 @@ class Config:
     eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
 
 
-CHANGEABLE = ("model.dtype", "model.pretrained")
+CHANGEABLE = ("model.dtype", "model.pretrained", "model.shared_classes")
 """Fields of `model` that a run can change when it goes on; the others make the network."""
 
-_LEAST_SIDE = 257  # pixels: the last map of SSD300's layout has one cell
 _CHOICES = {
-    ("model", "backbone"): ("vgg16",),
+    ("model", "backbone"): tuple(ssd.BACKBONES),
+    ("model", "padding"): ("", "torch", "tensorflow"),
     ("model", "dtype"): ("float32", "bfloat16"),
     ("model", "prior_sizes"): ("voc", "coco"),
     ("data", "dataset"): ("voc", "folder", "coco", "yolo", "synthetic"),
@@ -176,6 +194,7 @@ _FREE: dict[str, tuple[str, ...]] = {
         "keep_checkpoints",
         "max_skipped",
         "watchdog_minutes",
+        "wandb",
     ),
 }
 
@@ -192,11 +211,14 @@ def validate(config: Config) -> None:
             raise errors.UserError(
                 f"config.{part}.{field} is {value!r}; choose one of {', '.join(choices)}"
             )
-    if config.model.image_size < _LEAST_SIDE:
-        raise errors.UserError(
-            f"config.model.image_size is {config.model.image_size}; SSD's maps need at least "
-            f"{_LEAST_SIDE} pixels"
-        )
+    least = ssd.BACKBONES[config.model.backbone].least_side
+    for field in ("image_size", "image_width"):
+        side = getattr(config.model, field)
+        if side < least and (field, side) != ("image_width", 0):
+            raise errors.UserError(
+                f"config.model.{field} is {side}; the maps of {config.model.backbone} need at "
+                f"least {least} pixels"
+            )
     if len(config.model.mean) not in (0, 3):
         raise errors.UserError(
             f"config.model.mean is {config.model.mean}; give three numbers, RGB in 0..255, or none"
@@ -206,6 +228,9 @@ def validate(config: Config) -> None:
         raise errors.UserError(
             f"config.data.interpolations is {drawn}; give some of {augment_lib.INTERPOLATIONS}"
         )
+    _check_boxes(config.model)
+    _check_sizes(config.eval.sizes, least)
+    rate_multipliers(config.train.rates)
     for fields, low, high, meaning in (
         (_POSITIVE, 1e-12, math.inf, "above 0"),
         (_NOT_NEGATIVE, 0, math.inf, "at least 0"),
@@ -218,6 +243,61 @@ def validate(config: Config) -> None:
                     raise errors.UserError(
                         f"config.{part}.{field} is {value}; it must be {meaning}"
                     )
+
+
+def _check_boxes(model: ModelConfig) -> None:
+    if not model.atrous and not model.backbone.startswith("vgg"):
+        raise errors.UserError(
+            f"config.model.atrous is False, and {model.backbone} has no such layers; give "
+            f"--config.model.atrous=true"
+        )
+    maps, ratios = model.source_maps, model.aspect_ratios
+    numbers = isinstance(maps, tuple) and all(type(n) is int and n >= 0 for n in maps)
+    if not numbers or list(maps) != sorted(maps):
+        raise errors.UserError(
+            f"config.model.source_maps is {maps!r}; give the number of a map for each scale, never "
+            f"falling, such as '(0, 1, 2, 3, 4, 4)'"
+        )
+    known = isinstance(ratios, tuple) and all(
+        isinstance(of_scale, tuple)
+        and all(isinstance(ratio, int | float) and 1 < ratio < math.inf for ratio in of_scale)
+        for of_scale in ratios
+    )
+    if not known:
+        raise errors.UserError(
+            f"config.model.aspect_ratios is {ratios!r}; give ratios above 1 for each scale, or "
+            f"once for all, such as '((2,),)' or '((),)'"
+        )
+
+
+def _check_sizes(sizes: Any, least: int) -> None:
+    whole = isinstance(sizes, tuple) and all(type(side) is int for side in sizes)
+    if not whole or len(set(sizes)) < len(sizes) or min(sizes, default=least) < least:
+        raise errors.UserError(
+            f"config.eval.sizes is {sizes!r}; give different whole numbers of pixels, each at "
+            f"least {least}, such as '(300, 400)', or '()'"
+        )
+
+
+def rate_multipliers(rates: Sequence[str]) -> dict[str, float]:
+    """`PATTERN=NUMBER` of each of `config.train.rates`, as a mapping.
+
+    Raises:
+      UserError: If one is not of that form, or the number is not above 0.
+    """
+    found = {}
+    for text in rates:
+        pattern, _, number = text.rpartition("=")
+        try:
+            found[pattern] = float(number)
+        except ValueError:
+            found[pattern] = math.nan
+        if not (pattern and 0 < found[pattern] < math.inf):
+            raise errors.UserError(
+                f"config.train.rates has {text!r}; give PATTERN=NUMBER, such as 'conf*=10'; what "
+                f"is not to learn at all goes into config.train.freeze"
+            )
+    return found
 
 
 def differences(there: Config, here: Config) -> dict[str, str]:
@@ -284,5 +364,10 @@ def _from_mapping(kind: type, values: Mapping[str, Any]) -> Any:
     for name, value in values.items():
         if dataclasses.is_dataclass(fields[name].type):
             value = _from_mapping(fields[name].type, value)  # type: ignore[arg-type]
-        converted[name] = tuple(value) if isinstance(value, list) else value
+        converted[name] = _tuples(value)
     return kind(**converted)
+
+
+def _tuples(value: Any) -> Any:
+    """Lists of JSON as the tuples that they were."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

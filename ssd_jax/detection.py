@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ssd_jax import boxes as box_ops
 
@@ -114,6 +115,24 @@ def multiclass_nms(
         labels=jnp.where(real, where // top_k + 1, 0).astype(jnp.int32),
     )
     return jax.tree.map(lambda x: jnp.pad(x, (padding, *((0, 0),) * (x.ndim - 1))), found)
+
+
+def unmirror(loc: jax.Array, priors_cxcywh: jax.Array | np.ndarray) -> tuple[jax.Array, jax.Array]:
+    """Outputs for a picture, and their priors, from those for the picture mirrored left to right.
+
+    They decode to the mirror images of the boxes that the arguments decode to, in the same rows.
+    The outputs of several views of a picture, concatenated, are those of one: `detect` takes them.
+
+    Args:
+      loc: `[P, 4]` offsets.
+      priors_cxcywh: `[P, 4]` centre and size of the priors, in [0, 1].
+
+    Returns:
+      `[P, 4]` offsets and `[P, 4]` priors.
+    """
+    cx, rest = jnp.split(jnp.asarray(priors_cxcywh), [1], axis=-1)
+    mirrored = loc * jnp.asarray([-1, 1, 1, 1], loc.dtype)
+    return mirrored, jnp.concatenate([1 - cx, rest], axis=-1)
 
 
 def detect(

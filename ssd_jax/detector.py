@@ -1,25 +1,27 @@
 """A trained detector: pictures of any size in, detections in their pixels out."""
 
 import copy
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from PIL import Image
 
-from ssd_jax import augment, detection, errors
+from ssd_jax import augment, detection, errors, visualize
 from ssd_jax import config as config_lib
 from ssd_jax.data import classes, loader
 from ssd_jax.data import images as image_files
 from ssd_jax.detection import Detections
 from ssd_jax.models import ssd, vgg
 from ssd_jax.training import checkpoint
-from ssd_jax.weights import hub, loading
+from ssd_jax.weights import hub, layouts, loading, transfer
 
 Picture = str | Path | Image.Image | np.ndarray
 Array = jax.Array | np.ndarray
@@ -32,28 +34,88 @@ _KNOWN_CLASSES: dict[int, tuple[tuple[str, ...], tuple[int, ...]]] = {
     91: (classes.COCO, classes.COCO_UNUSED_IDS),
 }
 
+_SIDES = {("ssd", 6): 300, ("ssd", 7): 512, ("ssdlite", 6): 320}
+"""Pixels of a detector's input, by its backbone's style and its number of source maps."""
+
+
+class View(NamedTuple):
+    """One look of a network at a picture.
+
+    Attributes:
+      image_size: (height, width) in pixels of the input that the picture is resized to.
+      priors_cxcywh: `[P, 4]` the network's default boxes there.
+      mirrored: The picture is mirrored left to right first.
+    """
+
+    image_size: tuple[int, int]
+    priors_cxcywh: np.ndarray
+    mirrored: bool = False
+
 
 def build_model(config: config_lib.ModelConfig, num_classes: int) -> ssd.SSD:
-    """The network that a config describes, for `num_classes` classes without background."""
-    return ssd.SSD(
+    """The network that a config describes, for `num_classes` classes without background.
+
+    Raises:
+      UserError: If `config.source_maps` or `aspect_ratios` are not for its maps.
+    """
+    model = ssd.SSD(
         num_classes=num_classes + 1,
         backbone=config.backbone,
         width=config.width,
+        atrous=config.atrous,
+        source_maps=config.source_maps,
+        aspect_ratios=config.aspect_ratios,
+        padding=config.padding or "torch",
         prior_sizes=config.prior_sizes,
         dtype=jnp.dtype(config.dtype),
         remat=config.remat,
+        layout=ssd.layout_for(config.backbone, input_size(config)),
         gaps=config.gaps,
     )
+    if config.source_maps or config.aspect_ratios:
+        try:
+            ssd.prior_spec(model, input_size(config))
+        except ValueError as error:
+            raise errors.UserError(f"config.model.{error}") from None
+    return model
 
 
-def default_boxes(config: config_lib.ModelConfig, model: ssd.SSD) -> np.ndarray:
-    """`[P, 4]` float32 priors (cxcywh) of the network that a config describes."""
+def default_boxes(
+    config: config_lib.ModelConfig, model: ssd.SSD, *, at: tuple[int, int] | None = None
+) -> np.ndarray:
+    """`[P, 4]` float32 priors (cxcywh) of the network that a config describes.
+
+    Args:
+      config: Of the network.
+      model: The network.
+      at: (height, width) of another input than the training's, see `ssd.default_boxes`.
+    """
     return ssd.default_boxes(
         model,
         input_size(config),
         clip=config.clip_priors,
         clip_sizes=config.clip_prior_sizes,
+        at=at,
     )
+
+
+def views(config: config_lib.Config, model: ssd.SSD) -> list[View]:
+    """The views of a picture that `config.eval.flip` and `sizes` ask for, plain ones first.
+
+    Raises:
+      UserError: If an input is too small for the network.
+    """
+    height, width = input_size(config.model)
+    found = []
+    for side in config.eval.sizes or (min(height, width),):
+        scale = side / min(height, width)
+        size = (round(height * scale), round(width * scale))
+        try:
+            found.append(View(size, default_boxes(config.model, model, at=size)))
+        except ValueError as error:
+            raise errors.UserError(f"config.eval.sizes has {side}: {error}") from None
+    mirrored = [view._replace(mirrored=True) for view in found] if config.eval.flip else []
+    return [*found, *mirrored]
 
 
 def picture_mean(config: config_lib.ModelConfig) -> tuple[float, ...]:
@@ -63,9 +125,8 @@ def picture_mean(config: config_lib.ModelConfig) -> tuple[float, ...]:
 
 def make_predict(
     model: ssd.SSD,
-    priors_cxcywh: np.ndarray,
+    views: Sequence[View],
     *,
-    image_size: tuple[int, int],
     mean: Sequence[float] = augment.MEAN,
     score_threshold: float = 0.01,
     iou_threshold: float = 0.45,
@@ -78,8 +139,7 @@ def make_predict(
 
     Args:
       model: The network.
-      priors_cxcywh: `[P, 4]` its default boxes.
-      image_size: (height, width) of its input.
+      views: Of each picture; what it sees in them is joined before the suppression.
       mean: RGB in 0..255 that it subtracts.
       score_threshold: See `detection.detect`.
       iou_threshold: Likewise.
@@ -102,9 +162,11 @@ def make_predict(
     )
 
     def predict(params: Any, images: Array, extents: Array) -> Detections:
-        resized = jax.vmap(functools.partial(augment.resize, size=image_size))(images, extents)
-        loc, conf = ssd.apply(model, params, vgg.normalise(resized, mean=mean))
-        return jax.vmap(detect, in_axes=(0, 0, None))(loc, conf, jnp.asarray(priors_cxcywh))
+        looks = [_look(model, params, images, extents, view, mean=mean) for view in views]
+        loc, conf, priors = zip(*looks, strict=True)
+        return jax.vmap(detect, in_axes=(0, 0, None))(
+            jnp.concatenate(loc, axis=1), jnp.concatenate(conf, axis=1), jnp.concatenate(priors)
+        )
 
     if mesh is None or mesh.size == 1:
         return jax.jit(predict)
@@ -118,6 +180,25 @@ def make_predict(
             check_vma=False,
         )
     )
+
+
+def _look(
+    model: ssd.SSD,
+    params: Any,
+    images: Array,
+    extents: Array,
+    view: View,
+    *,
+    mean: Sequence[float],
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Outputs of one view of `[B, H, W, 3]` canvases, and its priors, in the pictures' frame."""
+    resized = jax.vmap(functools.partial(augment.resize, size=view.image_size))(images, extents)
+    seen = resized[:, :, ::-1] if view.mirrored else resized
+    loc, conf = ssd.apply(model, params, vgg.normalise(seen, mean=mean))
+    priors = jnp.asarray(view.priors_cxcywh)
+    if view.mirrored:
+        loc, priors = detection.unmirror(loc, priors)
+    return loc, conf, priors
 
 
 class Detector:
@@ -173,6 +254,24 @@ class Detector:
             found += self._detect(batch, score_threshold)
         return found
 
+    def draw(self, image: Picture, found: Detections) -> Image.Image:
+        """A picture with the boxes, names and scores of its detections.
+
+        Args:
+          image: As `__call__` takes it.
+          found: Of this picture, as `__call__` gives it: corners in pixels.
+
+        Returns:
+          An RGB picture of the same size.
+
+        Raises:
+          UserError: If the file is missing or is no picture.
+        """
+        boxes, scores, labels = (np.asarray(values) for values in found)
+        picture = read_picture(image)
+        drawn = visualize.draw(picture, boxes, labels, scores, class_names=self.class_names)
+        return Image.fromarray(drawn)
+
     def _detect(self, pictures: list[np.ndarray], score_threshold: float) -> list[Detections]:
         placed = [loader.place(picture, self.config.data.canvas) for picture in pictures]
         rows = padded_rows(len(placed), most=self.config.eval.batch_size)
@@ -216,8 +315,7 @@ def _predict_of(
     model = build_model(config.model, num_classes)
     return make_predict(
         model,
-        default_boxes(config.model, model),
-        image_size=input_size(config.model),
+        views(config, model),
         mean=picture_mean(config.model),
         score_threshold=config.eval.score_threshold,
         iou_threshold=config.eval.iou_threshold,
@@ -284,19 +382,24 @@ def read_picture(picture: Picture) -> np.ndarray:
     return image_files.decode(data, name=str(picture))
 
 
-def load_detector(path: str | Path) -> Detector:
+def load_detector(
+    path: str | Path, *, flip: bool | None = None, sizes: Sequence[int] | None = None
+) -> Detector:
     """Loads a trained detector.
 
     Args:
       path: A workdir of `train.py` (its best checkpoint is taken), one checkpoint,
         `WORKDIR/checkpoints/STEP`, a file of `export.py`, a file with the weights of somebody's
-        SSD, or the name of published ones, `ssd300-coco`.
+        SSD, or the name of published ones, `ssd300-coco` or `ssdlite320-coco`.
+      flip: Also look at the mirrored picture; None: as the run's `config.eval.flip` says.
+      sizes: Shorter sides of the inputs to look at, in pixels; None: as `config.eval.sizes` says.
 
     Returns:
       `detector(images, *, score_threshold=0.5)`, see `Detector`.
 
     Raises:
-      UserError: If there is no checkpoint, its config is missing, or the file is not of an SSD.
+      UserError: If there is no checkpoint, its config is missing, the file is not of an SSD, or
+        `flip` or `sizes` are not for it.
     """
     from ssd_jax import export  # which imports this module
 
@@ -306,7 +409,11 @@ def load_detector(path: str | Path) -> Detector:
         trained = find_exported(path)
     else:
         trained = find_weights(path)
-    return trained.build(trained.config)
+    config = copy.deepcopy(trained.config)
+    config.eval.flip = config.eval.flip if flip is None else flip
+    config.eval.sizes = config.eval.sizes if sizes is None else tuple(sizes)
+    config_lib.validate(config)
+    return trained.build(config)
 
 
 class Trained(NamedTuple):
@@ -363,11 +470,14 @@ def find_exported(path: str | Path) -> Trained:
     loaded = export.load(path)
 
     def build(config: config_lib.Config) -> Detector:
-        if config != loaded.config:
+        if config == loaded.config:
+            return loaded
+        if loaded.params is None:
             raise errors.UserError(
-                f"--config changes nothing in {path}: give the flag to export.py, which writes it"
+                f"--config, flip and sizes change nothing in {path}: give the flag to export.py, "
+                f"which writes it"
             )
-        return loaded
+        return Detector(config, loaded.class_names, loaded.params)
 
     return Trained(Path(path), Path(path).parent, copy.deepcopy(loaded.config), build)
 
@@ -379,7 +489,7 @@ def find_weights(path_or_name: str | Path) -> Trained:
       path_or_name: The file, or a name of `hub.NAMES`, which is downloaded at first use.
 
     Raises:
-      UserError: If the file can't be had or read, or is not of an SSD300 or SSD512.
+      UserError: If the file can't be had or read, or is not of an SSD300, SSD512 or SSDLite.
     """
     cache_dir = config_lib.DataConfig().cache_dir
     weights = loading.read(hub.locate(path_or_name, cache_dir=cache_dir))
@@ -392,6 +502,66 @@ def find_weights(path_or_name: str | Path) -> Trained:
     )
 
 
+class Source(NamedTuple):
+    """What a training starts from.
+
+    Attributes:
+      weights: Of the network, or of its backbone.
+      classes: Of a detector; None if it is a backbone, or if what its logits mean is not known.
+      model: The fields that belong to the weights: the mean and, of a detector, its default boxes.
+    """
+
+    weights: loading.Weights
+    classes: transfer.Classes | None
+    model: config_lib.ModelConfig
+
+
+def read_source(
+    path_or_name: str | Path, *, backbone: str, cache_dir: str | Path, atrous: bool = True
+) -> Source:
+    """Reads what a training is to start from.
+
+    Args:
+      path_or_name: A run's workdir or checkpoint, a safetensors file of `export.py`, a file with
+        weights of others, or a name of `hub.NAMES`.
+      backbone: Of the network that is to be trained.
+      cache_dir: Downloads are kept in its folder `weights`.
+      atrous: Of that network, see `vgg.VGG`.
+
+    Raises:
+      UserError: If it can't be had or read.
+    """
+    from ssd_jax import export  # which imports this module
+
+    path = hub.locate(path_or_name, cache_dir=cache_dir)
+    if path.is_dir() or export.is_exported(path):
+        return _source_of(path, load_detector(path))
+    weights = loading.read(path, backbone=backbone, atrous=atrous)
+    if not loading.has_heads(weights):
+        layout = weights.layout
+        return Source(
+            weights, None, config_lib.ModelConfig(mean=layout.mean, padding=layout.padding)
+        )
+    config, names = _describe(weights)
+    known = loading.heads(weights)[0] in _KNOWN_CLASSES
+    theirs = transfer.Classes(names, config.model.gaps) if known else None
+    return Source(weights, theirs, config.model)
+
+
+def _source_of(path: Path, detector: Detector) -> Source:
+    """A detector of our own."""
+    if detector.params is None:
+        raise errors.UserError(
+            f"{path} cannot be trained further; give the run's workdir, or the safetensors file "
+            f"beside it"
+        )
+    model = dataclasses.replace(detector.config.model, mean=picture_mean(detector.config.model))
+    flat = flax.traverse_util.flatten_dict(jax.device_get(detector.params), sep="/")
+    layout = layouts.OURS._replace(title="a detector of ours", mean=model.mean)
+    weights = loading.Weights(path, layout, flat, {name: name for name in flat}, {})
+    return Source(weights, transfer.Classes(detector.class_names, model.gaps), model)
+
+
 def _describe(weights: loading.Weights) -> tuple[config_lib.Config, tuple[str, ...]]:
     """The config and the classes of a detector, from its heads and its layout."""
     logits, levels = loading.heads(weights)
@@ -399,14 +569,27 @@ def _describe(weights: loading.Weights) -> tuple[config_lib.Config, tuple[str, .
     names, gaps = _KNOWN_CLASSES.get(logits, (names, ()))
     layout = weights.layout
     config = config_lib.Config()
-    config.model.image_size = {6: 300, 7: 512}[levels]
+    config.model.backbone = loading.body_of(weights) or config.model.backbone
+    config.model.image_size = _side(weights.path, config.model.backbone, levels)
+    config.model.padding = layout.padding
     config.model.prior_sizes = layout.prior_sizes or ("voc" if names == classes.VOC else "coco")
     config.model.clip_priors = layout.clip_priors
     config.model.clip_prior_sizes = layout.clip_prior_sizes
     config.model.gaps = gaps
     config.model.mean = layout.mean
-    config.eval.clip_before_nms = layout.clip_before_nms
+    config.eval = dataclasses.replace(config.eval, **layout.detection)
     return config, names
+
+
+def _side(path: Path, backbone: str, levels: int) -> int:
+    """Pixels of the input of a detector with so many source maps."""
+    style = ssd.BACKBONES[backbone].style
+    if (style, levels) not in _SIDES:
+        raise errors.UserError(
+            f"{path} has {levels} source maps on {backbone}, where SSDLite has 6; give the weights "
+            "of such a one"
+        )
+    return _SIDES[style, levels]
 
 
 def _with_weights(
@@ -414,7 +597,7 @@ def _with_weights(
 ) -> Detector:
     model = build_model(config.model, len(class_names))
     weights = loading.with_mean(weights, picture_mean(config.model))
-    params, report = loading.fit(_abstract_params(model, config.model), weights)
+    params, report = loading.fit(abstract_params(model, config.model), weights)
     if report.fresh:
         missing = ", ".join(report.fresh)
         raise errors.UserError(
@@ -431,8 +614,8 @@ def restore(config: config_lib.Config, folder: Path) -> Detector:
     """
     trained, class_names = config_lib.load(_config_of(folder))
     for field in (
-        "backbone", "image_size", "width", "prior_sizes", "clip_priors", "clip_prior_sizes", "gaps",
-        "mean",
+        "backbone", "image_size", "image_width", "padding", "width", "atrous", "source_maps",
+        "aspect_ratios", "prior_sizes", "clip_priors", "clip_prior_sizes", "gaps", "mean",
     ):  # fmt: skip
         here, there = getattr(config.model, field), getattr(trained.model, field)
         if here != there:
@@ -440,12 +623,12 @@ def restore(config: config_lib.Config, folder: Path) -> Detector:
                 f"config.model.{field} is {here}, but {folder} was trained with {there}"
             )
     model = build_model(config.model, len(class_names))
-    like = _abstract_params(model, config.model)
+    like = abstract_params(model, config.model)
     params = checkpoint.restore_params(folder, like, ema=config.eval.ema)
     return Detector(config, class_names, params)
 
 
-def _abstract_params(model: ssd.SSD, config: config_lib.ModelConfig) -> Any:
+def abstract_params(model: ssd.SSD, config: config_lib.ModelConfig) -> Any:
     """Shapes and types of a network's parameters."""
     image = jax.ShapeDtypeStruct((1, *input_size(config), 3), jnp.float32)
     return jax.eval_shape(model.init, jax.random.key(0), image)["params"]
@@ -458,4 +641,4 @@ def _config_of(folder: Path) -> Path:
 
 def input_size(config: config_lib.ModelConfig) -> tuple[int, int]:
     """(height, width) of the network's input in pixels."""
-    return config.image_size, config.image_size
+    return config.image_size, config.image_width or config.image_size

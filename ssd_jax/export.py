@@ -76,10 +76,17 @@ def write(detector: detector_lib.Detector, path: Path, *, outputs: str = "detect
       outputs: One of `OUTPUTS`; of no meaning to safetensors.
 
     Raises:
-      UserError: If the file cannot be written, or a package that the format needs is missing.
+      UserError: If the file cannot be written, a package that the format needs is missing, or the
+        detector looks at several views of a picture, which safetensors alone can keep.
     """
+    kind, options = _format(path), detector.config.eval
+    if kind != "safetensors" and (options.flip or options.sizes):
+        raise errors.UserError(
+            f"{path}: a network of this format looks at a picture once; give "
+            f"--config.eval.flip=false --config.eval.sizes='()', or write safetensors"
+        )
     try:
-        _WRITERS[_format(path)](detector, path, outputs)
+        _WRITERS[kind](detector, path, outputs)
     except OSError as error:
         raise errors.UserError(f"{path}: not written: {error.strerror or error}") from None
 

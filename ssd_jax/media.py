@@ -1,9 +1,12 @@
 """Detection in files: the pictures and videos that a command line means, and annotated copies."""
 
 import contextlib
+import functools
 import glob
 import itertools
 import json
+import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
@@ -15,7 +18,7 @@ import numpy as np
 from PIL import Image
 from rich import progress
 
-from ssd_jax import cli, errors, visualize
+from ssd_jax import adapters, cli, errors
 from ssd_jax import detector as detector_lib
 from ssd_jax.detection import Detections
 
@@ -26,6 +29,11 @@ _BATCH_PIXELS = 1 << 26  # of the pictures held at a time: 200 MB, however large
 _USUAL_RATE = Fraction(25)  # frames a second, for a video that does not say
 _SLACK = 0.5  # seconds by which a whole video may end before the duration that it states
 _BT709 = 1  # FFmpeg's number for BT.709, in the fields that tell a player the colors
+_CAMERAS = {  # by platform: what FFmpeg calls its way to cameras, and camera N there
+    "linux": ("v4l2", "/dev/video{}"),
+    "darwin": ("avfoundation", "{}"),
+    "win32": ("dshow", "video={}"),
+}
 _ENCODERS = {  # the first that FFmpeg has; near to transparent, and quick
     "libx264": {"crf": "20", "preset": "veryfast"},
     "mpeg4": {"qmin": "2", "qmax": "6"},
@@ -94,6 +102,8 @@ def annotate(
     targets: Mapping[Path, Path],
     *,
     score_threshold: float,
+    classes: Sequence[str] = (),
+    crops: Path | None = None,
     on_frame: Callable[[Path, int], None] = lambda path, frames: None,
 ) -> Iterator[Outcome]:
     """Detects in files and writes their annotated copies, one batch in memory at a time.
@@ -102,18 +112,59 @@ def annotate(
       detector: What detects.
       targets: Where the copy of each file goes, from `places`; folders have to exist.
       score_threshold: Only detections that score more, in [0, 1].
+      classes: Only detections of these; empty: of all.
+      crops: Folder for a picture of each object, in a folder of its class; None: none is written.
       on_frame: Called with a video and the number of its frames done, after each batch.
 
     Yields:
       An outcome for each file, as soon as its copy is written. A file that fails is one of them and
       stops nothing.
+
+    Raises:
+      UserError: If the detector has no class of such a name.
     """
+    run = _Run(detector, score_threshold, _labels(detector, classes), crops)
     for video, group in itertools.groupby(targets, key=is_video):
         if not video:
-            yield from _annotate_pictures(detector, group, targets, score_threshold)
+            yield from _annotate_pictures(run, group, targets)
             continue
         for path in group:
-            yield _annotate_video(detector, path, targets[path], score_threshold, on_frame)
+            source = functools.partial(av.open, str(path))
+            yield _annotate_video(run, path, targets[path], source, on_frame)
+
+
+def annotate_camera(
+    detector: detector_lib.Detector,
+    camera: int | str,
+    place: Path,
+    *,
+    score_threshold: float,
+    classes: Sequence[str] = (),
+    crops: Path | None = None,
+    seconds: float = 0.0,
+    on_frame: Callable[[Path, int], None] = lambda path, frames: None,
+) -> Outcome:
+    """Detects in what a camera sees, frame by frame, until it is interrupted by Ctrl-C.
+
+    Args:
+      detector: What detects.
+      camera: Its number, from 0, or `FORMAT:NAME` as FFmpeg has them.
+      place: Of the annotated video.
+      score_threshold: As of `annotate`.
+      classes: Likewise.
+      crops: Likewise.
+      seconds: Ends by itself after so long; 0: it does not.
+      on_frame: Likewise.
+
+    Raises:
+      UserError: If the detector has no class of such a name.
+    """
+    run = _Run(detector, score_threshold, _labels(detector, classes), crops)
+    kind, name = _CAMERAS.get(sys.platform, _CAMERAS["linux"])
+    if isinstance(camera, str):
+        kind, _, name = camera.partition(":")
+    source = functools.partial(av.open, name.format(camera), format=kind)
+    return _annotate_video(run, Path(f"camera {camera}"), place, source, on_frame, seconds=seconds)
 
 
 def in_words(found: Mapping[str, Any]) -> str:
@@ -124,12 +175,20 @@ def in_words(found: Mapping[str, Any]) -> str:
     return _counted(found["labels"])
 
 
-def make_folder(path: Path) -> None:
+def make_folder(path: Path, *, overwrite: bool = False) -> None:
     """Makes a folder, and those above it, where there is none yet.
 
+    Args:
+      path: Of the folder.
+      overwrite: Whether there may be files in it already.
+
     Raises:
-      UserError: If that is not possible.
+      UserError: If that is not possible, or there are files.
     """
+    if path.is_dir() and not overwrite and any(path.iterdir()):
+        raise errors.UserError(
+            f"--output {path}: there are files in it; give another folder, or --overwrite"
+        )
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -147,8 +206,61 @@ def write_json(path: Path, outcomes: Iterable[Outcome]) -> None:
         for outcome in outcomes
         if outcome.found is not None
     ]
+    _write(path, "{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def check_coco(ids: adapters.CocoIds, paths: Iterable[Path], class_names: Iterable[str]) -> None:
+    """Whether what is found in files can be told as COCO's results.
+
+    Args:
+      ids: Of the annotations that the results are for.
+      paths: The files; none may be a video.
+      class_names: Of the detector.
+
+    Raises:
+      UserError: If a file or class has no id.
+    """
+    for path in paths:
+        if is_video(path) or path.name not in ids.images:
+            raise errors.UserError(
+                f"{path}: no image of {ids.file}, so COCO's results cannot name it"
+            )
+    unknown = [name for name in class_names if name not in ids.categories]
+    if unknown:
+        raise errors.UserError(f"{ids.file}: no category of the detector's class {unknown[0]!r}")
+
+
+def write_coco(path: Path, outcomes: Iterable[Outcome], ids: adapters.CocoIds) -> None:
+    """Writes what was found in pictures as COCO's results.
+
+    Args:
+      path: Of the JSON: a list of `image_id`, `category_id`, `bbox` (x, y, width, height in
+        pixels) and `score`.
+      outcomes: Of pictures, after `check_coco`.
+      ids: As there.
+
+    Raises:
+      UserError: If the file cannot be written.
+    """
+    rows = [
+        {
+            "image_id": ids.images[outcome.path.name],
+            "category_id": ids.categories[label],
+            "bbox": [x0, y0, x1 - x0, y1 - y0],
+            "score": score,
+        }
+        for outcome in outcomes
+        if outcome.found is not None
+        for (x0, y0, x1, y1), score, label in zip(
+            *(outcome.found[name] for name in ("boxes", "scores", "labels")), strict=True
+        )
+    ]
+    _write(path, "[" + ",\n".join(map(json.dumps, rows)) + "]\n")
+
+
+def _write(path: Path, text: str) -> None:
     try:
-        path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise errors.UserError(f"{path}: not written: {error.strerror}") from None
 
@@ -224,11 +336,53 @@ def _identity(path: Path) -> str:
     return str(path.resolve()).casefold()
 
 
+class _Run(NamedTuple):
+    """A detector, and what is kept of what it finds."""
+
+    detector: detector_lib.Detector
+    score_threshold: float
+    labels: np.ndarray | None  # that are kept; None: all
+    crops: Path | None
+
+    def detect(self, images: list[np.ndarray]) -> list[Detections]:
+        found = self.detector(images, score_threshold=self.score_threshold)
+        if self.labels is None:
+            return found
+        kept = [np.isin(one.labels, self.labels) for one in found]
+        return [
+            Detections(*(values[rows] for values in one))
+            for one, rows in zip(found, kept, strict=True)
+        ]
+
+    def save_crops(self, image: np.ndarray, found: Detections, stem: str) -> str | None:
+        """Writes a picture of each object, if wanted; where that fails, a line on why."""
+        if self.crops is None:
+            return None
+        last = np.array(image.shape[1::-1]) - 1  # a crop has a pixel at least
+        for number, (box, label) in enumerate(zip(found.boxes, found.labels, strict=True), start=1):
+            left, top = np.minimum(np.floor(box[:2]).astype(int), last)
+            right, bottom = np.maximum(np.ceil(box[2:]).astype(int), (left + 1, top + 1))
+            name = re.sub(r"[^\w.-]+", "_", self.detector.class_names[label - 1])
+            place = self.crops / name / f"{stem}-{number}.jpg"
+            try:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(image[top:bottom, left:right]).save(place, quality=95)
+            except OSError as error:
+                return f"{place} was not written: {error.strerror or error}"
+        return None
+
+
+def _labels(detector: detector_lib.Detector, classes: Sequence[str]) -> np.ndarray | None:
+    if unknown := [name for name in classes if name not in detector.class_names]:
+        raise errors.UserError(
+            f"--classes {unknown[0]}: the detector has no such class; it has "
+            f"{', '.join(detector.class_names)}"
+        )
+    return np.array([1 + detector.class_names.index(name) for name in classes]) if classes else None
+
+
 def _annotate_pictures(
-    detector: detector_lib.Detector,
-    paths: Iterable[Path],
-    targets: Mapping[Path, Path],
-    score_threshold: float,
+    run: _Run, paths: Iterable[Path], targets: Mapping[Path, Path]
 ) -> Iterator[Outcome]:
     unreadable: list[Outcome] = []
 
@@ -241,11 +395,13 @@ def _annotate_pictures(
             else:
                 yield path, image
 
+    detector = run.detector
     for batch in _batches(readable(), most=detector.config.eval.batch_size):
-        detections = detector([image for _, image in batch], score_threshold=score_threshold)
+        detections = run.detect([image for _, image in batch])
         for (path, image), found in zip(batch, detections, strict=True):
-            drawn = _drawn(image, found, detector.class_names)
+            drawn = np.asarray(detector.draw(image, found))
             problem = _save(drawn, targets[path], of=path)
+            problem = run.save_crops(image, found, targets[path].stem) or problem
             yield Outcome(path, targets[path], _as_json(found, detector.class_names), problem)
     yield from unreadable
 
@@ -260,34 +416,48 @@ def _save(image: np.ndarray, place: Path, *, of: Path) -> str | None:
 
 
 def _annotate_video(
-    detector: detector_lib.Detector,
+    run: _Run,
     path: Path,
     place: Path,
-    score_threshold: float,
+    open_source: Callable[[], Any],
     on_frame: Callable[[Path, int], None],
+    *,
+    seconds: float | None = None,
 ) -> Outcome:
+    """Of a file, or, where `seconds` are given, of a camera, which is shown without delay."""
+    detector = run.detector
     frames: list[dict[str, Any]] = []
+    problem = None
     try:
-        with av.open(str(path)) as source, contextlib.ExitStack() as stack:
+        with open_source() as source, contextlib.ExitStack() as stack:
             video = VideoReader(source)
             write = None
-            for batch in _batches(enumerate(video), most=detector.config.eval.batch_size):
-                images = [image for _, image in batch]
-                write = write or stack.enter_context(
-                    video_writer(place, images[0].shape[:2], rate=video.rate)
-                )
-                detections = detector(images, score_threshold=score_threshold)
-                for image, found in zip(images, detections, strict=True):
-                    write(_drawn(image, found, detector.class_names))
-                    frames.append(_as_json(found, detector.class_names))
-                on_frame(path, len(frames))
+            taken = itertools.islice(video, round(seconds * video.rate) if seconds else None)
+            most = detector.config.eval.batch_size if seconds is None else 1
+            try:
+                for batch in _batches(enumerate(taken), most=most):
+                    images = [image for _, image in batch]
+                    write = write or stack.enter_context(
+                        video_writer(place, images[0].shape[:2], rate=video.rate)
+                    )
+                    for image, found in zip(images, run.detect(images), strict=True):
+                        write(np.asarray(detector.draw(image, found)))
+                        frames.append(_as_json(found, detector.class_names))
+                        stem = f"{place.stem}-{len(frames):06d}"
+                        problem = run.save_crops(image, found, stem) or problem
+                    on_frame(path, len(frames))
+            except KeyboardInterrupt:
+                if seconds is None:
+                    raise
     except (av.FFmpegError, OSError, errors.UserError) as error:
         reason = getattr(error, "strerror", None) or error
-        return Outcome(path, place, None, f"{path}: not a readable video ({reason})")
+        kind = "a readable video" if seconds is None else "a camera that can be opened"
+        return Outcome(path, place, None, f"{path}: not {kind} ({reason})")
     if not frames:
         return Outcome(path, place, None, f"{path}: no frame of this video can be read")
     result = {"fps": float(video.rate), "size": list(video.size), "frames": frames}
-    problem = video.problem and f"{path}: {video.problem}; {len(frames)} frames are kept"
+    if video.problem:
+        problem = f"{path}: {video.problem}; {len(frames)} frames are kept"
     return Outcome(path, place, result, problem)
 
 
@@ -416,11 +586,6 @@ def _batches(
             batch = []
     if batch:
         yield batch
-
-
-def _drawn(image: np.ndarray, found: Detections, class_names: Sequence[str]) -> np.ndarray:
-    boxes, scores, labels = (np.asarray(values) for values in found)
-    return visualize.draw(image, boxes, labels, scores, class_names=class_names)
 
 
 def _as_json(found: Detections, class_names: Sequence[str]) -> dict[str, Any]:

@@ -179,8 +179,12 @@ def _constant(array: Any, name: str = "constant") -> Value:
 def _write(graph: Graph, equation: Any, values: list[Value]) -> list[Value]:
     """Adds one operation: a known function, one that calls another, a constant's, or a node."""
     params = equation.params
-    if params.get("name") == "max_pool_2x2":
-        return [_max_pool_2x2(graph, values[0])]
+    if params.get("name") in _FUNCTIONS:
+        return [_FUNCTIONS[params["name"]](graph, values[0])]
+    if equation.primitive.name == "platform_index":
+        return [_constant(np.int32(0))]  # which branch is taken, `_default_branch` says
+    if params.get("branches_platforms") is not None:
+        return _run(graph, _default_branch(**params), values[1:])
     if (inner := params.get("jaxpr", params.get("call_jaxpr"))) is not None:
         return _run(graph, inner, values)
     shapes = [_shape(var.aval.shape) for var in equation.outvars]
@@ -200,6 +204,15 @@ def _write(graph: Graph, equation: Any, values: list[Value]) -> list[Value]:
                 f"ONNX export cannot broadcast {value.shape} to {expected} for {name!r}"
             )
     return _OPERATIONS[name](graph, values, shapes, **params)
+
+
+def _default_branch(*, branches: Sequence[Any], branches_platforms: Sequence[Any], **_: Any) -> Any:
+    """Of `jax.lax.platform_dependent` the function that is for no platform in particular."""
+    return next(
+        branch
+        for branch, platforms in zip(branches, branches_platforms, strict=True)
+        if platforms is None
+    )
 
 
 def _shape(shape: Sequence[Any]) -> Shape:
@@ -250,6 +263,22 @@ def _broadcast(shapes: Sequence[Shape]) -> Shape:
     rank = max(map(len, shapes))
     padded = [(1,) * (rank - len(shape)) + shape for shape in shapes]
     return tuple(next((n for n in sides if n != 1), 1) for sides in zip(*padded, strict=True))
+
+
+def _hard_sigmoid(graph: Graph, x: Value) -> Value:
+    name = graph.named(x, channels_first=x.channels_first)
+    return x._replace(name=graph.add("HardSigmoid", name, alpha=1 / 6, beta=0.5))
+
+
+def _hard_swish(graph: Graph, x: Value) -> Value:
+    name = graph.add("HardSwish", graph.named(x, channels_first=x.channels_first))
+    return x._replace(name=name)
+
+
+def _relu6(graph: Graph, x: Value) -> Value:
+    bounds = (graph.constant(np.float32(bound), name) for bound, name in ((0, "zero"), (6, "six")))
+    name = graph.add("Clip", graph.named(x, channels_first=x.channels_first), *bounds)
+    return x._replace(name=name)
 
 
 def _select(graph: Graph, where: Value, when_false: Value, when_true: Value) -> Value:
@@ -434,10 +463,25 @@ def _max_pool_2x2(graph: Graph, x: Value) -> Value:
     return Value(name, shape, channels_first=True)
 
 
+def _spatial_mean(graph: Graph, x: Value) -> Value:
+    """`models.layers.spatial_mean`."""
+    name = graph.add("GlobalAveragePool", graph.named(x, channels_first=True))
+    return Value(name, (x.shape[0], 1, 1, x.shape[3]), channels_first=True)
+
+
 def _pads(padding: Sequence[tuple[int, int]]) -> list[int]:
     """JAX's (low, high) of each axis as ONNX's lows, then highs."""
     return [int(pair[end]) for end in (0, 1) for pair in padding]
 
+
+# Functions by the name that `jit` gives them, each one node that runtimes have tuned.
+_FUNCTIONS: dict[str, Callable[[Graph, Value], Value]] = {
+    "hard_sigmoid": _hard_sigmoid,
+    "hard_silu": _hard_swish,
+    "max_pool_2x2": _max_pool_2x2,
+    "relu6": _relu6,
+    "spatial_mean": _spatial_mean,
+}
 
 _OPERATIONS: dict[str, Callable[..., list[Value]]] = {
     "broadcast_in_dim": _broadcast_in_dim,

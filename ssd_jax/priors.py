@@ -1,4 +1,4 @@
-"""Default boxes (priors) of SSD300, SSD512 and any other input size.
+"""Default boxes (priors) of SSD300, SSD512, SSDLite and any other input size.
 
 Everything here is NumPy and float64 until the last step: priors are constants of a model.
 """
@@ -22,7 +22,7 @@ class PriorSpec(NamedTuple):
 
     Attributes:
       image_size: (height, width) of the network's input in pixels.
-      feature_maps: (rows, columns) of each source map.
+      feature_maps: (rows, columns) of each source map; one that several scales share comes again.
       steps: (vertical, horizontal) distance of neighbouring centres in pixels, for each map.
       min_sizes: Side of the small square box in pixels, for each map.
       max_sizes: The large square box of a map has side sqrt(min * max).
@@ -76,6 +76,74 @@ SSD512_COCO = _published(
     512, _MAPS_512, _STEPS_512, (20.48, 51.2, 133.12, 215.04, 296.96, 378.88, 460.8, 542.72)
 )
 
+# torchvision's SSDLite: ratios 2 and 3 on all maps, sizes of 0.2 to 0.95 of the side, evenly; the
+# last large square is between 0.95 and 1.
+_MAPS_320 = (20, 10, 5, 3, 2, 1)
+SSDLITE320 = PriorSpec(
+    image_size=(320, 320),
+    feature_maps=tuple((n, n) for n in _MAPS_320),
+    steps=tuple((320 / n, 320 / n) for n in _MAPS_320),
+    min_sizes=(64, 112, 160, 208, 256, 304),
+    max_sizes=(112, 160, 208, 256, 304, 320),
+    aspect_ratios=(_THREE,) * 6,
+)
+
+
+def tiled(
+    spec: PriorSpec,
+    *,
+    source_maps: Sequence[int] = (),
+    aspect_ratios: Sequence[Sequence[float]] = (),
+) -> PriorSpec:
+    """The default boxes on other maps, or of other ratios: the paper's ablations.
+
+    A scale is a small square, a large one, and two boxes for each ratio. The scales lie on the maps
+    in turn, and several may share one. If their number is that of `spec` they keep its sizes; else
+    the first and the last do, and those from the second on are evenly spaced.
+
+    Args:
+      spec: The published spec to start from.
+      source_maps: For each scale, the smallest first, the number of its map from 0, never falling;
+        empty: one for each map.
+      aspect_ratios: For each scale its ratios r > 1, or one set for all; empty: those of `spec`.
+
+    Returns:
+      The spec, whose entries are of the scales; without arguments, `spec` itself.
+
+    Raises:
+      ValueError: If a map is not there, or the numbers of scales differ.
+
+    Source: Liu et al. 2016, section 3.1, tables 2 and 3.
+    """
+    last = len(spec.feature_maps) - 1
+    chosen = tuple(source_maps) or tuple(range(last + 1))
+    if not set(chosen) <= set(range(last + 1)):
+        raise ValueError(f"source_maps is {chosen}; the maps have the numbers 0 to {last}")
+    ratios = tuple(map(tuple, aspect_ratios)) or spec.aspect_ratios
+    ratios = ratios * len(chosen) if len(ratios) == 1 else ratios
+    if len(ratios) != len(chosen):
+        raise ValueError(
+            f"aspect_ratios has {len(ratios)} entries for {len(chosen)} scales; give one for each "
+            f"scale, or one for all"
+        )
+    sizes = spec.min_sizes
+    if len(chosen) != len(sizes):
+        sizes = (sizes[0], *np.linspace(sizes[1], sizes[-1], len(chosen) - 1).tolist())
+    return spec._replace(
+        feature_maps=tuple(spec.feature_maps[number] for number in chosen),
+        steps=tuple(spec.steps[number] for number in chosen),
+        min_sizes=sizes,
+        max_sizes=(*sizes[1:], spec.max_sizes[-1]),
+        aspect_ratios=ratios,
+    )
+
+
+def inside(priors_cxcywh: np.ndarray) -> np.ndarray:
+    """`[P]` bool: which of `[P, 4]` default boxes do not reach over the picture's edge."""
+    centre, size = np.split(np.asarray(priors_cxcywh, np.float64), 2, axis=-1)
+    reach = np.abs(centre - 0.5) + size / 2
+    return np.all(reach <= 0.5 + 1e-6, axis=-1)
+
 
 def adapt(
     spec: PriorSpec, image_size: tuple[int, int], feature_maps: Sequence[tuple[int, int]]
@@ -112,6 +180,41 @@ def adapt(
         min_sizes=tuple(size * scale for size in spec.min_sizes),
         max_sizes=tuple(size * scale for size in spec.max_sizes),
     )
+
+
+def at_size(
+    spec: PriorSpec,
+    image_size: tuple[int, int],
+    feature_maps: Sequence[tuple[int, int]],
+    strides: Sequence[float],
+) -> PriorSpec:
+    """The default boxes of a trained network on an input of another size.
+
+    What a network has learnt holds in pixels: its boxes keep their sizes, and their distance where
+    that is the network's stride. Where it is not, as on SSD300's last two maps, they are spread
+    over the input's sides. `adapt` is for a network that is still to be trained.
+
+    Args:
+      spec: Of the size that the network was trained at.
+      image_size: (height, width) in pixels of the other input.
+      feature_maps: (rows, columns) of each source map there.
+      strides: Pixels from a cell of each map to the next, by the network's layers.
+
+    Returns:
+      The spec for that size; at its own size and maps, `spec` itself.
+    """
+    maps = tuple((int(rows), int(columns)) for rows, columns in feature_maps)
+    if (tuple(image_size), maps) == (spec.image_size, spec.feature_maps):
+        return spec
+    height, width = image_size
+    steps = tuple(
+        (
+            step_y if step_y == stride else height / rows,
+            step_x if step_x == stride else width / columns,
+        )
+        for (step_y, step_x), stride, (rows, columns) in zip(spec.steps, strides, maps, strict=True)
+    )
+    return spec._replace(image_size=(height, width), feature_maps=maps, steps=steps)
 
 
 def default_boxes(spec: PriorSpec, *, clip: bool = False, clip_sizes: bool = False) -> np.ndarray:

@@ -122,7 +122,7 @@ def augmentations(
     labels: np.ndarray,
     *,
     class_names: Sequence[str],
-    size: int = 300,
+    size: int | tuple[int, int] = 300,
     count: int = 15,
     columns: int = 4,
     **options: Any,
@@ -135,7 +135,7 @@ def augmentations(
       boxes: `[G, 4]` corners in [0, 1] of the picture.
       labels: `[G]` int classes from 1; 0 is padding.
       class_names: Label k is `class_names[k - 1]`.
-      size: Side of the results in pixels.
+      size: Side, or (height, width), of the results in pixels.
       count: Number of results.
       columns: Pictures in a row.
       **options: Of `augment.augment`: `policy`, `interpolations`, ...

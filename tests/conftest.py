@@ -15,6 +15,15 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # What one test compiles, others and the scripts that they start need not.
 _COMPILED = tempfile.TemporaryDirectory(prefix="ssd_jax_compiled_")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+
+import jax  # noqa: E402
+from orbax.checkpoint import type_handlers  # noqa: E402
+
+# As Orbax does on GPUs: each fake device would save a slice of every array, to be compiled first.
+type_handlers.register_type_handler(
+    jax.Array, type_handlers.ArrayHandler(use_replica_parallel=False), override=True
+)
 
 
 @pytest.fixture(scope="module")

@@ -141,25 +141,36 @@ def nms(boxes, scores, iou_threshold=0.45, max_outputs=None):
     return kept
 
 
-def detect(
-    loc,
-    conf,
-    priors_cxcywh,
-    score_threshold=0.01,
-    iou_threshold=0.45,
-    top_k=400,
-    max_detections=200,
-):
+def mirror(box):
+    """Left and right change places."""
+    x0, y0, x1, y1 = box
+    return 1 - x1, y0, 1 - x0, y1
+
+
+def detect(loc, conf, priors_cxcywh, **limits):
     """List of (box, score, label), best first (ties: lowest class). Section 3.1's inference."""
-    boxes = [decode(*pair) for pair in zip(loc, priors_cxcywh, strict=True)]
-    probabilities = np.exp(log_softmax(conf))
+    return detect_views([(loc, conf, priors_cxcywh, False)], **limits)
+
+
+def detect_views(views, score_threshold=0.01, iou_threshold=0.45, top_k=400, max_detections=200):
+    """`detect` over several views (loc, conf, priors, mirrored): joined, then NMS."""
+    offsets = [
+        (row, prior, mirrored)
+        for loc, _, priors_cxcywh, mirrored in views
+        for row, prior in zip(loc, priors_cxcywh, strict=True)
+    ]
+    probabilities = np.exp(log_softmax(np.concatenate([conf for _, conf, _, _ in views])))
     found = []
     for label in range(1, probabilities.shape[1]):
         scores = probabilities[:, label]
-        above = [p for p in range(len(boxes)) if scores[p] > score_threshold]
-        best = sorted(above, key=lambda p: (-scores[p], p))[:top_k]
-        kept = nms([boxes[p] for p in best], [scores[p] for p in best], iou_threshold)
-        found += [(boxes[best[n]], scores[best[n]], label) for n in kept]
+        above = [n for n in range(len(offsets)) if scores[n] > score_threshold]
+        best = sorted(above, key=lambda n: (-scores[n], n))[:top_k]
+        boxes = []
+        for row, prior, mirrored in (offsets[n] for n in best):
+            box = decode(row, prior)
+            boxes.append(mirror(box) if mirrored else box)
+        kept = nms(boxes, [scores[n] for n in best], iou_threshold)
+        found += [(boxes[n], scores[best[n]], label) for n in kept]
     found.sort(key=lambda row: -row[1])
     return [(np.clip(box, 0, 1), score, label) for box, score, label in found[:max_detections]]
 

@@ -181,7 +181,7 @@ def test_more_padding_changes_nothing():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"policy": "rotate"}, r"'rotate'.*ssd, flip"),
+        ({"policy": "rotate"}, r"'rotate'.*ssd, crop, flip"),
         ({"interpolations": ("linear", "bicubic")}, "bicubic; choose among linear, area"),
         ({"interpolations": ()}, "none; choose among linear, area"),
     ],

@@ -82,10 +82,12 @@ def test_flags_empty_pictures_and_sizes_are_counted(capsys, tmp_path):
     assert row(output, "dog")[3:7:2] == ["0", "1"]
 
 
-def test_best_iou_is_that_of_boxes():
+@pytest.mark.parametrize(("clip", "every"), [(False, 50), (False, 1), (True, 7)])
+def test_best_iou_is_that_of_boxes(clip, every):
+    """Of priors in full grids, in parts of grids, and of those that the picture's edge cuts."""
     rng = np.random.default_rng(0)
-    corners = np.sort(rng.uniform(size=(600, 2, 2)), axis=1).reshape(-1, 4).astype(np.float32)
-    specs = priors.default_boxes(priors.SSD300_VOC)[::50]
+    corners = np.sort(rng.uniform(size=(200, 2, 2)), axis=1).reshape(-1, 4).astype(np.float32)
+    specs = priors.default_boxes(priors.SSD300_VOC, clip=clip)[::every]
     expected = np.array(boxes.pairwise_iou(corners, boxes.cxcywh_to_xyxy(specs))).max(axis=1)
     np.testing.assert_allclose(check.best_iou(corners, specs), expected, atol=1e-6)
     assert check.best_iou(np.zeros((0, 4), np.float32), specs).shape == (0,)

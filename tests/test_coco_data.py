@@ -78,7 +78,7 @@ def names(split) -> list[str]:
 def reason(path: str, key: str) -> str:
     """Why a picture cannot be used."""
     with pytest.raises(errors.UserError) as caught:
-        coco.Reader(path).example(key)
+        coco.read_folder(path).example(key)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -185,9 +185,10 @@ def test_crowds_are_dropped_in_training_and_ignored_in_evaluation(load, tmp_path
     assert labels.tolist() == [2, 1]
     assert difficult.tolist() == [True, False]
     # A detection within the crowd is no miss: everything that counts is found, AP is 1.
+    truth = datasets.coco_ground_truth(split)
     found = {
         name: (boxes, np.linspace(0.9, 0.8, len(labels)), labels)
-        for name, (boxes, labels, _) in truth.items()
+        for name, (boxes, labels, *_) in truth.items()
     }
     figures = coco_evaluation.evaluate(found, truth, class_names=split.class_names)
     assert figures["AP"] == pytest.approx(1)
@@ -203,6 +204,41 @@ def test_boxes_are_continuous_from_0(load, tmp_path):
     np.testing.assert_allclose(truth, [[1, 1, 32, 24], [1.5, 2.25, 4.5, 5.25]], rtol=1e-6)
 
 
+def test_evaluation_gets_boxes_and_areas_to_the_last_digit(load, tmp_path):
+    things = [
+        thing(2, 2, (0.1, 0.2, 10.3, 5.7)),
+        thing(3, 2, (20.01, 3.3, 15.7, 9.9), area=None),  # reaches outside
+        thing(4, 2, (1, 2, 3, 4), area=float("nan"), iscrowd=1),
+    ]
+    split = load("train", path=one(tmp_path / "own", things))
+    bboxes, labels, crowd, areas = datasets.coco_ground_truth(split)["000000000002.jpg"]
+    np.testing.assert_array_equal(bboxes, [t["bbox"] for t in things])
+    assert areas.tolist() == [100.5, 15.7 * 9.9, 12]
+    assert crowd.tolist() == [False, False, True]
+    assert labels.tolist() == [2, 2, 2]
+    np.testing.assert_allclose(split.source[1]["boxes"][1, 2], 1)  # training's is clipped
+
+
+def test_ground_truth_is_in_the_order_of_ids(load, tmp_path):
+    images = [image(number) for number in (7, 5, 11, 2)]
+    root = tmp_path / "own"
+    write(root / "instances_a.json", images, [thing(1, 5)], pictures=root / "a")
+    split = load("a", path=str(root))
+    assert names(split) == [f"{n:012d}.jpg" for n in (7, 5, 11, 2)]
+    assert list(datasets.coco_ground_truth(split)) == [f"{n:012d}.jpg" for n in (2, 5, 7, 11)]
+
+
+def test_a_tree_is_written_in_several_shards(load, tmp_path, monkeypatch):
+    numbers = range(1, 11)
+    root = tmp_path / "own"
+    file = root / "annotations/instances_train.json"
+    write(file, [image(n) for n in numbers], [thing(n, n) for n in numbers], pictures=root)
+    monkeypatch.setattr(builder, "_SHARD_BYTES", 2500)
+    split = load("train", path=str(root))
+    assert len(list((tmp_path / "cache").rglob("*.array_record*"))) > 3
+    assert names(split) == [f"{n:012d}.jpg" for n in numbers]
+
+
 @pytest.mark.parametrize(
     ("bbox", "kept", "word"),
     [
@@ -216,7 +252,7 @@ def test_boxes_are_continuous_from_0(load, tmp_path):
 )
 def test_boxes_beyond_the_picture_are_mended_and_named(tmp_path, bbox, kept, word):
     path = one(tmp_path / "own", [thing(77, 2, bbox)])
-    found = coco.Reader(path).example("train/000000000002.jpg").annotation
+    found = coco.read_folder(path).example("train/000000000002.jpg").annotation
     np.testing.assert_allclose(found.boxes, np.array(kept).reshape(-1, 4), rtol=1e-6)
     assert len(found.notes) == bool(word)
     for note in found.notes:
@@ -264,7 +300,7 @@ def test_image_ids_that_repeat_are_told_apart(load, tmp_path):
     images += [image(4, file_name="000000000001.jpg")]
     things = [thing(n, n) for n in (1, 2, 3)]
     write(root / "annotations/instances_train.json", images, things, pictures=root / "train")
-    reader = coco.Reader(str(root))
+    reader = coco.read_folder(str(root))
     assert len(reader.remarks) == 1
     assert reader.remarks[0].endswith("000000000002.jpg: image 2 is there twice; one kept")
     assert "000000000003.jpg and other.jpg share the image id 3" in reason(
@@ -278,7 +314,7 @@ def test_image_ids_that_repeat_are_told_apart(load, tmp_path):
 
 def test_annotation_ids_that_repeat_or_lead_nowhere_are_remarked(tmp_path):
     things = [thing(2, 2), thing(2, 2), thing(1, 2, (1, 1, 5, 5)), thing(4, 99)]
-    reader = coco.Reader(one(tmp_path / "own", things))
+    reader = coco.read_folder(one(tmp_path / "own", things))
     said = [remark.partition(".json: ")[2] for remark in reader.remarks]
     assert said == [
         "annotation id 2 is there twice; one kept, they are the same",
@@ -326,7 +362,7 @@ def test_files_that_are_not_cocos_are_named(load, tmp_path, content, word):
 
 
 def test_datasets_that_are_not_there_say_what_was_looked_for(load, tmp_path):
-    with pytest.raises(errors.UserError, match=r"config\.data\.path is empty"):
+    with pytest.raises(errors.UserError, match=r"COCO has train2017, .*no train; .*data\.path"):
         load("train")
     with pytest.raises(errors.UserError, match="no such folder or file"):
         load("train", path=str(tmp_path / "none"))
@@ -357,7 +393,7 @@ def test_a_changed_dataset_is_prepared_anew(load, tmp_path):
 
 def test_outlines_are_not_kept():
     row = coco._slim(thing(5, 6, (1, 2, 3, 4)))
-    assert row == (5, 6, 18, [1, 2, 3, 4], 0)
+    assert row == (5, 6, 18, [1, 2, 3, 4], 0, 100.5)
     assert coco._slim(image(5)) == image(5)
 
 

@@ -467,6 +467,43 @@ def test_both_years_are_joined(load, tmp_path):
     assert split.max_objects == 3
 
 
+def write_2012_test(folder):
+    """The archive of 2012's test pictures, with an annotation of another task in it."""
+    tree = voc_tree.write(
+        folder / "2012test",
+        pictures={"a.jpg": voc_tree.jpeg(seed=1), "b.jpg": voc_tree.jpeg(seed=2)},
+        annotations={"b": voc_tree.xml(voc_tree.box("person"), voc_tree.box("head"))},
+        splits={"test": ["b", "a"]},
+    )
+    return voc_tree.pack(tree, folder / "VOC2012test.tar", root="VOCdevkit/VOC2012")
+
+
+def test_2012_test_is_pictures_alone(load, tmp_path):
+    write_2012_test(tmp_path)
+    split = load("voc", "2012/test", archives=str(tmp_path))
+    assert names(split) == ["b.jpg", "a.jpg"]
+    assert not split.annotated
+    assert split.class_names == voc.CLASSES
+    assert split.source[0]["labels"].shape == (0,)
+    assert split.source[0]["image_id"] == -1
+    archives = voc_tree.write_archives(tmp_path / "2007")
+    assert load("voc", "2007/val", archives=str(archives)).annotated
+    message = refusal(load, "voc", "2012/test", archives=str(archives))
+    assert "no VOC2012test.tar in it; put it there (the official server, http://host" in message
+
+
+def test_bboxes_and_areas_are_those_of_the_pixels(load, tmp_path):
+    folder = voc_tree.write_plain(tmp_path / "own", 1, splits={"train": ["000001"]})
+    split = load("folder", "train", path=str(folder))
+    # Pixels 3 to 20 and 4 to 18, the last ones included.
+    record = split.source[0]
+    np.testing.assert_array_equal(record["bboxes"], [[2, 3, 18, 15]])
+    np.testing.assert_array_equal(record["areas"], [270])
+    bboxes, labels, crowd, areas = datasets.coco_ground_truth(split)["000001.jpg"]
+    np.testing.assert_array_equal(bboxes, [[2, 3, 18, 15]])
+    assert (labels.tolist(), crowd.tolist(), areas.tolist()) == ([1], [False], [270.0])
+
+
 def test_missing_and_broken_archives_are_named(load, tmp_path):
     assert "no such folder" in refusal(load, "voc", "2007/train", archives=str(tmp_path / "x"))
     message = refusal(load, "voc", "2007/train", archives=str(tmp_path))
@@ -570,6 +607,12 @@ def test_synthetic_data_are_made_once(load, monkeypatch):
     split = load("synthetic", "test")
     assert len(split.source) == 2
     assert split.max_objects >= 1
+
+
+def test_another_split_of_synthetic_data_is_refused_before_they_are_made(load, monkeypatch):
+    monkeypatch.setattr(synthetic, "write", None)
+    with pytest.raises(errors.UserError, match=r"'train\+val': there is no val, only train, test"):
+        load("synthetic", "train+val")
 
 
 def test_neither_tensorflow_nor_jax_is_imported(tmp_path):

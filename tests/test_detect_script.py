@@ -91,6 +91,25 @@ def test_pictures_and_videos_are_annotated_and_listed(workdir, tmp_path):
             assert copy.size == size
 
 
+def test_cocos_results_have_the_ids_of_the_annotations(workdir, tmp_path):
+    path = noise(tmp_path / "b.png", size=(50, 70))
+    categories = [{"id": 3 * k, "name": n} for k, n in enumerate(synthetic.CLASS_NAMES, start=1)]
+    content = {"images": [{"id": 42, "file_name": "b.png"}], "categories": categories}
+    (tmp_path / "x.json").write_text(json.dumps(content))
+    given = "--workdir", workdir, "--coco", tmp_path / "x.json", "--score_threshold", 0
+    done = detect(*given, path, "--output", tmp_path / "out")
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = json.loads((tmp_path / "out" / "coco_results.json").read_text())
+    found = json.loads((tmp_path / "out" / "detections.json").read_text())[str(path)]
+    assert len(rows) == len(found["scores"]) > 0
+    name_of = {3 * k: n for k, n in enumerate(synthetic.CLASS_NAMES, start=1)}
+    assert [name_of[row["category_id"]] for row in rows] == found["labels"]
+    assert {row["image_id"] for row in rows} == {42}
+    other = noise(tmp_path / "other.png", size=(50, 70))
+    assert refused(detect(*given, path, other, "--output", tmp_path / "none"), other, "x.json")
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_broken_picture_is_named_and_the_others_are_done(workdir, tmp_path):
     good, broken = noise(tmp_path / "good.png", size=(40, 40)), tmp_path / "broken.jpg"
     broken.write_text("no picture")

@@ -5,6 +5,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.export
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ from ssd_jax import config as config_lib
 from ssd_jax import detection, errors, export, onnx_graph
 from ssd_jax import detector as detector_lib
 from ssd_jax.detection import Detections
-from ssd_jax.models import ssd, vgg
+from ssd_jax.models import convolutions, layers, ssd, vgg
 from ssd_jax.training import checkpoint, step
 
 NAMES = ("ant", "bée", "cat")
@@ -270,6 +271,10 @@ def depthwise(x):
         lambda x: jnp.where(x > 100, x, -1.0).transpose(0, 3, 1, 2),
         lambda x: jnp.concatenate(jnp.split(pooled(x), [1], axis=2)[::-1], axis=2),
         lambda x: jnp.exp(x**2 / -1e4).reshape(x.shape[0], -1, 1),
+        lambda x: jax.nn.hard_swish(depthwise(x) / 500 - 2),
+        lambda x: jax.nn.hard_sigmoid(x / 50 - 3) * layers.spatial_mean(pooled(x)),
+        lambda x: nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1))),
+        lambda x: convolutions.convolution(x, jnp.ones((1, 1, 3, 2)), stride=2),
         lambda x: jnp.clip(x, 20.0, 90.0) * jnp.asarray([1.0, 2.0, 3.0]),
     ],
 )
@@ -555,7 +560,7 @@ def test_an_exported_file_refuses_another_config(written):
     found = detector_lib.find_exported(written("onnx"))
     assert found.build(found.config).class_names
     found.config.eval.top_k = 9
-    with pytest.raises(errors.UserError, match=r"--config changes nothing in .*: give the flag to"):
+    with pytest.raises(errors.UserError, match=r"change nothing in .*: give the flag to"):
         found.build(found.config)
 
 

@@ -14,9 +14,10 @@ from PIL import Image
 from rich import console
 
 import ssd_jax
+from ssd_jax import adapters, errors, media
 from ssd_jax import config as config_lib
 from ssd_jax import detector as detector_lib
-from ssd_jax import errors, media
+from ssd_jax.data import synthetic
 from ssd_jax.detection import Detections
 
 ROOT = Path(__file__).parent.parent
@@ -27,6 +28,7 @@ class FakeDetector:
     """Finds a cross in the upper left quarter of every picture, and keeps the sizes of batches."""
 
     class_names = NAMES
+    draw = detector_lib.Detector.draw
 
     def __init__(self, batch_size=4):
         self.config = config_lib.Config(eval=config_lib.EvalConfig(batch_size=batch_size))
@@ -166,6 +168,25 @@ def test_pictures_of_every_mode_are_annotated(tmp_path, name, mode):
         assert (copy.size, copy.mode) == ((40, 30), "RGB")
 
 
+@pytest.mark.parametrize(
+    "size", [(1, 1), (1, 900), pytest.param((8000, 6000), marks=pytest.mark.slow)]
+)
+def test_pictures_of_any_size_are_annotated(tmp_path, tiny, size):
+    path = picture(tmp_path / "a.png", size=size)
+    width, height = size
+    [outcome] = annotate([path], tmp_path / "fake")
+    assert outcome.found["boxes"] == [[0, 0, width / 2, height / 2]]
+    (tmp_path / "out").mkdir()
+    [outcome] = media.annotate(tiny, media.places([path], tmp_path / "out"), score_threshold=0.0)
+    assert outcome.problem is None
+    boxes = np.array(outcome.found["boxes"])
+    assert 1 <= len(boxes) <= 5
+    assert (boxes >= 0).all()
+    assert (boxes <= [width, height, width, height]).all()
+    with Image.open(outcome.place) as copy:
+        assert copy.size == size
+
+
 def test_boxes_belong_to_the_upright_picture(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # orientation: the stored rows are columns
@@ -205,6 +226,46 @@ def test_batches_are_bounded_in_number_and_in_pixels(tmp_path, monkeypatch):
     detector = FakeDetector(batch_size=3)
     annotate(paths, tmp_path / "out", detector)
     assert detector.batches == [2, 2, 2, 1]
+
+
+class SeeingDetector(FakeDetector):
+    """Finds, as a ring, the one thing in a picture that is brighter than its ground."""
+
+    def _find(self, image, score_threshold):
+        rows, columns = np.nonzero(image.min(axis=2) > 100)
+        box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        return Detections(np.float32([box]), np.float32([0.9]), np.int32([1]))
+
+
+def test_twenty_seconds_of_moving_objects_keep_their_frames_and_get_boxes(tmp_path):
+    shape = synthetic.silhouette(np.random.default_rng(0), "ring", 40).coverage[..., None]
+    rows, columns = shape.shape[:2]
+    rate, size = Fraction(10), (160, 240)
+    with media.video_writer(tmp_path / "film.mp4", size, rate=rate) as write:
+        for k in range(200):
+            frame = np.full((*size, 3), 40.0)
+            top = 50 + round(40 * np.sin(k / 7))
+            left = 20 + round(k * (size[1] - columns - 40) / 200)
+            frame[top : top + rows, left : left + columns] += 200 * shape
+            write(np.clip(frame, 0, 255).astype(np.uint8))
+    before, *_ = read(tmp_path / "film.mp4")
+    [outcome] = annotate([tmp_path / "film.mp4"], tmp_path / "out", SeeingDetector())
+    after, copied_rate, problem = read(outcome.place)
+    assert (outcome.problem, problem, copied_rate) == (None, None, rate)
+    assert len(after) == len(before) == len(outcome.found["frames"]) == 200
+    lefts = []
+    for was, now, found in zip(before, after, outcome.found["frames"], strict=True):
+        changed = np.abs(now.astype(int) - was).max(axis=2) > 40
+        [[x0, y0, x1, y1]] = np.round(found["boxes"]).astype(int).tolist()
+        for edge in (
+            changed[y1 - 2 : y1 + 2, x0:x1].any(axis=0),
+            changed[y0:y1, x0 - 2 : x0 + 2].any(axis=1),
+            changed[y0:y1, x1 - 2 : x1 + 2].any(axis=1),
+        ):
+            assert edge.mean() > 0.9
+        assert not changed[y1 + 5 :].any()
+        lefts.append(x0)
+    assert lefts[-1] - lefts[0] > 100
 
 
 @pytest.mark.parametrize("encoder", ["libx264", "mpeg4"])
@@ -292,6 +353,168 @@ def test_a_film_of_sound_alone_is_named(tmp_path):
     [outcome] = annotate([path], tmp_path / "out")
     assert outcome.found is None
     assert "no pictures" in outcome.problem
+
+
+def test_only_the_classes_that_are_asked_for(tmp_path):
+    paths = [picture(tmp_path / "a.png")]
+    (outcome,) = annotate(paths, tmp_path / "out", classes=["ring"])
+    assert outcome.found == {"boxes": [], "scores": [], "labels": []}
+    (outcome,) = annotate(paths, tmp_path / "out", classes=["cross", "ring"])
+    assert outcome.found["labels"] == ["cross"]
+    with pytest.raises(errors.UserError, match="dog: the detector has no such class; it has ring"):
+        annotate(paths, tmp_path / "out", classes=["dog"])
+
+
+def test_crops_are_the_objects(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    film(tmp_path / "film.mp4", frames=2)
+    annotate(
+        [tmp_path / "a.png", tmp_path / "film.mp4"], tmp_path / "out", crops=tmp_path / "crops"
+    )
+    names = [f"cross/{name}.jpg" for name in ("a-1", "film-000001-1", "film-000002-1")]
+    found = sorted((tmp_path / "crops").rglob("*.jpg"))
+    assert [str(path.relative_to(tmp_path / "crops")) for path in found] == names
+    with Image.open(found[0]) as crop:
+        assert crop.size == (20, 15)
+        means = np.asarray(crop, float).mean(axis=(0, 1))
+    np.testing.assert_allclose(means, pixels[:15, :20].mean(axis=(0, 1)), atol=2)
+
+
+def test_a_crop_has_a_pixel_at_least(tmp_path):
+    """Boxes are clipped to the picture: one may be all edge."""
+
+    class Edge(FakeDetector):
+        def _find(self, image, score_threshold):
+            corner = image.shape[1], image.shape[0]
+            boxes = np.array([[*corner, *corner], [3, 4, 3, 4]], np.float32)
+            return Detections(boxes, np.array([0.9, 0.8], np.float32), np.array([1, 2], np.int32))
+
+    (outcome,) = annotate(
+        [picture(tmp_path / "a.png")], tmp_path / "out", Edge(), crops=tmp_path / "crops"
+    )
+    assert outcome.problem is None
+    for path in (tmp_path / "crops/ring/a-1.jpg", tmp_path / "crops/cross/a-2.jpg"):
+        with Image.open(path) as crop:
+            assert crop.size == (1, 1)
+
+
+def test_crops_that_cannot_be_written_are_named(tmp_path):
+    (tmp_path / "crops").write_text("a file")
+    paths = [picture(tmp_path / "a.png")]
+    (outcome,) = annotate(paths, tmp_path / "out", crops=tmp_path / "crops")
+    assert outcome.found["labels"] == ["cross"]
+    assert str(tmp_path / "crops") in outcome.problem
+
+
+@pytest.fixture
+def annotations(tmp_path):
+    """COCO's JSON of two pictures, whose ids are not their order, and of a detector's classes."""
+    content = {
+        "images": [{"id": 7, "file_name": "b.png"}, {"id": 3, "file_name": "val/a.png"}],
+        "categories": [{"id": 10 * k, "name": name} for k, name in enumerate(NAMES, start=1)],
+    }
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_what_is_found_is_written_as_cocos_results(tmp_path, annotations):
+    paths = [picture(tmp_path / name) for name in ("a.png", "b.png")]
+    ids = adapters.read_coco_ids(annotations)
+    outcomes = annotate(paths, tmp_path / "out")
+    media.check_coco(ids, paths, NAMES)
+    media.write_coco(tmp_path / "results.json", outcomes, ids)
+    rows = json.loads((tmp_path / "results.json").read_text())
+    again = adapters.from_coco(rows, category_ids=[10 * k for k in range(1, len(NAMES) + 1)])
+    assert list(again) == [3, 7]
+    for found, outcome in zip(again.values(), outcomes, strict=True):
+        assert len(found.scores) > 0
+        np.testing.assert_allclose(found.boxes, outcome.found["boxes"], atol=1e-4)
+        np.testing.assert_allclose(found.scores, outcome.found["scores"], rtol=1e-6)
+        assert [NAMES[k - 1] for k in found.labels] == outcome.found["labels"]
+
+
+@pytest.mark.parametrize(
+    ("paths", "names", "message"),
+    [
+        (["c.png"], [], r"^c.png: no image of .*instances.json"),
+        (["b.mp4"], [], r"^b.mp4: no image of"),
+        (["b.png"], ["ant"], r"instances.json: no category of the detector's class 'ant'$"),
+    ],
+)
+def test_what_has_no_id_is_named_before_anything_is_done(annotations, paths, names, message):
+    ids = adapters.read_coco_ids(annotations)
+    with pytest.raises(errors.UserError, match=message):
+        media.check_coco(ids, map(Path, paths), names)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1", "not JSON"),
+        ("[]", "no list 'images'"),
+        (
+            '{"images": [{"id": "x", "file_name": "a"}]}',
+            r"images\[0\] has no file_name or no number",
+        ),
+        (
+            '{"images": [{"id": 1, "file_name": "x/a"}, {"id": 2, "file_name": "y/a"}]}',
+            "images: a has the ids 1 and 2",
+        ),
+        ('{"images": []}', "no list 'categories'"),
+        (None, "not read: No such file"),
+    ],
+)
+def test_annotations_without_ids_are_one_line(tmp_path, text, message):
+    path = tmp_path / "x.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(errors.UserError, match=message) as caught:
+        adapters.read_coco_ids(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_camera_is_a_video_of_some_seconds(tmp_path):
+    source = "lavfi:testsrc=size=64x48:rate=10"  # which never ends
+    detector = FakeDetector(batch_size=4)
+    outcome = media.annotate_camera(
+        detector, source, tmp_path / "c.mp4", score_threshold=0.5, seconds=1.2
+    )
+    assert outcome.problem is None
+    assert (outcome.found["fps"], outcome.found["size"]) == (10, [64, 48])
+    assert detector.batches == [1] * 12
+    assert len(read(tmp_path / "c.mp4")[0]) == len(outcome.found["frames"]) == 12
+
+
+def test_a_camera_ends_whole_when_interrupted(tmp_path):
+    def interrupt(path, frames):
+        if frames == 5:
+            raise KeyboardInterrupt
+
+    outcome = media.annotate_camera(
+        FakeDetector(), "lavfi:testsrc=size=64x48:rate=10", tmp_path / "c.mp4",
+        score_threshold=0.5, on_frame=interrupt,
+    )  # fmt: skip
+    assert len(read(tmp_path / "c.mp4")[0]) == len(outcome.found["frames"]) == 5
+
+
+@pytest.mark.parametrize("camera", [97, "v4l2:/dev/none"])
+def test_a_camera_that_is_not_there_is_one_line(tmp_path, camera):
+    outcome = media.annotate_camera(FakeDetector(), camera, tmp_path / "c.mp4", score_threshold=0.5)
+    assert outcome.found is None
+    assert outcome.problem.startswith(f"camera {camera}: not a camera that can be opened (")
+    assert "\n" not in outcome.problem
+
+
+def test_nothing_is_overwritten_unasked(tmp_path):
+    media.make_folder(tmp_path / "out")
+    media.make_folder(tmp_path / "out")
+    picture(tmp_path / "out/a.png")
+    with pytest.raises(errors.UserError, match=r"there are files in it.*--overwrite"):
+        media.make_folder(tmp_path / "out")
+    media.make_folder(tmp_path / "out", overwrite=True)
 
 
 def test_counts_in_words():

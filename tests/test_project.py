@@ -21,12 +21,12 @@ ALLOWED = {
     "losses": set(),
     "detection": {"boxes"},
     "augment": {"boxes"},
-    "config": {"augment", "errors"},
+    "config": {"augment", "errors", "models"},
     "visualize": {"augment"},
     "models": PAPER | {"models"},
     "download": {"errors"},
     "data": {"errors", "download", "data", "priors"},
-    "weights": {"errors", "download", "weights"},
+    "weights": {"errors", "download", "models", "weights"},
     "onnx_graph": set(),
 }
 
@@ -102,7 +102,7 @@ def test_ci_runs_the_test_command_of_the_readme(tmp_path):
     lines = readme.splitlines()
     command = lines[lines.index("<!-- test command -->") + 2]
     assert command.startswith("python3 -m venv")
-    assert command.endswith("-m pytest")
+    assert "-m pytest" in command
     other = "python3 -c 'print(6 * 7)' && exit 5"
     result = ci_runs(readme.replace(command, other), tmp_path)
     assert (result.stdout, result.returncode) == (f"+ {other}\n42\n", 5)

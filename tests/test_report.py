@@ -1,10 +1,13 @@
 import html.parser
+import io
 import re
 
+import browser
 import numpy as np
 import pytest
+from PIL import Image
 
-from ssd_jax.evaluation import coco, report, voc
+from ssd_jax.evaluation import coco, evaluated, report, voc
 
 VOID = {"meta", "img", "br"}
 NASTY = '<b>cat & "dog"</b>'
@@ -50,8 +53,23 @@ def evaluation(*, detected=True):
     return {
         "voc07": voc.summarize(curves, use_07_metric=True),
         "area": voc.summarize(curves, use_07_metric=False),
-        "coco": coco.evaluate(detections, truth, class_names=names),
+        "coco": coco.evaluate({}, {}, class_names=names),
+        "source": source(detections, truth, names),
     }
+
+
+def source(detections, truth, names, config=None):
+    """An evaluation of pictures of 100 x 80 pixels."""
+    return evaluated.Evaluated(
+        config={"seed": 0, "eval": {"max_images": 0}} if config is None else config,
+        class_names=names,
+        sizes=dict.fromkeys(truth, (80, 100)),
+        detections=detections,
+        ground_truth=truth,
+    )
+
+
+PRIORS = np.array([[0.25, 0.4, 0.5, 0.75], [0.5, 0.5, 0.1, 0.1]], np.float32)
 
 
 def written(tmp_path, **options):
@@ -75,10 +93,73 @@ def test_page_is_well_formed_and_whole(tmp_path):
     text = written(tmp_path, metrics=METRICS, pictures=pictures)
     page = Page(text)
     assert page.tags.count("img") == 2
-    assert page.tags.count("svg") == 3 + 2  # loss, learning rate, mAP; two classes with objects
+    plots = [a["aria-label"] for a in page.attributes if "aria-label" in a]
+    assert plots[:3] == ["confusion", NASTY, "dog"]  # the cow has no object
+    assert plots[-3:] == ["loss by step", "learning rate by step", "mAP by step"]
+    assert len(plots) == 3 + 1 + 3  # and calibration
     words = " ".join(page.text)
-    for heading in ("A run", "Settings", "COCO", "Training", "Precision by recall", "Detections"):
+    headings = (
+        "A run", "Settings", "Average precision of each class", "Errors by kind", "Size and shape",
+        "Confusion", "Worst misses", "Detections", "Precision by recall", "Calibration", "Training",
+        "COCO",
+    )  # fmt: skip
+    for heading in headings:
         assert heading in words
+
+
+def test_errors_say_what_they_cost_and_why_the_parts_do_not_add_up(tmp_path):
+    """Of two classes the dog is missed: one of two APs."""
+    text = written(tmp_path)
+    row = re.search(r"<tr><td>missed</td>.*?</tr>", text)[0]
+    assert re.findall(r"<td class=\"number\">(.*?)</td>", row) == ["1", "50.0", "50.0"]
+    words = " ".join(" ".join(Page(text).text).split())
+    assert "do not add up to the 50.0 points that mAP lacks, since each is measured among" in words
+
+
+def test_gallery_shows_the_picture_with_the_boxes_of_truth_and_detection(tmp_path):
+    """The dog is missed in picture 2; the cat, found at 0.9 in picture 1, is called a dog too."""
+    box = np.array([[1.0, 1.0, 50.0, 60.0]])
+    figures = evaluation()
+    truth = figures["source"].ground_truth
+    found = {"1": (np.repeat(box, 2, axis=0), np.array([0.9, 0.8]), np.array([1, 2]))}
+    asked = []
+
+    def read(name):
+        asked.append(name)
+        return np.full((80, 100, 3), 60, np.uint8)
+
+    figures["source"] = source(found, truth, figures["source"].class_names)
+    page = Page(written(tmp_path, **figures, read_picture=read))
+    assert asked == ["2", "1"]
+    words = "\n".join(page.text)
+    assert "dog: not found at any score (2)" in words
+    assert f"dog 0.80: classification, it is {NASTY} (1)" in words
+    drawn = [
+        (a.get("class"), a["x"], a["width"]) for a in page.attributes if "x" in a and "width" in a
+    ]
+    assert ("truth subject", "0.0", "50.0") in drawn
+    assert any(a.get("class") == "found subject" for a in page.attributes)
+
+
+def test_pictures_are_of_bounded_size(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (900, 1200, 3), np.uint8)
+    page = Page(written(tmp_path, pictures=[noise]))
+    (shown,) = [a for a in page.attributes if "src" in a]
+    assert (shown["width"], shown["height"]) == ("400", "300")
+    assert len(shown["src"]) < 150_000
+
+
+def test_default_boxes_that_fit(tmp_path):
+    """One of the two priors is the box of both objects."""
+    text = written(tmp_path, priors_cxcywh=PRIORS)
+    rows = re.findall(r"<tr><td>all objects</td>.*?</tr>", text)
+    assert "100.0&nbsp;%" in rows[0]
+    assert (
+        "0.0&nbsp;%"
+        in re.findall(
+            r"<tr><td>all objects</td>.*?</tr>", written(tmp_path, priors_cxcywh=PRIORS[1:])
+        )[0]
+    )
 
 
 def test_headline_is_the_mean(tmp_path):
@@ -126,15 +207,16 @@ def test_no_objects_at_all(tmp_path):
     curves = voc.precision_recall({}, {}, class_names=("cat",))
     result = voc.summarize(curves, use_07_metric=True)
     numbers = coco.evaluate({}, {}, class_names=("cat",))
-    text = written(tmp_path, voc07=result, area=result, coco=numbers)
+    nothing = source({}, {}, ("cat",))
+    text = written(tmp_path, voc07=result, area=result, coco=numbers, source=nothing)
     assert "nan" not in text.lower()
     assert Page(text).tags.count("svg") == 0
 
 
 def test_what_is_not_given_has_no_heading(tmp_path):
     words = " ".join(Page(written(tmp_path)).text)
-    assert "Training" not in words
-    assert "Detections" not in words
+    for heading in ("Training", "Detections", "Default boxes", "Most confident mistakes"):
+        assert heading not in words
 
 
 @pytest.mark.parametrize("length", [1, 2, 5000])
@@ -150,5 +232,51 @@ def test_curves_stay_small_and_inside_the_plot(tmp_path, length):
 
 
 def test_report_is_replaced(tmp_path):
-    written(tmp_path, title="first")
-    assert "first" not in written(tmp_path, title="second")
+    written(tmp_path, title="the run before")
+    assert "the run before" not in written(tmp_path, title="this run")
+
+
+@pytest.fixture(scope="module")
+def tab():
+    """A tab of headless Chromium."""
+    path = browser.find()
+    if path is None:
+        pytest.skip("no Chromium is installed; apt-get install chromium")
+    with browser.start(path) as opened:
+        yield opened
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [browser.PHONE, browser.DESKTOP])
+def test_page_reads_well_in_a_browser(tab, tmp_path, size, scheme):
+    """It fits, asks for nothing, all pictures decode, and letters stand out from the page."""
+    shown = [np.full((300, 400, 3), 90, np.uint8)] * 2
+    figures = evaluation()
+    options = {"metrics": METRICS, "pictures": shown, "priors_cxcywh": PRIORS}
+    written(tmp_path, **figures, **options, settings={"a.field": "value " * 40})
+    tab.open(tmp_path / "report.html", size=size, scheme=scheme)
+    assert tab.complaints() == ([], [])
+    assert tab.value("document.documentElement.scrollWidth") <= size[0]
+    decoded = "i.loading = 'eager'; return i.decode().then(() => i.naturalWidth)"
+    widths = f"Promise.all([...document.images].map(i => {{{decoded}}}))"
+    assert tab.value(widths) == [400, 400]
+    for element, least in (("body", 7), (".note", 4.5), ("th", 4.5), ("a", 4.5)):
+        ink, paper = (
+            tab.value(f"getComputedStyle(document.querySelector('{one}')).{name}")
+            for one, name in ((element, "color"), ("body", "backgroundColor"))
+        )
+        assert contrast(ink, paper) >= least, element
+    tab.screenshot(tmp_path / "top.png")
+    corner = Image.open(io.BytesIO((tmp_path / "top.png").read_bytes())).convert("L")
+    assert (corner.getpixel((2, 2)) < 60) == (scheme == "dark")
+
+
+def contrast(ink, paper):
+    """Of two CSS colors, as WCAG 2.1 defines it: 1 to 21."""
+    lights = []
+    for color in (ink, paper):
+        channels = [int(part) / 255 for part in re.findall(r"\d+", color)[:3]]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        lights.append(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+    return (max(lights) + 0.05) / (min(lights) + 0.05)

@@ -13,6 +13,8 @@ def test_all_figures_fit_into_80_columns():
         area=voc.summarize(curves, use_07_metric=False),
         coco=dict.fromkeys(coco.METRICS, 0.1234) | {"APs": -1.0},
         images=1,
+        detections={},
+        ground_truth={},
     )
     screen = console.Console(file=io.StringIO(), width=80)
     screen.print(tables.evaluation(result))

@@ -1,4 +1,3 @@
-import io
 import itertools
 import json
 import subprocess
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 
 from ssd_jax import errors
-from ssd_jax.evaluation import voc
+from ssd_jax.evaluation import results, voc
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 BOX = (11.0, 11.0, 20.0, 20.0)  # 10 x 10 pixels
@@ -299,18 +298,13 @@ def shared_truth(class_names):
     return truth
 
 
-def shared_detections(detector, class_names):
+def shared_detections(detector, truth, class_names, folder):
     """Detections in the devkit's text form: image, score and corners, one file per class."""
-    rows = {}
     archive_path = SHARED / "evaluation" / f"voc2007_test_detections_{detector}.tar.gz"
     with tarfile.open(archive_path) as archive:
-        for label, name in enumerate(class_names, start=1):
-            file = archive.extractfile(f"{detector}/comp4_det_test_{name}.txt")
-            for line in io.TextIOWrapper(file):
-                image_id, *values = line.split()
-                rows.setdefault(image_id, []).append([*map(float, values), label])
-    tables = {image_id: np.array(table) for image_id, table in rows.items()}
-    return {image_id: (t[:, 1:5], t[:, 0], t[:, 5]) for image_id, t in tables.items()}
+        archive.extractall(folder, filter="data")
+    key = results.Key({}, tuple(truth), tuple(class_names), ())
+    return results.read(folder / detector, key).voc
 
 
 def reordered_ap(curve, *, hits_first, use_07_metric):
@@ -327,13 +321,13 @@ def reordered_ap(curve, *, hits_first, use_07_metric):
     reason="no ../shared/evaluation beside the repository: real detections are not part of it",
 )
 @pytest.mark.parametrize("detector", ["a", "b"])
-def test_real_detections_have_the_python_devkits_ap(detector):
+def test_real_detections_have_the_python_devkits_ap(detector, tmp_path):
     """Up to the order of equal scores, which the devkit leaves to NumPy's sort and the CPU."""
     expected = json.loads((SHARED / "evaluation" / "expected_ap.json").read_text())[detector]
     names = [name for name in expected["area"] if name != "mAP"]
-    curves = voc.precision_recall(
-        shared_detections(detector, names), shared_truth(names), class_names=names
-    )
+    truth = shared_truth(names)
+    found = shared_detections(detector, truth, names, tmp_path)
+    curves = voc.precision_recall(found, truth, class_names=names)
     for metric, use_07_metric in (("voc07", True), ("area", False)):
         result = voc.summarize(curves, use_07_metric=use_07_metric)
         assert result.mean_ap == pytest.approx(expected[metric]["mAP"], abs=2e-6)

@@ -101,7 +101,7 @@ def test_an_ssd_of_others_answers_as_theirs(others, tmp_path, whose, side):
 
 def body_of(weights):
     """`[4, 4, 512]` conv5_3 of the small picture, with the body's weights of a file."""
-    model = vgg.VGG16()
+    model = vgg.VGG()
     picture = make_other_networks.picture(make_other_networks.SMALL)
     images = vgg.normalise(picture[None], mean=weights.layout.mean)
     like = jax.eval_shape(model.init, jax.random.key(0), images)["params"]

@@ -31,6 +31,9 @@ class Annotation(NamedTuple):
       difficult: `[N]` bool.
       truncated: `[N]` bool.
       crowd: `[N]` bool, COCO's `iscrowd`: the box is that of many objects, not told apart.
+      bboxes: `[N, 4]` float64 (x, y, width, height) as the file has them, in continuous pixels,
+        neither clipped nor rounded: what COCO's evaluation wants.
+      areas: `[N]` float64 pixels: COCO's `area`, that of the outline; elsewhere that of the box.
       notes: A line for each object that was clipped, reordered or dropped.
     """
 
@@ -41,17 +44,21 @@ class Annotation(NamedTuple):
     difficult: np.ndarray
     truncated: np.ndarray
     crowd: np.ndarray
+    bboxes: np.ndarray
+    areas: np.ndarray
     notes: tuple[str, ...]
 
 
 class Object(NamedTuple):
-    """One object: its class, its box `[4]` xyxy and its flags."""
+    """One object: its class, its box `[4]` xyxy, its flags, and what COCO's file says of it."""
 
     name: str
     box: np.ndarray
     difficult: bool = False
     truncated: bool = False
     crowd: bool = False
+    bbox: Sequence[float] | None = None  # (x, y, width, height); None: that of the box
+    area: float | None = None  # None: that of the box
 
 
 def collect(
@@ -59,6 +66,9 @@ def collect(
 ) -> Annotation:
     """Makes an annotation of objects whose boxes lie within the picture."""
     kept = list(objects)
+    bboxes = np.array([_bbox(item) for item in kept], np.float64).reshape(-1, 4)
+    told = [math.nan if item.area is None else item.area for item in kept]
+    areas = np.where(np.isnan(told), np.prod(bboxes[:, 2:], axis=1), told)
     return Annotation(
         height=height,
         width=width,
@@ -67,6 +77,8 @@ def collect(
         difficult=np.array([item.difficult for item in kept], bool),
         truncated=np.array([item.truncated for item in kept], bool),
         crowd=np.array([item.crowd for item in kept], bool),
+        bboxes=bboxes,
+        areas=areas,
         notes=tuple(notes),
     )
 
@@ -145,6 +157,36 @@ def to_voc_pixels(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
     """
     scale = np.array([width, height, width, height], np.float64)
     return (np.asarray(boxes, np.float64).reshape(-1, 4) * scale - _TO_EDGES).astype(np.float32)
+
+
+def to_bboxes(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Boxes as COCO has them, `[N, 4]` float64 (x, y, width, height); Args of `to_voc_pixels`."""
+    edges = np.asarray(boxes, np.float64).reshape(-1, 4) * [width, height, width, height]
+    return np.concatenate([edges[:, :2], edges[:, 2:] - edges[:, :2]], axis=1)
+
+
+def bboxes_to_voc_pixels(bboxes: np.ndarray) -> np.ndarray:
+    """Boxes of COCO, `[N, 4]` (x, y, width, height), in VOC's pixels, float64."""
+    bboxes = np.asarray(bboxes, np.float64).reshape(-1, 4)
+    return np.concatenate([bboxes[:, :2], bboxes[:, :2] + bboxes[:, 2:]], axis=1) - _TO_EDGES
+
+
+def voc_pixels_to_bboxes(boxes: np.ndarray) -> np.ndarray:
+    """Boxes in VOC's pixels, `[N, 4]`, as COCO's, float64 (x, y, width, height)."""
+    edges = from_voc_pixels(boxes)
+    return np.concatenate([edges[:, :2], edges[:, 2:] - edges[:, :2]], axis=1)
+
+
+def _bbox(item: Object) -> Sequence[float]:
+    if item.bbox is not None:
+        return item.bbox
+    left, top, right, bottom = np.asarray(item.box, np.float64).tolist()
+    return left, top, right - left, bottom - top
+
+
+def from_voc_pixels(boxes: np.ndarray) -> np.ndarray:
+    """`[N, 4]` VOC's pixels as continuous edges in pixels, float64."""
+    return np.asarray(boxes, np.float64).reshape(-1, 4) + _TO_EDGES
 
 
 def _parse_xml(xml: bytes, name: str) -> ElementTree.Element:

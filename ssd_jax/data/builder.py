@@ -27,7 +27,7 @@ from absl import logging
 from ssd_jax import errors
 from ssd_jax.data import annotations, images
 
-VERSION = "1.1.0"
+VERSION = "1.2.0"
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 NO_IMAGE_ID = -1
 
@@ -64,12 +64,14 @@ class Reader(abc.ABC):
       keys: A word for each picture, unique, in order.
       splits: The keys of each split; empty where the dataset has none.
       remarks: A line for each thing that is wrong with the dataset as a whole, with a file's name.
+      unannotated: The splits of which nothing but the pictures was published.
     """
 
     name: str
     keys: Sequence[str]
     splits: Mapping[str, Sequence[str]]
     remarks: Sequence[str]
+    unannotated: Sequence[str] = ()
 
     @abc.abstractmethod
     def example(self, key: str) -> Example:
@@ -201,7 +203,7 @@ class Builder(tfds.core.ShardBasedBuilder):
     Its metadata: `object_counts`, by split the number of objects of each record; `joined`, the
     splits that are not stored because they are others, named there, one after the other;
     `skipped`, by split the pictures that cannot be used and why; `category_ids`, the dataset's own
-    id of each class.
+    id of each class; `unannotated`, the splits whose annotations were not published.
     """
 
     VERSION = tfds.core.Version(VERSION)
@@ -212,6 +214,9 @@ class Builder(tfds.core.ShardBasedBuilder):
 
     def _info(self) -> tfds.core.DatasetInfo:
         scalar, flags = tfds.features.Scalar, tfds.features.Tensor(shape=(None,), dtype=np.bool_)
+        exact = functools.partial(
+            tfds.features.Tensor, dtype=np.float64, encoding=tfds.features.Encoding.BYTES
+        )
         features = tfds.features.FeaturesDict(
             {
                 "image": tfds.features.Image(doc="The file's bytes, as they came."),
@@ -227,6 +232,9 @@ class Builder(tfds.core.ShardBasedBuilder):
                     "difficult": flags,
                     "truncated": flags,
                     "crowd": flags,
+                    # tfds stores float64 exactly as bytes only.
+                    "bboxes": exact(shape=(None, 4), doc="(x, y, width, height), pixels."),
+                    "areas": exact(shape=(None,), doc="In pixels."),
                 },
             }
         )
@@ -264,6 +272,9 @@ class Builder(tfds.core.ShardBasedBuilder):
         self.info.metadata["category_ids"] = list(categories.values())
         self.info.metadata["joined"] = joined
         self.info.metadata["skipped"] = skipped
+        self.info.metadata["unannotated"] = [
+            name for reader in readers for name in reader.unannotated
+        ]
         self.info.metadata["object_counts"] = {
             name: [len(item.annotation.names) for item in split] for name, split in written.items()
         }
@@ -396,6 +407,8 @@ def _records(examples: Sequence[Example]) -> Iterator[tuple[str, dict[str, Any]]
                     "difficult": annotation.difficult,
                     "truncated": annotation.truncated,
                     "crowd": annotation.crowd,
+                    "bboxes": annotation.bboxes,
+                    "areas": annotation.areas,
                 },
             },
         )

@@ -36,7 +36,6 @@ _DESCRIPTIONS = {
     "coco": "COCO's JSON (--config.data.dataset=coco)",
     "yolo": "YOLO's text files (--config.data.dataset=yolo)",
 }
-_CHUNK = 256  # objects that are compared with all priors at a time
 _WIDE = 120  # columns where the output is no terminal
 
 
@@ -126,25 +125,49 @@ def size_of(areas: np.ndarray) -> np.ndarray:
 def best_iou(boxes: np.ndarray, priors_cxcywh: np.ndarray) -> np.ndarray:
     """The IoU of each box with the prior that fits it best.
 
+    Of priors of one size whose centres are a full grid, the nearest fits best: it shares the most
+    with the box along both sides. So a few priors are compared with a box, not thousands.
+
     Args:
       boxes: `[N, 4]` xyxy, normalised.
       priors_cxcywh: `[P, 4]`, normalised.
 
     Returns:
-      `[N]` float32; memory is used for a few hundred boxes at a time.
+      `[N]` float32.
     """
-    centers, halves = priors_cxcywh[:, :2], priors_cxcywh[:, 2:] / 2
-    low, high = centers - halves, centers + halves
-    prior_areas = np.prod(high - low, axis=1)
     best = np.zeros(len(boxes), np.float32)
-    for start in range(0, len(boxes), _CHUNK):
-        part = boxes[start : start + _CHUNK, None, :]
-        shared = np.minimum(part[..., 2:], high) - np.maximum(part[..., :2], low)
-        intersection = np.prod(np.maximum(shared, 0), axis=-1)
-        areas = np.prod(part[..., 2:] - part[..., :2], axis=-1)
-        iou = intersection / (areas + prior_areas - intersection)
-        best[start : start + _CHUNK] = iou.max(axis=1)
+    sizes, member = np.unique(priors_cxcywh[:, 2:], axis=0, return_inverse=True)
+    by_size = np.split(np.argsort(member, kind="stable"), np.cumsum(np.bincount(member))[:-1])
+    for size, rows in zip(sizes, by_size, strict=True):
+        for centers in _nearest_centers(boxes, priors_cxcywh[rows, :2]):
+            best = np.maximum(best, _iou_with(boxes, centers - size / 2, centers + size / 2))
     return best
+
+
+def _nearest_centers(boxes: np.ndarray, centers: np.ndarray) -> Iterable[np.ndarray]:
+    """`[N, 2]` or `[2]` centres to compare: the nearest of a full grid, else each of them."""
+    axes = np.unique(centers[:, 0]), np.unique(centers[:, 1])
+    if len(axes[0]) * len(axes[1]) != len(np.unique(centers, axis=0)):
+        yield from centers
+        return
+    middles = (boxes[:, :2] + boxes[:, 2:]) / 2
+    yield np.stack([_nearest(middles[:, k], axes[k]) for k in range(2)], axis=1)
+
+
+def _nearest(values: np.ndarray, sorted_points: np.ndarray) -> np.ndarray:
+    """For each value the point that is closest."""
+    above = np.searchsorted(sorted_points, values).clip(0, len(sorted_points) - 1)
+    below = np.maximum(above - 1, 0)
+    nearer_below = values - sorted_points[below] < sorted_points[above] - values
+    return np.where(nearer_below, sorted_points[below], sorted_points[above])
+
+
+def _iou_with(boxes: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """`[N]` IoU of boxes with boxes of these corners, `[N, 2]` or `[2]`."""
+    shared = np.minimum(boxes[:, 2:], high) - np.maximum(boxes[:, :2], low)
+    intersection = np.prod(np.maximum(shared, 0), axis=-1)
+    areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=-1) + np.prod(high - low, axis=-1)
+    return intersection / (areas - intersection)
 
 
 def split_table(examined: builder.Examined) -> table.Table:

@@ -1,4 +1,4 @@
-"""Datasets in COCO's JSON form.
+"""COCO itself, from its official archives, and any dataset in its JSON form.
 
     your folder/
       annotations/instances_train2017.json, instances_val2017.json, ...
@@ -9,24 +9,122 @@ pictures beside it is split `train`. One JSON file of any name may be given inst
 
 COCO's boxes are (x, y, width, height) in continuous pixels of which the first begins at 0. Labels
 count from 1 in ascending order of the categories' ids, of which some may be missing. Crowds
-(`iscrowd`) are kept and marked: training drops them, evaluation counts them neither way.
+(`iscrowd`) are kept and marked: training drops them, evaluation counts them neither way. The boxes
+and areas of the file are kept beside the clipped boxes: evaluation takes them as they are.
 
 Source: Lin et al. 2014, and "Data format" of the COCO dataset's site.
 """
 
 import collections
+import contextlib
 import functools
 import itertools
 import json
 import math
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+import posixpath
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import tensorflow_datasets as tfds
 
-from ssd_jax import errors
-from ssd_jax.data import annotations, builder
+from ssd_jax import download, errors
+from ssd_jax.data import annotations, builder, classes
+
+HOST = "http://images.cocodataset.org/"  # what comes is verified
+
+_USED_IDS = sorted({*range(1, 91)} - {*classes.COCO_UNUSED_IDS})
+CATEGORIES = dict(zip(_USED_IDS, classes.COCO, strict=True))
+"""The official names by id."""
+
+
+class Archive(NamedTuple):
+    """An official archive: where its download is below `HOST`, and what it has to be."""
+
+    path: str
+    sha256: str
+
+    @property
+    def filename(self) -> str:
+        """Its name in a folder."""
+        return posixpath.basename(self.path)
+
+
+class Official(NamedTuple):
+    """What an official split is made of.
+
+    Attributes:
+      pictures: The archive with its pictures.
+      tables: The archive with its JSON.
+      json: Which of its JSON files.
+      annotated: Whether the objects were published.
+    """
+
+    pictures: Archive
+    tables: Archive
+    json: str
+    annotated: bool = True
+
+
+_OF_2014 = Archive(
+    "annotations/annotations_trainval2014.zip",
+    "031296bbc80c45a1d1f76bf9a90ead27e94e99ec629208449507a4917a3bf009",
+)
+_OF_2017 = Archive(
+    "annotations/annotations_trainval2017.zip",
+    "113a836d90195ee1f884e704da6304dfaaecff1f023f49b6ca93c4aaae470268",
+)
+_OF_TEST_2017 = Archive(
+    "annotations/image_info_test2017.zip",
+    "e52f412dd7195ac8f98d782b44c6dd30ea10241e9f42521f67610fbe055a74f8",
+)
+_TEST_2017 = Archive(
+    "zips/test2017.zip",
+    "c7908c3c9f94ba2f3340ebbeec58c25db6be8774f18d68c2f15d0e369d95baba",
+)
+
+SPLITS: dict[str, Official] = {
+    "train2017": Official(
+        Archive(
+            "zips/train2017.zip",
+            "69a8bb58ea5f8f99d24875f21416de2e9ded3178e903f1f7603e283b9e06d929",
+        ),
+        _OF_2017,
+        "instances_train2017.json",
+    ),
+    "val2017": Official(
+        Archive(
+            "zips/val2017.zip",
+            "4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05",
+        ),
+        _OF_2017,
+        "instances_val2017.json",
+    ),
+    "train2014": Official(
+        Archive(
+            "zips/train2014.zip",
+            "ede4087e640bddba550e090eae701092534b554b42b05ac33f0300b984b31775",
+        ),
+        _OF_2014,
+        "instances_train2014.json",
+    ),
+    "val2014": Official(
+        Archive(
+            "zips/val2014.zip",
+            "fe9be816052049c34717e077d9e34aa60814a55679f804cd043e3cbee3b9fde0",
+        ),
+        _OF_2014,
+        "instances_val2014.json",
+    ),
+    "test2017": Official(_TEST_2017, _OF_TEST_2017, "image_info_test2017.json", annotated=False),
+    "testdev2017": Official(
+        _TEST_2017, _OF_TEST_2017, "image_info_test-dev2017.json", annotated=False
+    ),
+}
+"""The official splits. The paper's trainval35k is train2017, its minival val2017."""
 
 _INSTANCES = "instances_"
 _BESIDE = "_annotations.coco.json"  # Roboflow's, in the folder of the pictures
@@ -50,13 +148,85 @@ class _Row(NamedTuple):
     category_id: Any
     bbox: Any
     iscrowd: Any
+    area: Any
+
+
+class Pictures(Protocol):
+    """Picture files, wherever they lie; safe to read from several threads."""
+
+    places: str  # where, for messages
+
+    def find(self, file_name: str) -> str | None:
+        """The whole name of the file that a JSON names so; None where there is none."""
+        ...
+
+    def read(self, file: str) -> bytes:
+        """The bytes of a file that `find` gave."""
+        ...
+
+
+class FolderPictures:
+    """Pictures in folders, looked for in this order."""
+
+    def __init__(self, folders: Sequence[pathlib.Path]):
+        self.places = ", ".join(map(str, folders))
+        self._folders = folders
+
+    def find(self, file_name: str) -> str | None:
+        """The path of a picture."""
+        for folder in self._folders:
+            try:
+                if (folder / file_name).is_file():
+                    return str(folder / file_name)
+            except (OSError, ValueError):  # a name too long, or with a null byte
+                return None
+        return None
+
+    def read(self, file: str) -> bytes:
+        """The bytes of a file."""
+        return builder.read_file(pathlib.Path(file))
+
+
+class ZipPictures:
+    """Pictures of one folder of a zip archive, read in place, never extracted."""
+
+    def __init__(self, path: pathlib.Path, *, folder: str):
+        self.places = f"{path}/{folder}"
+        self._archive = _open_zip(path)
+        self._members = {f"{path}/{name}": name for name in self._archive.namelist()}
+
+    def find(self, file_name: str) -> str | None:
+        """The name of a picture, behind that of the archive."""
+        file = f"{self.places}/{file_name}"
+        return file if file in self._members else None
+
+    def read(self, file: str) -> bytes:
+        """The bytes of a file, whose checksum in the archive has to be right."""
+        return _member(self._archive, self._members[file], file)
+
+
+class Source(NamedTuple):
+    """A JSON file and the pictures that it is about.
+
+    Attributes:
+      file: What messages call the JSON.
+      split: "" for a single file that names none.
+      read: Gives the bytes of the JSON.
+      pictures: Where they are.
+      annotated: Whether the JSON tells the objects.
+    """
+
+    file: str
+    split: str
+    read: Callable[[], bytes]
+    pictures: Pictures
+    annotated: bool = True
 
 
 class _Picture(NamedTuple):
     """What a key stands for."""
 
-    json: pathlib.Path
-    folders: tuple[pathlib.Path, ...]  # where its file may be
+    source: Source
     image: _Image
     rows: Sequence[_Row]
     fault: str  # why it cannot be used, as far as the JSON tells
@@ -76,43 +246,53 @@ def files(path: str) -> list[pathlib.Path]:
 class Reader(builder.Reader):
     """COCO JSON files as one dataset; a key is split/file name."""
 
-    def __init__(self, path: str):
+    def __init__(
+        self, name: str, sources: Iterable[Source], *, categories: Mapping[int, str] | None = None
+    ):
         """Reads the JSON files.
 
+        Args:
+          name: What messages call the dataset.
+          sources: Its JSON files.
+          categories: All that there may be, by id; None: those that the files list.
+
         Raises:
-          UserError: There are none, or one is not in COCO's form.
+          UserError: One is not in COCO's form.
         """
-        self.name = path
-        self._names: dict[int, str] = {}
+        self.name = name
+        self._closed = categories is not None
+        self._names: dict[int, str] = dict(categories or {})
         self._pictures: dict[str, _Picture] = {}
         remarks: list[str] = []
         splits = {}
-        for split, file in _find(path).items():
-            content = _load(file)
-            self._add_categories(content["categories"], file)
+        unannotated = []
+        for source in sources:
+            content = _load(source)
+            self._add_categories(content["categories"], source.file)
             before = len(self._pictures)
-            remarks += self._add_pictures(content, split, file, _root(file, path))
-            splits[split] = tuple(itertools.islice(self._pictures, before, None))
+            remarks += self._add_pictures(content, source)
+            splits[source.split] = tuple(itertools.islice(self._pictures, before, None))
+            unannotated += [] if source.annotated else [source.split]
         self.keys = tuple(self._pictures)
         self.splits = {name: keys for name, keys in splits.items() if name}
         self.remarks = remarks
+        self.unannotated = tuple(unannotated)
 
     def example(self, key: str) -> builder.Example:
         """Decodes one picture and converts its boxes."""
         picture = self._pictures[key]
         if picture.fault:
             raise errors.UserError(picture.fault)
-        image = picture.image
-        where = f"{picture.json}: {image.file_name}"
-        file = next((f / image.file_name for f in picture.folders if _is_file(f, image)), None)
+        image, pictures = picture.image, picture.source.pictures
+        where = f"{picture.source.file}: {image.file_name}"
+        file = pictures.find(image.file_name)
         if file is None:
-            looked = ", ".join(str(folder) for folder in picture.folders)
             raise errors.UserError(
-                f"{where}: no such picture in {looked}; add it or remove it from the JSON"
+                f"{where}: no such picture in {pictures.places}; add it or remove it from the JSON"
             )
-        read = functools.partial(builder.read_file, file)
+        read = functools.partial(pictures.read, file)
         data = read()
-        height, width = builder.decode_size(data, name=str(file))
+        height, width = builder.decode_size(data, name=file)
         _check_size(image, (height, width), where)
         annotation = self._annotation(picture, height, width, where)
         number = image.id if type(image.id) is int else builder.NO_IMAGE_ID
@@ -120,16 +300,21 @@ class Reader(builder.Reader):
 
     def categories(self, names: Iterable[str]) -> dict[str, int]:
         """All categories, by ascending id, those without an object too."""
-        if not set(names):
+        if not self._closed and not set(names):
             raise errors.UserError(f"{self.name}: no annotation is an object within its picture")
         return {self._names[number]: number for number in sorted(self._names)}
 
-    def _add_categories(self, entries: Iterable[Any], file: pathlib.Path) -> None:
+    def _add_categories(self, entries: Iterable[Any], file: str) -> None:
         for entry in entries:
             number, name = _get(entry, "id"), _get(entry, "name")
             if type(number) is not int or not isinstance(name, str) or not name:
                 raise errors.UserError(
                     f"{file}: category {entry!r} needs a whole number as id and a name"
+                )
+            if self._closed and number not in self._names:
+                raise errors.UserError(
+                    f"{file}: category {number} ({name}) is none of COCO's 80; for your own data "
+                    "give --config.data.path"
                 )
             if self._names.setdefault(number, name) != name:
                 raise errors.UserError(
@@ -142,20 +327,18 @@ class Reader(builder.Reader):
                 f"{file}: several categories are named {twice[0]!r}; rename all but one"
             )
 
-    def _add_pictures(
-        self, content: Mapping[str, Any], split: str, file: pathlib.Path, root: pathlib.Path
-    ) -> list[str]:
+    def _add_pictures(self, content: Mapping[str, Any], source: Source) -> list[str]:
         """Notes the pictures of one file; returns remarks."""
+        file, split = source.file, source.split
         remarks: list[str] = []
         images = _images(content["images"], file, remarks)
         rows = _rows(content["annotations"], {image.id for image, _ in images}, file, remarks)
-        folders = _picture_folders(file, split, root)
         for image, fault in images:
             key = f"{split}/{image.file_name}" if split else image.file_name
             if key in self._pictures:
                 fault = f"{file}: {image.file_name} is listed twice; remove one of the entries"
                 key = f"{key} (id {image.id})"
-            self._pictures[key] = _Picture(file, folders, image, rows[image.id], fault)
+            self._pictures[key] = _Picture(source, image, rows[image.id], fault)
         return remarks
 
     def _annotation(
@@ -178,8 +361,132 @@ class Reader(builder.Reader):
             )
             notes += [f"{what} ({name}): {remark}" for remark in said]
             if box is not None:
-                objects.append(annotations.Object(name, box, crowd=row.iscrowd == 1))
+                crowd, area = row.iscrowd == 1, _area(row.area)
+                objects.append(annotations.Object(name, box, crowd=crowd, bbox=row.bbox, area=area))
         return annotations.collect(objects, height=height, width=width, notes=notes)
+
+
+class Coco(builder.Builder):
+    """COCO 2014 and 2017, a split at a time."""
+
+    name = "ssd_coco"  # in tfds' registry
+    BUILDER_CONFIGS: Sequence[tfds.core.BuilderConfig] = [
+        tfds.core.BuilderConfig(name=split, description=f"COCO {split}") for split in SPLITS
+    ]
+
+    def __init__(self, *, archives: str = "", **kwargs: Any):
+        """Args are those of tfds, and where the archives are.
+
+        Args:
+          archives: Folder with the official archives of the split. Empty: they are downloaded and
+            compared with their known SHA-256.
+          **kwargs: Of tfds' builders: `config` (the split), `data_dir`, ...
+        """
+        self._archives = archives
+        super().__init__(**kwargs)
+
+    def _readers(self, dl_manager: tfds.download.DownloadManager) -> list[Reader]:
+        split = self.builder_config.name
+        if self._archives:
+            return [read_archives(*find_archives(self._archives, split), split)]
+        folder = pathlib.Path(dl_manager.download_dir)
+        pictures, tables = (_download(folder, archive) for archive in archives_of(split))
+        return [read_archives(pictures, tables, split)]
+
+
+def archives_of(split: str) -> tuple[Archive, Archive]:
+    """The official archives of a split: its pictures', and that of its JSON."""
+    return SPLITS[split].pictures, SPLITS[split].tables
+
+
+def find_archives(folder: str, split: str) -> tuple[pathlib.Path, pathlib.Path]:
+    """The official archives of a split in a folder, as `archives_of` names them.
+
+    Raises:
+      UserError: There is no such folder, or one is not in it.
+    """
+    base = pathlib.Path(folder).expanduser()
+    if not base.is_dir():
+        raise errors.UserError(f"config.data.archives={folder}: no such folder")
+    pictures, tables = (base / archive.filename for archive in archives_of(split))
+    for path in (pictures, tables):
+        if not path.is_file():
+            raise errors.UserError(
+                f"config.data.archives={folder}: no {path.name} in it, which {split} needs; put it "
+                "there, or leave the field empty to download it"
+            )
+    return pictures, tables
+
+
+def read_archives(pictures: pathlib.Path, tables: pathlib.Path, split: str) -> Reader:
+    """An official split, with COCO's 80 classes, from its archives, which are not extracted.
+
+    Raises:
+      UserError: They are no such archives.
+    """
+    official = SPLITS[split]
+    folder = official.pictures.filename.removesuffix(".zip")
+    archive, member = _open_zip(tables), f"annotations/{official.json}"
+    if member not in archive.namelist():
+        raise errors.UserError(f"{tables}: holds no {member}; is it another archive?")
+    source = Source(
+        file=f"{tables}/{member}",
+        split=split,
+        read=functools.partial(_member, archive, member, f"{tables}/{member}"),
+        pictures=ZipPictures(pictures, folder=folder),
+        annotated=official.annotated,
+    )
+    return Reader(str(pictures), [source], categories=CATEGORIES)
+
+
+def read_folder(path: str) -> Reader:
+    """A folder in COCO's form, or one JSON file.
+
+    Raises:
+      UserError: There is no JSON, or one is not in COCO's form.
+    """
+    sources = []
+    for split, file in _find(path).items():
+        pictures = FolderPictures(_picture_folders(file, split, _root(file, path)))
+        read = functools.partial(builder.read_file, file)
+        sources.append(Source(str(file), split, read, pictures))
+    return Reader(path, sources)
+
+
+def _open_zip(path: pathlib.Path) -> zipfile.ZipFile:
+    with _named(str(path)):
+        return zipfile.ZipFile(path)
+
+
+def _member(archive: zipfile.ZipFile, member: str, file: str) -> bytes:
+    """The bytes of a member that messages call `file`; its checksum has to be right."""
+    with _named(file):
+        return archive.read(member)
+
+
+@contextlib.contextmanager
+def _named(file: str) -> Iterator[None]:
+    """Names the file of an archive that cannot be read."""
+    try:
+        yield
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        raise errors.UserError(
+            f"{file}: not in a whole zip archive ({error}); fetch it anew"
+        ) from error
+
+
+def _download(folder: pathlib.Path, archive: Archive) -> pathlib.Path:
+    """Downloads an archive, or finds it downloaded.
+
+    Raises:
+      UserError: It cannot be had, or is not what it was; it says how to do without the download.
+    """
+    return download.fetch(
+        HOST + archive.path,
+        folder / archive.filename,
+        sha256=archive.sha256,
+        otherwise="put the archives in a folder and give --config.data.archives=DIR",
+    )
 
 
 def _find(path: str) -> dict[str, pathlib.Path]:
@@ -233,19 +540,21 @@ def _picture_folders(
     return tuple(folder for folder in dict.fromkeys(folders) if folder.is_dir())
 
 
-def _load(file: pathlib.Path) -> dict[str, Any]:
+def _load(source: Source) -> dict[str, Any]:
     """The content of a JSON file, of which annotations are `_Row`s.
 
     Raises:
       UserError: It is no JSON, or not in COCO's form.
     """
+    file = source.file
     try:
-        with open(file, encoding="utf-8-sig") as opened:
-            content = json.load(opened, object_hook=_slim)
-    except OSError as error:
-        raise errors.UserError(f"{file}: cannot be read ({error.strerror})") from error
+        content = json.loads(source.read().decode("utf-8-sig"), object_hook=_slim)
+    except errors.UserError:
+        raise
     except (ValueError, RecursionError) as error:
         raise errors.UserError(f"{file}: not JSON ({error}); fetch or export it anew") from error
+    if not source.annotated and isinstance(content, dict):
+        content = {**content, "annotations": []}
     for part in ("images", "annotations", "categories"):
         if not isinstance(_get(content, part), list):
             raise errors.UserError(
@@ -264,9 +573,7 @@ def _get(entry: Any, field: str) -> Any:
     return entry.get(field) if isinstance(entry, dict) else None
 
 
-def _images(
-    entries: Sequence[Any], file: pathlib.Path, remarks: list[str]
-) -> list[tuple[_Image, str]]:
+def _images(entries: Sequence[Any], file: str, remarks: list[str]) -> list[tuple[_Image, str]]:
     """The entries of `images`, each with why it cannot be used, or "".
 
     An id that repeats leaves open whose the objects are: neither picture can be used then.
@@ -300,7 +607,7 @@ def _is_id(value: Any) -> bool:
 
 
 def _rows(
-    entries: Sequence[Any], image_ids: set[Any], file: pathlib.Path, remarks: list[str]
+    entries: Sequence[Any], image_ids: set[Any], file: str, remarks: list[str]
 ) -> dict[Any, list[_Row]]:
     """The entries of `annotations` by image; remarks on ids that repeat or lead nowhere."""
     rows: dict[Any, list[_Row]] = collections.defaultdict(list)
@@ -327,13 +634,6 @@ def _rows(
     return rows
 
 
-def _is_file(folder: pathlib.Path, image: _Image) -> bool:
-    try:
-        return (folder / image.file_name).is_file()
-    except (OSError, ValueError):  # a name too long, or with a null byte
-        return False
-
-
 def _check_size(image: _Image, actual: tuple[int, int], where: str) -> None:
     """The picture's size, if the JSON tells it, has to be the true one."""
     told = (image.height, image.width)
@@ -350,3 +650,9 @@ def _numbers(bbox: Any, what: str) -> Sequence[float]:
     if not fine or not all(type(v) in (int, float) and math.isfinite(v) for v in bbox):
         raise errors.UserError(f"{what}: bbox is {bbox!r}, not four numbers x, y, width, height")
     return bbox
+
+
+def _area(value: Any) -> float | None:
+    """The `area` of an annotation; None where it is no number, and the box's is taken."""
+    fine = type(value) in (int, float) and math.isfinite(value)
+    return float(value) if fine else None

@@ -31,7 +31,7 @@ SYNTHETIC = {"train": 2000, "test": 200, "seed": 0}
 
 OWN: dict[str, tuple[Callable[[str], list[pathlib.Path]], Callable[[str], builder.Reader]]] = {
     "folder": (voc.folder_files, voc.read_folder),
-    "coco": (coco.files, coco.Reader),
+    "coco": (coco.files, coco.read_folder),
     "yolo": (yolo.files, yolo.Reader),
 }
 """Of each format that people bring: path -> its files, to see a change by; path -> its reader."""
@@ -55,8 +55,9 @@ class Records:
 
     Threads may share it; pickled, it opens its files anew. Item `i` is a dict of `image` (the bytes
     of the picture's file), `name`, `height` and `width` (pixels), `boxes` ([N, 4] float32 xyxy in
-    [0, 1]), `labels` ([N] int32, from 1), `difficult`, `truncated` and `crowd` ([N] bool), and
-    `image_id`, that of COCO, which is -1 in other datasets.
+    [0, 1]), `labels` ([N] int32, from 1), `difficult`, `truncated` and `crowd` ([N] bool),
+    `bboxes` ([N, 4] float64, (x, y, width, height) as the file has them) and `areas` ([N] float64),
+    in pixels, and `image_id`, that of COCO, which is -1 in other datasets.
     """
 
     def __init__(self, stretches: Iterable[Stretch]):
@@ -88,12 +89,14 @@ class Split(NamedTuple):
       class_names: Label k is class_names[k - 1].
       max_objects: The most objects in any of its pictures, at least 1.
       category_ids: The dataset's own id of each class: COCO's and YOLO's; others count from 1.
+      annotated: Whether the objects in its pictures are known; those of tests often are not.
     """
 
     source: Records
     class_names: tuple[str, ...]
     max_objects: int
     category_ids: tuple[int, ...]
+    annotated: bool
 
 
 def load(
@@ -108,15 +111,16 @@ def load(
     """Opens a split of a dataset, which is prepared first where it has not been.
 
     Args:
-      dataset: "voc" (PASCAL VOC 2007 and 2012), "synthetic" (made here on first use), or your own:
-        "folder" (in VOC's form), "coco" (JSON) or "yolo" (text files).
+      dataset: "voc" (PASCAL VOC 2007 and 2012), "coco" (of 2014 and 2017), "synthetic" (made here
+        on first use), or your own: "folder" (in VOC's form), "coco" (JSON) or "yolo" (text files).
       split: Names joined by "+", each perhaps sliced as tfds does, "train[:16]" or "val[50%:]".
         VOC's names begin with the year: "2007/train", "2007/val", "2007/trainval", "2007/test",
-        "2012/trainval", ... Synthetic data have "train" and "test". A folder's are those of its
-        ImageSets/Main, COCO's those of the JSON files' names, YOLO's those of data.yaml; without,
-        they are "train", "val" (every fifth picture) and "all".
-      path: Of your own dataset.
-      archives: Folder with VOC's archives; empty: they are downloaded.
+        "2012/trainval", ... COCO's are "train2017", "val2017" and the others of `coco.SPLITS`.
+        Synthetic data have "train" and "test". A folder's are those of its ImageSets/Main, of your
+        own JSON those of the files' names, YOLO's those of data.yaml; without, they are "train",
+        "val" (every fifth picture) and "all".
+      path: Of your own dataset; with "coco", empty is the official one.
+      archives: Folder with VOC's or COCO's archives; empty: they are downloaded.
       cache_dir: Where prepared data and downloads are kept.
       max_bad_share: Which share of the split's pictures, in [0, 1], may be left out because they or
         their annotations cannot be read; they are named once in the log. None, for evaluation:
@@ -130,25 +134,32 @@ def load(
         than may be left out.
     """
     cache = _writable(cache_dir)
+    official = dataset == "coco" and not path
     find = {
         "voc": functools.partial(_voc, archives=archives, cache=cache),
         "synthetic": functools.partial(_synthetic, cache=cache),
         **{name: functools.partial(_own, dataset=name, path=path, cache=cache) for name in OWN},
+        **({"coco": functools.partial(_coco, archives=archives, cache=cache)} if official else {}),
     }.get(dataset)
     if find is None:
         raise errors.UserError(
             f"config.data.dataset={dataset!r}: no such dataset; there are {', '.join(DATASETS)}"
         )
     parts = [_parse(part, split) for part in split.split("+")]
-    infos = {year: _info(find(year, split)) for year in dict.fromkeys(part.year for part in parts)}
-    _account(infos, parts, split, max_bad_share)
-    stretches = [item for part in parts for item in _stretches(infos[part.year], part, split)]
-    info = next(iter(infos.values()))
+    homes = {part: _home(part, official=official) for part in parts}
+    found = {home: _info(find(home, split)) for home in dict.fromkeys(homes.values())}
+    infos = {part: found[home] for part, home in homes.items()}
+    _account(infos, split, max_bad_share)
+    stretches = [item for part in parts for item in _stretches(infos[part], part, split)]
+    info = infos[parts[0]]
     return Split(
         source=Records(stretches),
         class_names=tuple(info.features["objects"]["labels"].feature.names),
         max_objects=max(1, *(item.most_objects for item in stretches)),
         category_ids=tuple(info.metadata["category_ids"]),
+        annotated=not any(
+            part.name in info.metadata["unannotated"] for part, info in infos.items()
+        ),
     )
 
 
@@ -178,6 +189,28 @@ def ground_truth(split: Split) -> dict[str, tuple[np.ndarray, np.ndarray, np.nda
     return truth
 
 
+def coco_ground_truth(
+    split: Split,
+) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """What COCO's evaluation compares detections with, exactly as the files have it.
+
+    Args:
+      split: Of `load`, with each picture once.
+
+    Returns:
+      By picture's name, in the order of the ids that COCO gives to pictures, on which the order of
+      equal scores depends: bboxes `[M, 4]` float64 (x, y, width, height), labels `[M]` int32 from
+      1, crowd `[M]` bool, which are VOC's difficult objects too, and areas `[M]` float64.
+    """
+    rows: list[tuple[int, str, tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]] = []
+    for index in range(len(split.source)):
+        item = split.source[index]
+        crowd = item["difficult"] | item["crowd"]
+        objects = item["bboxes"], item["labels"], crowd, item["areas"]
+        rows.append((item["image_id"], item["name"], objects))
+    return {name: objects for _, name, objects in sorted(rows, key=lambda row: row[0])}
+
+
 class _Part(NamedTuple):
     year: str
     name: str
@@ -189,6 +222,17 @@ def _parse(part: str, split: str) -> _Part:
     if match is None:
         raise errors.UserError(f"split {split!r}: {part.strip()!r} is no split's name, {_HELP}")
     return _Part(match["year"] or "", match["name"], match["slice"] or "")
+
+
+def _home(part: _Part, *, official: bool) -> str:
+    """What is prepared together: a year of VOC, an official split of COCO, whole other datasets.
+
+    VOC2012's test pictures have an archive of their own, which training does not need.
+    """
+    if official:
+        return f"{part.year}/{part.name}" if part.year else part.name
+    both = f"{part.year}{part.name}"
+    return both if both in voc.ARCHIVES else part.year
 
 
 def _writable(cache_dir: str | os.PathLike) -> pathlib.Path:
@@ -205,7 +249,7 @@ def _writable(cache_dir: str | os.PathLike) -> pathlib.Path:
 def _voc(year: str, split: str, *, archives: str, cache: pathlib.Path) -> str:
     """Prepares one year of PASCAL VOC; returns its directory."""
     if year not in voc.ARCHIVES:
-        years = " or ".join(f"{known}/" for known in voc.ARCHIVES)
+        years = " or ".join(f"{known}/" for known in voc.ARCHIVES if known.isdigit())
         raise errors.UserError(f"split {split!r}: VOC's splits begin with {years}, {_HELP}")
     if archives:
         paths = voc.find_archives(archives, year).values()
@@ -215,6 +259,25 @@ def _voc(year: str, split: str, *, archives: str, cache: pathlib.Path) -> str:
     return _prepare(
         functools.partial(voc.Voc, config=year, archives=archives),
         cache / f"voc{year}-{key}",
+        downloads=cache / "downloads",
+    )
+
+
+def _coco(name: str, split: str, *, archives: str, cache: pathlib.Path) -> str:
+    """Prepares one official split of COCO; returns its directory."""
+    if name not in coco.SPLITS:
+        raise errors.UserError(
+            f"split {split!r}: COCO has {', '.join(coco.SPLITS)}, and no {name}; for your own data "
+            "in COCO's form give --config.data.path"
+        )
+    if archives:
+        paths = coco.find_archives(archives, name)
+        key = _fingerprint((path.absolute(), path.stat()) for path in paths)
+    else:
+        key = _digest([coco.HOST, *map(str, coco.archives_of(name))])
+    return _prepare(
+        functools.partial(coco.Coco, config=name, archives=archives),
+        cache / f"coco-{name}-{key}",
         downloads=cache / "downloads",
     )
 
@@ -239,6 +302,11 @@ def _own(year: str, split: str, *, dataset: str, path: str, cache: pathlib.Path)
 
 def _synthetic(year: str, split: str, *, cache: pathlib.Path) -> str:
     """Makes and prepares the synthetic dataset; returns its directory."""
+    for part in split.split("+"):  # before the minutes that it takes
+        name = _parse(part, split).name
+        if name not in synthetic.SPLITS:
+            known = ", ".join(synthetic.SPLITS)
+            raise errors.UserError(f"split {split!r}: there is no {name}, only {known}")
     generator = pathlib.Path(synthetic.__file__).read_text()
     folder = cache / f"synthetic-{_digest([generator, str(SYNTHETIC)])}"
     if not folder.exists():
@@ -291,8 +359,7 @@ def _open(directory: str, split: str) -> Any:
 
 
 def _account(
-    infos: Mapping[str, tfds.core.DatasetInfo],
-    parts: Iterable[_Part],
+    infos: Mapping[_Part, tfds.core.DatasetInfo],
     split: str,
     max_bad_share: float | None,
 ) -> None:
@@ -303,10 +370,10 @@ def _account(
     """
     bad: dict[str, str] = {}
     good = 0
-    for year, name in dict.fromkeys((part.year, part.name) for part in parts):
-        metadata = infos[year].metadata
-        bad |= metadata["skipped"].get(name, {})
-        stored = metadata["joined"].get(name, [name])
+    for part, info in {part._replace(slice=""): info for part, info in infos.items()}.items():
+        metadata = info.metadata
+        bad |= metadata["skipped"].get(part.name, {})
+        stored = metadata["joined"].get(part.name, [part.name])
         good += sum(len(metadata["object_counts"].get(each, [])) for each in stored)
     if not bad:
         return
@@ -381,6 +448,9 @@ def _record(example: bytes) -> dict[str, Any]:
     def flags(name: str) -> np.ndarray:
         return np.array(integers(f"objects/{name}"), bool)
 
+    def numbers(name: str) -> np.ndarray:
+        return np.frombuffer(feature[f"objects/{name}"].bytes_list.value[0], np.float64)
+
     return {
         "image": feature["image"].bytes_list.value[0],
         "name": feature["name"].bytes_list.value[0].decode(),
@@ -394,4 +464,6 @@ def _record(example: bytes) -> dict[str, Any]:
         "difficult": flags("difficult"),
         "truncated": flags("truncated"),
         "crowd": flags("crowd"),
+        "bboxes": numbers("bboxes").reshape(-1, 4),
+        "areas": numbers("areas"),
     }

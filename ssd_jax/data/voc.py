@@ -30,6 +30,7 @@ class Archive(NamedTuple):
 
     filename: str
     sha256: str
+    source: str = ""  # who else gives it, where the mirror does not
 
 
 ARCHIVES: dict[str, dict[str, Archive]] = {
@@ -49,8 +50,22 @@ ARCHIVES: dict[str, dict[str, Archive]] = {
             "e14f763270cf193d0b5f74b169f44157a4b0c6efa708f4dd0ff78ee691763bcb",
         ),
     },
+    "2012test": {
+        "test": Archive(
+            "VOC2012test.tar",
+            "f08582b1935816c5eab3bbb1eb6d06201a789eaa173cdf1cf400c26f0cac2fb3",
+            "the official server, http://host.robots.ox.ac.uk:8080, gives it to those who register",
+        ),
+    },
 }
-"""By year. The annotations of 2012's test set were never published, so it has no archive here."""
+"""By what is prepared together: a year, and apart from it the test pictures of 2012, whose
+annotations were never published."""
+
+_SPLITS = {
+    "2007": ("train", "val", "trainval", "test"),
+    "2012": ("train", "val", "trainval"),
+    "2012test": ("test",),
+}
 
 
 class Tree(Protocol):
@@ -127,12 +142,14 @@ class Reader(builder.Reader):
     annotations define the set.
     """
 
-    def __init__(self, tree: Tree, *, classes: tuple[str, ...] = ()):
+    def __init__(self, tree: Tree, *, classes: tuple[str, ...] = (), annotated: bool = True):
         """Lists a tree.
 
         Args:
           tree: The files.
           classes: All that may occur, label 1 first; empty: those that occur.
+          annotated: Whether the pictures have annotations; if not, those that lie there, of other
+            tasks, are passed over.
         """
         self.name = tree.name
         self._tree = tree
@@ -143,17 +160,20 @@ class Reader(builder.Reader):
         self.splits: dict[str, tuple[str, ...]] = {}
         for file in tree.files():
             self._sort_in(file)
-        self.keys = sorted(self._xmls)
-        self.remarks = self._strays()
+        self._annotated = annotated
+        if not annotated:
+            self._xmls.clear()
+        self.keys = sorted(self._xmls if annotated else self._pictures)
+        self.remarks = self._strays() if annotated else []
 
     def example(self, key: str) -> builder.Example:
         """Decodes one picture and parses its annotation."""
-        if key not in self._xmls:
+        if self._annotated and key not in self._xmls:
             raise errors.UserError(
                 f"{self.name}: no Annotations/{key}.xml, though ImageSets/Main names {key}; add "
                 "the file or remove the id"
             )
-        xml = self._xmls[key]
+        xml = self._xmls.get(key, "ImageSets/Main")
         if key not in self._pictures:
             raise errors.UserError(
                 f"{self.name}: {xml} has no picture JPEGImages/{key} with a suffix of "
@@ -167,10 +187,7 @@ class Reader(builder.Reader):
         read = functools.partial(_read, self._tree, picture)
         data = read()
         size = builder.decode_size(data, name=f"{self.name}/{picture}")
-        annotation = annotations.parse(
-            _read(self._tree, xml), name=f"{self.name}/{xml}", picture_size=size
-        )
-        self._check_classes(xml, annotation.names)
+        annotation = self._annotation(xml, size)
         name = picture.partition("/")[2]
         return builder.Example(name=name, read=read, bytes=len(data), annotation=annotation)
 
@@ -180,6 +197,15 @@ class Reader(builder.Reader):
         if not classes:
             raise errors.UserError(f"{self.name}: no annotation has an object within its picture")
         return {name: number for number, name in enumerate(classes, start=1)}
+
+    def _annotation(self, xml: str, size: tuple[int, int]) -> annotations.Annotation:
+        if not self._annotated:
+            return annotations.collect([], height=size[0], width=size[1], notes=())
+        annotation = annotations.parse(
+            _read(self._tree, xml), name=f"{self.name}/{xml}", picture_size=size
+        )
+        self._check_classes(xml, annotation.names)
+        return annotation
 
     def _sort_in(self, file: str) -> None:
         """Notes what a file is."""
@@ -214,7 +240,7 @@ class Reader(builder.Reader):
 
 
 class Voc(builder.Builder):
-    """PASCAL VOC 2007 (train, val, trainval, test) or 2012 (train, val, trainval)."""
+    """PASCAL VOC 2007 (train, val, trainval, test) or 2012 (train, val, trainval), or its test."""
 
     name = "ssd_voc"  # in tfds' registry; `voc` there is tfds' own, which needs TensorFlow
     BUILDER_CONFIGS: Sequence[tfds.core.BuilderConfig] = [
@@ -227,7 +253,7 @@ class Voc(builder.Builder):
         Args:
           archives: Folder with the official archives, trainval's at least, perhaps packed anew.
             Empty: they are downloaded and compared with their known SHA-256.
-          **kwargs: Of tfds' builders: `config` (the year), `data_dir`, ...
+          **kwargs: Of tfds' builders: `config` (a key of `ARCHIVES`), `data_dir`, ...
         """
         self._archives = archives
         super().__init__(**kwargs)
@@ -243,21 +269,21 @@ class Voc(builder.Builder):
 
 
 def find_archives(folder: str, year: str) -> dict[str, pathlib.Path]:
-    """The official archives of a year that lie in a folder.
+    """The official archives of a year, a key of `ARCHIVES`, that lie in a folder.
 
     Raises:
-      UserError: There is no such folder, or trainval's archive is not in it.
+      UserError: There is no such folder, or the year's first archive is not in it.
     """
     base = pathlib.Path(folder).expanduser()
     if not base.is_dir():
         raise errors.UserError(f"config.data.archives={folder}: no such folder")
     found = {kind: base / archive.filename for kind, archive in ARCHIVES[year].items()}
     found = {kind: path for kind, path in found.items() if path.is_file()}
-    if "trainval" not in found:
-        wanted = ARCHIVES[year]["trainval"].filename
+    kind, archive = next(iter(ARCHIVES[year].items()))
+    if kind not in found:
         raise errors.UserError(
-            f"config.data.archives={folder}: no {wanted} in it; put it there, or leave the field "
-            "empty to download it"
+            f"config.data.archives={folder}: no {archive.filename} in it; put it there "
+            f"{_from(archive)}or leave the field empty to download it"
         )
     return found
 
@@ -293,22 +319,20 @@ def read_folder(path: str) -> Reader:
 
 
 def read_archive(path: str | os.PathLike[str], year: str) -> Reader:
-    """An official archive, with those of its splits that concern detection.
+    """An official archive of a year, a key of `ARCHIVES`, with its splits that concern detection.
 
     Raises:
       UserError: It is no such archive.
     """
-    reader = Reader(TarTree(path, root=f"VOC{year}"), classes=CLASSES)
-    reader.splits = {
-        name: keys
-        for name, keys in reader.splits.items()
-        if name in ("train", "val", "trainval", "test")
-    }
+    root, annotated, known = f"VOC{year[:4]}", year != "2012test", _SPLITS[year]
+    reader = Reader(TarTree(path, root=root), classes=CLASSES, annotated=annotated)
+    reader.splits = {name: keys for name, keys in reader.splits.items() if name in known}
     if not reader.splits:
         raise errors.UserError(
-            f"{reader.name}: no train.txt, val.txt, trainval.txt or test.txt with ids in "
-            f"VOC{year}/ImageSets/Main; pack the archive as the official one is"
+            f"{reader.name}: no {' or '.join(f'{name}.txt' for name in known)} with ids in "
+            f"{root}/ImageSets/Main; pack the archive as the official one is"
         )
+    reader.unannotated = () if annotated else known
     return reader
 
 
@@ -328,6 +352,11 @@ def _read(tree: Tree, file: str) -> bytes:
         raise errors.UserError(f"{tree.name}/{file}: cannot be read ({error.strerror})") from error
 
 
+def _from(archive: Archive) -> str:
+    """Words on who else gives an archive."""
+    return f"({archive.source}) " if archive.source else ""
+
+
 def _download(folder: pathlib.Path, year: str) -> list[pathlib.Path]:
     """Downloads the archives of a year, or finds them downloaded.
 
@@ -339,7 +368,8 @@ def _download(folder: pathlib.Path, year: str) -> list[pathlib.Path]:
             MIRROR + archive.filename,
             folder / archive.filename,
             sha256=archive.sha256,
-            otherwise="put the archives in a folder and give --config.data.archives=DIR",
+            otherwise=f"put the archives {_from(archive)}in a folder and give "
+            "--config.data.archives=DIR",
         )
         for archive in ARCHIVES[year].values()
     ]

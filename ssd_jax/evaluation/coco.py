@@ -1,12 +1,15 @@
 """COCO's 12 numbers, by faster-coco-eval: the same numbers as pycocotools, sooner."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import faster_coco_eval
 import numpy as np
 
 from ssd_jax.evaluation import voc
+
+DetectionsById = Mapping[Any, tuple[np.ndarray, np.ndarray, np.ndarray]]
+GroundTruthById = Mapping[Any, tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]
 
 METRICS = (
     "AP",
@@ -25,20 +28,22 @@ METRICS = (
 
 
 def evaluate(
-    detections: voc.DetectionsById,
-    ground_truth: voc.GroundTruthById,
+    detections: DetectionsById,
+    ground_truth: GroundTruthById,
     *,
     class_names: Sequence[str],
 ) -> dict[str, float]:
-    """Average precision and recall as COCO defines them, from the inputs of `voc.evaluate`.
+    """Average precision and recall as COCO defines them.
 
-    Boxes become COCO's: the first pixel's left edge is 0, so x = xmin - 1 and w = xmax - xmin + 1.
-    Difficult objects become crowds (`iscrowd` = 1): a detection inside one counts neither as hit
-    nor as miss, but several may be excused by the same one. An object's area is that of its box.
+    Boxes are COCO's, (x, y, width, height) in continuous pixels of which the first begins at 0, and
+    taken as they are. A detection inside a crowd counts neither as hit nor as miss, and several may
+    be excused by the same one. Of equal scores, those of the earlier image come first; COCO's own
+    order is that of the images' ids.
 
     Args:
-      detections: Image id -> (boxes `[N, 4]` pixels, scores `[N]`, labels `[N]`).
-      ground_truth: Image id -> (boxes `[M, 4]` pixels, labels `[M]`, difficult `[M]`).
+      detections: Image id -> (bboxes `[N, 4]`, scores `[N]`, labels `[N]`).
+      ground_truth: Image id -> (bboxes `[M, 4]`, labels `[M]`, crowd `[M]` bool, areas `[M]`, by
+        which objects are small, medium or large: COCO's are those of the outlines).
       class_names: Label k is `class_names[k - 1]`; rows with label 0 are padding.
 
     Returns:
@@ -53,14 +58,21 @@ def evaluate(
 
     Source: Lin et al. 2014, and COCOeval.summarize of pycocotools.
     """
-    found, objects = voc.flatten(detections, ground_truth, class_names=class_names)
+    without_areas = {image: row[:3] for image, row in ground_truth.items()}
+    found, objects = voc.flatten(detections, without_areas, class_names=class_names)
+    areas = [np.asarray(row[3], float)[np.asarray(row[1]) > 0] for row in ground_truth.values()]
     frame = {
         "info": {},
         "images": [{"id": image} for image in range(len(ground_truth))],
         "categories": [{"id": k, "name": name} for k, name in enumerate(class_names, start=1)],
     }
-    truth = _annotations(objects, {"iscrowd": objects.values.astype(int)})
-    results = _annotations(found, {"score": found.values})
+    truth = _annotations(
+        objects,
+        {"iscrowd": objects.values.astype(int), "area": np.concatenate([np.zeros(0), *areas])},
+    )
+    results = _annotations(
+        found, {"score": found.values, "area": np.prod(found.boxes[:, 2:], axis=1)}
+    )
     evaluator = faster_coco_eval.COCOeval_faster(
         faster_coco_eval.COCO({**frame, "annotations": truth}),
         faster_coco_eval.COCO({**frame, "annotations": results}),
@@ -73,12 +85,10 @@ def evaluate(
 
 def _annotations(rows: voc.Rows, values: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     """COCO's records of the boxes; ids count from 1, since 0 means unmatched."""
-    corner, extent = rows.boxes[:, :2] - 1, rows.boxes[:, 2:] - rows.boxes[:, :2] + 1
     columns = {
         "image_id": rows.image,
         "category_id": rows.labels,
-        "bbox": np.concatenate([corner, extent], axis=1),
-        "area": np.prod(extent, axis=1),
+        "bbox": rows.boxes,
         "iscrowd": np.zeros(len(rows.image), int),
         **values,
     }

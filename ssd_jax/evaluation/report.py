@@ -1,56 +1,36 @@
-"""A run on one page: `report.html` holds its pictures and curves itself and needs no network."""
+r"""Runs on one page, which holds its pictures and curves itself and needs no network.
 
-import base64
-import html
-import io
+  python -m ssd_jax.evaluation.report compare RUN_A RUN_B [--output comparison.html]
+
+shows two evaluations side by side. RUN is the folder of train.py, or the --output of evaluate.py.
+"""
+
+import argparse
 import math
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from ssd_jax.evaluation import voc
+from ssd_jax import config as config_lib
+from ssd_jax import errors
+from ssd_jax.data import annotations, check
+from ssd_jax.evaluation import analysis, compare, evaluated, gallery, page, tide, voc
 
-_CURVE_POINTS = 200  # more than a small plot has pixels
-_JPEG_QUALITY = 88
-_PLOT = 300, 180  # units of the plots' coordinates
-_MARGIN = 42, 8, 8, 22  # left, top, right, bottom, for the axes' numbers
+_SHOTS = 12  # pictures in each gallery
+_CONFUSIONS = 10  # the most frequent, in words
+_COVERAGE_BINS = 10
 
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1b1f24; --soft: #5d6773; --line: #d9dee4; --page: #fff;
-  --card: #f5f7f9; --mark: #2563c9; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ed; --soft: #9aa5b1; --line: #363d46;
-  --page: #14171a; --card: #1d2126; --mark: #6ea8fe; } }
-body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 68rem; background: var(--page);
-  color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 1rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.15rem; margin: 2.5rem 0 .75rem; }
-.tiles, .plots { display: grid; gap: .75rem; }
-.tiles { grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); }
-.tiles div { background: var(--card); border-radius: 8px; padding: .75rem 1rem; }
-.tiles b { display: block; font-size: 1.9rem; line-height: 1.2; }
-.tiles span, figcaption, th, .note { color: var(--soft); font-size: .875rem; }
-.plots { grid-template-columns: repeat(auto-fill, minmax(min(var(--least), 100%), 1fr)); }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .75rem .3rem 0; border-bottom: 1px solid var(--line); text-align: left;
-  font-weight: normal; vertical-align: top; }
-.number { text-align: right; white-space: nowrap; }
-.bar { width: 35%; min-width: 5rem; vertical-align: middle; }
-.bar i { display: block; height: .6rem; border-radius: 2px; background: var(--mark); }
-.settings { max-width: 44rem; }
-.settings th { width: 38%; }
-.settings td { overflow-wrap: anywhere; }
-@media (max-width: 34rem) { .bar { display: none; } }
-figure { margin: 0; }
-svg { display: block; width: 100%; height: auto; }
-svg text { fill: var(--soft); font-size: 13px; }
-svg path { fill: none; stroke: var(--line); }
-svg polyline { fill: none; stroke: var(--mark); stroke-width: 2; stroke-linejoin: round; }
-img { display: block; max-width: 100%; height: auto; margin: 0 0 .75rem; border-radius: 4px; }
-"""
+_MEANINGS = {
+    "classification": "box right, class wrong",
+    "localisation": "class right, box wrong (IoU 0.1 to 0.5)",
+    "both": "class and box wrong",
+    "duplicate": "object found already",
+    "background": "nothing there (IoU up to 0.1)",
+    "missed": "object without detection",
+}
 
 
 def write(
@@ -61,8 +41,11 @@ def write(
     voc07: voc.Result,
     area: voc.Result,
     coco: Mapping[str, float],
+    source: evaluated.Evaluated,
+    priors_cxcywh: np.ndarray | None = None,
     metrics: Sequence[Mapping[str, float | None]] = (),
     pictures: Sequence[np.ndarray] = (),
+    read_picture: gallery.ReadPicture = lambda name: None,
 ) -> None:
     """Writes the report of a run; a file that is there is replaced.
 
@@ -73,136 +56,301 @@ def write(
       voc07: The evaluation by VOC2007's 11 points.
       area: The same detections by the area under the curve.
       coco: COCO's numbers in [0, 1]; negative where there is no such object.
+      source: The detections and objects that all this was computed from.
+      priors_cxcywh: `[P, 4]` default boxes of the network; None: their coverage isn't shown.
       metrics: Rows of a training log with `step` and any of `loss`, `learning_rate` and `mean_ap`.
-      pictures: `[H, W, 3]` uint8 each, for the gallery.
+      pictures: `[H, W, 3]` uint8 each, with detections, the last of the galleries.
+      read_picture: Gives the pictures of mistakes; without, their boxes are shown alone.
 
     Raises:
       OSError: The file can't be written.
     """
-    sections = (
-        _headline(voc07, area, coco),
-        _settings(settings),
-        _classes(voc07, area),
-        _coco(coco),
-        _training(metrics),
-        _curves(area.curves),
-        _gallery(pictures),
-    )
-    Path(path).write_text(
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head>\n<body>"
-        f"<h1>{html.escape(title)}</h1>\n{''.join(sections)}</body></html>\n",
-        encoding="utf-8",
-    )
+    matches = voc.match(source.detections, source.ground_truth, class_names=source.class_names)
+    labels = tide.label(matches)
+    point = analysis.operating_point(matches)
+    album = gallery.Album(source, matches, point.score, read_picture)
+    opening = _headline(voc07, area, coco) + _reported(point) + page.settings(settings)
+    sections = {
+        "Average precision of each class": _classes(voc07, area),
+        "Errors by kind": _errors(tide.costs(matches, labels), source.class_names),
+        "Size and shape": _groups(matches),
+        "Confusion": _confusion(matches, point),
+        "Worst misses": gallery.misses(album, count=_SHOTS),
+        "Most confident mistakes": gallery.mistakes(album, labels, count=_SHOTS),
+        "Detections": page.sheet(pictures),
+        "Precision by recall": _curves(area.curves),
+        "Calibration": _calibration(analysis.calibration(matches)),
+        "Default boxes": _coverage(source, matches, priors_cxcywh),
+        "Training": _training(metrics),
+        "COCO": page.tiles({name: page.share(value) for name, value in coco.items()}),
+    }
+    Path(path).write_text(page.document(title, opening, sections), encoding="utf-8")
 
 
 def _headline(voc07: voc.Result, area: voc.Result, coco: Mapping[str, float]) -> str:
-    figures = {
-        "mAP, VOC07 (11 points)": voc07.mean_ap,
-        "mAP, VOC10+ (area)": area.mean_ap,
-        "AP, COCO (IoU 0.5 to 0.95)": coco["AP"],
-    }
-    tiles = [f"<div><b>{_share(v)}</b><span>{name}</span></div>" for name, v in figures.items()]
-    return f'<div class="tiles">{"".join(tiles)}</div>\n'
+    return page.tiles(
+        {
+            "mAP, VOC07 (11 points)": page.share(voc07.mean_ap),
+            "mAP, VOC10+ (area)": page.share(area.mean_ap),
+            "AP, COCO (IoU 0.5 to 0.95)": page.share(coco["AP"]),
+        }
+    )
 
 
-def _settings(settings: Mapping[str, str]) -> str:
-    rows = [
-        f"<tr><th>{html.escape(name)}</th><td>{html.escape(str(value))}</td></tr>"
-        for name, value in settings.items()
-    ]
-    return _section("Settings", f'<table class="settings">{"".join(rows)}</table>') if rows else ""
+def _reported(point: analysis.OperatingPoint) -> str:
+    if not point.f1:
+        return page.note("No detection is right at any score.")
+    return page.note(
+        f"The score of the best F1 is {point.score:.2f}: from there on {point.precision:.0%} of "
+        f"the detections are right, and {point.recall:.0%} of the objects are found (IoU over "
+        "0.5). Where this page speaks of reported detections, it means those."
+    )
 
 
 def _classes(voc07: voc.Result, area: voc.Result) -> str:
     rows = [
-        f'<tr><td>{html.escape(name)}</td><td class="number">{area.curves[name].num_objects}</td>'
-        f'<td class="number">{_share(ap)}</td><td class="bar">{_bar(ap)}</td>'
-        f'<td class="number">{_share(area.ap[name])}</td></tr>'
+        (
+            name,
+            str(area.curves[name].num_objects),
+            page.share(ap),
+            page.bar(ap),
+            page.share(area.ap[name]),
+        )
         for name, ap in voc07.ap.items()
     ]
-    return _section(
-        "Average precision of each class",
-        '<div class="wide"><table><tr><th>class</th><th class="number">objects</th>'
-        '<th class="number">VOC07</th><th class="bar"></th><th class="number">VOC10+</th></tr>'
-        f'{"".join(rows)}</table></div><p class="note">Objects marked difficult are not counted. '
-        "Classes without objects are left out of the mean.</p>",
+    table = page.table(("class", "objects", "VOC07", "", "VOC10+"), rows)
+    return table + page.note(
+        "Objects marked difficult are not counted. Classes without objects are left out of the "
+        "mean."
     )
 
 
-def _coco(coco: Mapping[str, float]) -> str:
-    tiles = [
-        f"<div>{_share(value)} <span>{html.escape(name)}</span></div>"
-        for name, value in coco.items()
+def _errors(found: tide.Errors, class_names: Sequence[str]) -> str:
+    if math.isnan(found.mean_ap):
+        return page.note("There are no objects.")
+    largest = max(found.cost.max(), 1e-12)
+    rows = [
+        (
+            kind,
+            f"{found.counts[k]:,}",
+            page.points(found.cost[k]),
+            page.bar(found.cost[k], largest=largest),
+            page.points(found.step[k]),
+        )
+        for k, kind in enumerate(tide.KINDS)
     ]
-    return _section("COCO", f'<div class="tiles">{"".join(tiles)}</div>')
+    total = found.cost.sum(), found.step.sum()
+    rows.append(
+        ("all", f"{found.counts.sum():,}", page.points(total[0]), "", page.points(total[1]))
+    )
+    return (
+        page.table(("error", "count", "costs", "", "in turn"), rows)
+        + page.note("; ".join(f"{kind}: {meaning}" for kind, meaning in _MEANINGS.items()) + ".")
+        + page.note(
+            "Costs are points of mAP (area, IoU 0.5): what mAP would gain if that kind were "
+            f"mended and all others stayed. These parts do not add up to the "
+            f"{page.points(1 - found.mean_ap)} points that mAP lacks, since each is measured among "
+            "the other errors: precision at a recall depends on all detections above it, so "
+            "mending a miss gains little while wrong detections stand before it, and several "
+            "errors about one object are mended by any one of them. In turn: what each adds after "
+            "those above it are mended, which does add up, but would be shared out otherwise in "
+            "another order. "
+            f"Without any wrong detection mAP would gain {page.points(found.false_positives)}, "
+            f"without any object that is not found {page.points(found.false_negatives)}. "
+            "After TIDE (Bolya et al. 2020)."
+        )
+        + "<h3>What each kind costs a class alone</h3>\n"
+        + compare.kinds_table(class_names, found.class_cost)
+    )
+
+
+def _groups(matches: voc.Matches) -> str:
+    parts = []
+    for heading, groups in (
+        ("size", analysis.by_size(matches)),
+        ("width : height", analysis.by_shape(matches)),
+    ):
+        rows = [
+            (name, str(count), page.share(ap), page.bar(ap), page.share(recall))
+            for name, count, ap, recall in zip(*groups, strict=True)
+        ]
+        parts.append(page.table((heading, "objects", "AP", "", "found"), rows))
+    return "".join(parts) + page.note(
+        "AP is the area under the curve (IoU 0.5), found is at any score. Small objects have an "
+        "area of less than 32² pixels, large ones of 96² and more; an object has the shape of the "
+        "nearest of these ratios, which are those of the default boxes."
+    )
+
+
+def _confusion(matches: voc.Matches, point: analysis.OperatingPoint) -> str:
+    values = analysis.confusion(matches, score_threshold=point.score)
+    if not values.any():
+        return ""
+    names = matches.class_names
+    rows, columns = (*names, "background"), (*names, "not found")
+    off = values * (1 - np.eye(len(values), dtype=int))
+    off[-1], off[:, -1] = 0, 0
+    frequent = np.argsort(-off, axis=None, kind="stable")[:_CONFUSIONS]
+    words = [
+        (f"{rows[k // len(values)]} taken for {columns[k % len(values)]}", str(off.flat[k]))
+        for k in frequent
+        if off.flat[k]
+    ]
+    return (
+        page.heat_table(values, rows=rows, columns=columns, name="confusion")
+        + page.note(
+            "Rows are what is there, and add up to the objects; columns what is reported. The "
+            "darker, the larger the share of its row. A reported detection takes the free object "
+            "of any class that it overlaps most (IoU over 0.5), the best score first; what takes "
+            "none, be it the second of an object, is of background."
+        )
+        + (page.table(("most frequent", "objects"), words) if words else "")
+    )
+
+
+def _curves(curves: Mapping[str, voc.Curve]) -> str:
+    figures = [
+        page.line_plot(name, [(one.recall, one.precision)], right=1.0, top=1.0)
+        for name, one in curves.items()
+        if one.num_objects
+    ]
+    return page.plots(figures, "10rem")
+
+
+def _calibration(found: analysis.Calibration) -> str:
+    if not found.counts.sum():
+        return ""
+    spans = [f"{k / 10:.1f} to {(k + 1) / 10:.1f}" for k in range(len(found.counts))]
+    titles = [
+        f"score {span}: {100 * precision:.0f} % of {count} right"
+        for span, precision, count in zip(spans, found.precision, found.counts, strict=True)
+    ]
+    figures = [
+        page.bar_plot(
+            "share that is right, by score; the line is perfect calibration",
+            found.precision,
+            titles,
+            diagonal=True,
+        )
+    ]
+    rows = [
+        (span, f"{count:,}", page.share(score), page.share(precision))
+        for span, count, score, precision in zip(
+            spans, found.counts, found.scores, found.precision, strict=True
+        )
+        if count
+    ]
+    return (
+        page.plots(figures, "18rem")
+        + page.table(("score", "detections", "mean score", "right"), rows)
+        + page.note(
+            f"Expected calibration error: {page.points(found.error)} points, the mean distance of "
+            "score and share, weighted by the detections."
+        )
+    )
+
+
+def _coverage(
+    source: evaluated.Evaluated, matches: voc.Matches, priors_cxcywh: np.ndarray | None
+) -> str:
+    """How well the default boxes fit the objects."""
+    objects = matches.objects
+    counted = ~objects.values
+    if priors_cxcywh is None or not counted.any():
+        return ""
+    sides = np.array(list(source.sizes.values()), np.float32)[:, ::-1]
+    edges = annotations.from_voc_pixels(objects.boxes) / np.tile(sides[objects.image], 2)
+    best = check.best_iou(edges[counted].astype(np.float32), priors_cxcywh)
+    counts = np.histogram(best, _COVERAGE_BINS, (0, 1))[0]
+    titles = [
+        f"IoU {k / 10:.1f} to {(k + 1) / 10:.1f}: {count} objects" for k, count in enumerate(counts)
+    ]
+    histogram = page.bar_plot(
+        "share of the objects by the IoU of their best default box",
+        counts / counts.sum(),
+        titles,
+        top=max(counts.max() / counts.sum(), 1e-12),
+    )
+    boxes, labels = objects.boxes[counted], objects.labels[counted]
+    groups = (
+        ("all", ("all objects",), np.zeros(len(best), int)),
+        ("size", check.SIZES, check.size_of(voc.area(boxes))),
+        ("width : height", analysis.SHAPES, analysis.shape_of(boxes)),
+        ("class", matches.class_names, labels - 1),
+    )
+    tables = [_covered_table(heading, names, member, best) for heading, names, member in groups]
+    return page.plots([histogram], "18rem") + "".join(tables)
+
+
+def _covered_table(heading: str, names: Sequence[str], member: np.ndarray, best: np.ndarray) -> str:
+    rows = []
+    for index, name in enumerate(names):
+        mine = best[member == index]
+        covered = float(np.mean(mine >= check.COVERED)) if mine.size else math.nan
+        rows.append((name, str(mine.size), page.share(covered), page.bar(covered)))
+    return page.table((heading, "objects", "with a box of IoU 0.5", ""), rows)
 
 
 def _training(metrics: Sequence[Mapping[str, float | None]]) -> str:
-    plots = []
+    figures = []
     for key, name in (("loss", "loss"), ("learning_rate", "learning rate"), ("mean_ap", "mAP")):
         pairs = [(row["step"], row.get(key)) for row in metrics]
         known = [(x, y) for x, y in pairs if x is not None and y is not None and math.isfinite(y)]
         if known:
             steps, values = np.array(known, np.float64).T
             top = 1.0 if key == "mean_ap" else max(values.max(), 1e-12)
-            plots.append(_plot(f"{name} by step", steps, values, max(steps.max(), 1.0), top))
-    return _section("Training", _plots(plots, "18rem")) if plots else ""
+            right = max(steps.max(), 1.0)
+            figures.append(
+                page.line_plot(f"{name} by step", [(steps, values)], right=right, top=top)
+            )
+    return page.plots(figures, "18rem")
 
 
-def _curves(curves: Mapping[str, voc.Curve]) -> str:
-    plots = [
-        _plot(name, curve.recall, curve.precision, 1.0, 1.0)
-        for name, curve in curves.items()
-        if curve.num_objects
-    ]
-    return _section("Precision by recall", _plots(plots, "10rem")) if plots else ""
-
-
-def _gallery(pictures: Sequence[np.ndarray]) -> str:
-    images = []
-    for picture in pictures:
-        buffer = io.BytesIO()
-        Image.fromarray(picture).convert("RGB").save(buffer, "JPEG", quality=_JPEG_QUALITY)
-        data = base64.b64encode(buffer.getvalue()).decode()
-        images.append(f'<img alt="Detections" src="data:image/jpeg;base64,{data}">\n')
-    return _section("Detections", "".join(images)) if images else ""
-
-
-def _section(title: str, body: str) -> str:
-    return f"<h2>{title}</h2>\n{body}\n"
-
-
-def _plots(plots: Sequence[str], least: str) -> str:
-    """Plots side by side, each at least so wide."""
-    return f'<div class="plots" style="--least:{least}">{"".join(plots)}</div>'
-
-
-def _plot(name: str, x: np.ndarray, y: np.ndarray, right: float, top: float) -> str:
-    """One line as SVG over [0, right] x [0, top], numbers at the axes' ends; `x` never falls."""
-    (width, height), (left, above, margin, below) = _PLOT, _MARGIN
-    shown = np.searchsorted(x, np.linspace(0, right, _CURVE_POINTS - 1))
-    shown = np.unique(np.append(shown[shown < len(x)], np.arange(len(x))[-1:]))
-    across, down = width - left - margin, height - above - below
-    points = zip(left + x[shown] / right * across, above + (1 - y[shown] / top) * down, strict=True)
-    line = " ".join(f"{px:.1f},{py:.1f}" for px, py in points)
-    foot, name = height - below, html.escape(name)
-    return (
-        f'<figure><svg viewBox="0 0 {width} {height}" role="img" aria-label="{name}">'
-        f'<path d="M{left} {above}V{foot}H{width - margin}"/><polyline points="{line}"/>'
-        f'<text x="{left - 4}" y="{above + 9}" text-anchor="end">{top:.3g}</text>'
-        f'<text x="{left - 4}" y="{foot}" text-anchor="end">0</text>'
-        f'<text x="{left}" y="{height - 6}">0</text>'
-        f'<text x="{width - margin}" y="{height - 6}" text-anchor="end">{right:.6g}</text>'
-        f"</svg><figcaption>{name}</figcaption></figure>"
+def main(argv: Sequence[str]) -> int:
+    """Writes the page that the command line asks for; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ssd_jax.evaluation.report", description=(__doc__ or "").partition("\n")[0]
     )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    command = commands.add_parser("compare", help="two evaluations side by side")
+    command.add_argument("runs", nargs=2, metavar="RUN", type=Path, help="folder of an evaluation")
+    command.add_argument("--output", type=Path, default=Path("comparison.html"))
+    command.add_argument("--no_pictures", action="store_true", help="don't open the dataset")
+    arguments = parser.parse_args(argv)
+    try:
+        a, b = (evaluated.load(folder) for folder in arguments.runs)
+        compare.check(a, b, names=tuple(map(str, arguments.runs)))
+        read = _no_picture if arguments.no_pictures else _pictures_of(b)
+        compare.write(
+            arguments.output, a, b, names=tuple(map(str, arguments.runs)), read_picture=read
+        )
+    except errors.UserError as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        return 2
+    except OSError as error:
+        sys.stderr.write(f"error: {arguments.output}: {error.strerror}; give another --output\n")
+        return 2
+    sys.stdout.write(f"{arguments.output}\n")
+    return 0
 
 
-def _bar(ap: float) -> str:
-    return "" if math.isnan(ap) else f'<i style="width:{100 * ap:.1f}%"></i>'
+def _pictures_of(source: evaluated.Evaluated) -> gallery.ReadPicture:
+    """The way to the pictures of an evaluation; where there is none, it is said why."""
+    from ssd_jax.evaluation import run  # which imports this module
+
+    try:
+        config = config_lib.from_mapping(source.config)
+        split = run.open_split(config.data, config.data.eval_split)
+        return run.picture_reader(split, list(source.sizes))
+    except ValueError as error:  # a UserError among them
+        reason = " ".join(str(error).split())
+        sys.stderr.write(f"the page shows boxes without pictures: {reason}\n")
+        return _no_picture
 
 
-def _share(value: float) -> str:
-    """A share in per cent; NaN and COCO's -1 mean that there was nothing to find."""
-    return f"{100 * value:.1f}&nbsp;%" if value >= 0 else "no objects"
+def _no_picture(name: str) -> None:
+    """Where the pictures can't be had, their boxes are shown alone."""
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

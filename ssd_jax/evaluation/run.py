@@ -1,6 +1,5 @@
 """Evaluation of a detector on a split: pictures -> detections -> VOC's and COCO's figures."""
 
-import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,9 +13,21 @@ from ssd_jax import config as config_lib
 from ssd_jax import detector as detector_lib
 from ssd_jax import distributed, errors, visualize
 from ssd_jax.data import annotations, datasets, images, loader
-from ssd_jax.evaluation import coco, report, voc
+from ssd_jax.evaluation import coco, evaluated, report, results, voc
 
 SAMPLES = 16  # pictures of a split that are drawn with their detections
+
+
+class Truth(NamedTuple):
+    """What detections are compared with, by picture's name, in either convention.
+
+    Attributes:
+      voc: As `datasets.ground_truth` gives it.
+      coco: As `datasets.coco_ground_truth` gives it.
+    """
+
+    voc: voc.GroundTruthById
+    coco: coco.GroundTruthById
 
 
 class Evaluation(NamedTuple):
@@ -27,12 +38,16 @@ class Evaluation(NamedTuple):
       area: VOC 2010's metric, the area under the interpolated curve.
       coco: COCO's 12 numbers.
       images: How many pictures were evaluated.
+      detections: What the figures were computed from, as `voc.evaluate` takes it.
+      ground_truth: Likewise.
     """
 
     voc07: voc.Result
     area: voc.Result
     coco: dict[str, float]
     images: int
+    detections: voc.DetectionsById
+    ground_truth: voc.GroundTruthById
 
 
 def evaluate(
@@ -53,16 +68,46 @@ def evaluate(
     Raises:
       UserError: While reading, if a picture does not decode.
     """
-    truth = datasets.ground_truth(split)
-    names = list(truth)[: max_images or None]
-    found = detect(detector, split, count=len(names), on_picture=on_picture)
-    truth = {name: truth[name] for name in names}
-    curves = voc.precision_recall(found, truth, class_names=split.class_names)
+    truth = truth_of(split, max_images=max_images)
+    found = detect(detector, split, count=len(truth.voc), on_picture=on_picture)
+    return figures(found, truth, class_names=split.class_names)
+
+
+def truth_of(split: datasets.Split, *, max_images: int = 0) -> Truth:
+    """What detections in a split, or in its first `max_images` pictures, are compared with.
+
+    Raises:
+      UserError: The split holds a picture twice, or has no annotations.
+    """
+    if not split.annotated:
+        raise errors.UserError(
+            "the split has no annotations to evaluate with; evaluate.py detects in it, and its "
+            "results go to the dataset's server"
+        )
+    truth, of_coco = datasets.ground_truth(split), datasets.coco_ground_truth(split)
+    names = dict.fromkeys(list(truth)[: max_images or None])
+    return Truth(
+        voc={name: truth[name] for name in names},
+        coco={name: objects for name, objects in of_coco.items() if name in names},
+    )
+
+
+def figures(found: results.Found, truth: Truth, *, class_names: Sequence[str]) -> Evaluation:
+    """All figures of detections; those in pictures that `truth` does not have are passed over.
+
+    Raises:
+      UserError: If a label has no name.
+    """
+    of_voc = {name: rows for name, rows in found.voc.items() if name in truth.voc}
+    of_coco = {name: rows for name, rows in found.coco.items() if name in truth.coco}
+    curves = voc.precision_recall(of_voc, truth.voc, class_names=class_names)
     return Evaluation(
         voc07=voc.summarize(curves, use_07_metric=True),
         area=voc.summarize(curves, use_07_metric=False),
-        coco=coco.evaluate(found, truth, class_names=split.class_names),
-        images=len(names),
+        coco=coco.evaluate(of_coco, truth.coco, class_names=class_names),
+        images=len(truth.voc),
+        detections=of_voc,
+        ground_truth=truth.voc,
     )
 
 
@@ -72,26 +117,25 @@ def detect(
     *,
     count: int,
     on_picture: Callable[[int], None] = lambda done: None,
-) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Detections in the first `count` pictures of a split, as `voc.evaluate` takes them.
+) -> results.Found:
+    """Detections in the first `count` pictures of a split.
 
     Several processes share the pictures, and each gets all detections.
-
-    Returns:
-      By picture's name: boxes `[N, 4]` in VOC's pixels (1-based, inclusive), scores and labels.
     """
     processes = jax.process_count()
     rows: list[tuple[Any, ...]] = []
     for number, raw in raw_detections(detector, split, count=count):
         rows.append((number, *raw))
         on_picture(min(len(rows) * processes, count))
-    found = {}
+    found = results.Found({}, {})
     most = detector.config.eval.max_detections
     for index, boxes, scores, labels in _of_all_processes(rows, count, most):
         used = scores > 0
         record = split.source[index]
-        boxes = annotations.to_voc_pixels(boxes[used], record["height"], record["width"])
-        found[record["name"]] = boxes, scores[used], labels[used]
+        size = record["height"], record["width"]
+        rest = scores[used], labels[used]
+        found.voc[record["name"]] = annotations.to_voc_pixels(boxes[used], *size), *rest
+        found.coco[record["name"]] = annotations.to_bboxes(boxes[used], *size), *rest
     return found
 
 
@@ -195,22 +239,28 @@ def write(
     result: Evaluation,
     *,
     config: config_lib.Config,
+    split: datasets.Split,
     metrics: Sequence[Mapping[str, Any]],
     pictures: Sequence[np.ndarray],
 ) -> dict[str, Path]:
-    """Writes `evaluation.json` and `report.html`.
+    """Writes `evaluation.json`, `detections.npz` and `report.html`.
 
     Args:
       folder: Where to.
       result: The figures.
       config: Of the run.
+      split: What was evaluated on.
       metrics: Rows of `metrics.jsonl`, for the curves.
       pictures: `[H, W, 3]` uint8 each, for the gallery.
 
     Returns:
       What was written: a word for it, and where it lies.
     """
-    places = {"figures": folder / "evaluation.json", "report": folder / "report.html"}
+    places = {
+        "figures": folder / "evaluation.json",
+        "detections": folder / evaluated.NAME,
+        "report": folder / "report.html",
+    }
     figures = {
         "images": result.images,
         "mean_ap_voc07": _plain(result.voc07.mean_ap),
@@ -221,28 +271,62 @@ def write(
     }
     folder.mkdir(parents=True, exist_ok=True)
     places["figures"].write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    source = evaluated.Evaluated(
+        config=config_lib.to_dict(config),
+        class_names=split.class_names,
+        sizes=_sizes(split, result.images),
+        detections=result.detections,
+        ground_truth=result.ground_truth,
+    )
+    evaluated.save(folder, source)
+    model = detector_lib.build_model(config.model, len(split.class_names))
     report.write(
         places["report"],
         title=f"SSD on {config.data.dataset}, {config.data.eval_split}",
-        settings=_settings(config),
+        settings=evaluated.settings(source.config),
         voc07=result.voc07,
         area=result.area,
         coco=result.coco,
+        source=source,
+        priors_cxcywh=detector_lib.default_boxes(config.model, model),
         metrics=metrics,
         pictures=pictures,
+        read_picture=picture_reader(split, list(source.sizes)),
     )
     return places
+
+
+def picture_reader(
+    split: datasets.Split, names: Sequence[str]
+) -> Callable[[str], np.ndarray | None]:
+    """The way to the pictures of a split by name; what is not there, or broken, is None.
+
+    Args:
+      split: The split.
+      names: Those of its first pictures, in their order.
+    """
+    numbers = {name: number for number, name in enumerate(names)}
+
+    def read(name: str) -> np.ndarray | None:
+        if not numbers[name] < len(split.source):
+            return None
+        record = split.source[numbers[name]]
+        if record["name"] != name:
+            return None
+        try:
+            return images.decode(record["image"], name=name)
+        except errors.UserError:
+            return None
+
+    return read
+
+
+def _sizes(split: datasets.Split, count: int) -> dict[str, tuple[int, int]]:
+    """(height, width) in pixels of the first pictures of a split, by name."""
+    records = (split.source[index] for index in range(count))
+    return {record["name"]: (record["height"], record["width"]) for record in records}
 
 
 def _plain(value: float) -> float | None:
     """NaN, which JSON does not know, as null."""
     return None if math.isnan(value) else float(value)
-
-
-def _settings(config: config_lib.Config) -> dict[str, str]:
-    """The fields of a config by their dotted names."""
-    flat = {"seed": str(config.seed)}
-    for part in ("model", "data", "train", "eval"):
-        fields = dataclasses.asdict(getattr(config, part))
-        flat |= {f"{part}.{name}": str(value) for name, value in fields.items()}
-    return flat

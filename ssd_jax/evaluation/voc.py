@@ -7,7 +7,7 @@ Where the devkit's MATLAB (`>=`) and Python (`>`) editions differ, at an IoU of 
 follows the Python edition and the paper: the overlap "must exceed 50%".
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ GroundTruthById = Mapping[Any, tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 # As the devkit spells them: 3 * 0.1 > 0.3, so a recall of exactly 3/10 doesn't reach the fourth.
 _RECALL_THRESHOLDS = 0.1 * np.arange(11)
+_CHUNK = 100_000  # detections that are compared with objects at a time
 
 
 class Rows(NamedTuple):
@@ -35,6 +36,28 @@ class Rows(NamedTuple):
     boxes: np.ndarray
     labels: np.ndarray
     values: np.ndarray
+
+
+class Matches(NamedTuple):
+    """Which detection found which object: D detections, M objects.
+
+    Attributes:
+      found: The detections, D rows.
+      objects: The ground truth, M rows.
+      class_names: Label k is `class_names[k - 1]`.
+      order: `[D]` rows of `found` from the best score to the worst.
+      matched: `[D]` row of `objects` of the detection's class that it overlaps enough, -1 for none.
+      hit: `[D]` bool, the detection is right.
+      excused: `[D]` bool, it is that of a difficult object: neither right nor wrong.
+    """
+
+    found: Rows
+    objects: Rows
+    class_names: tuple[str, ...]
+    order: np.ndarray
+    matched: np.ndarray
+    hit: np.ndarray
+    excused: np.ndarray
 
 
 class Curve(NamedTuple):
@@ -109,7 +132,46 @@ def precision_recall(
     class_names: Sequence[str],
     iou_threshold: float = 0.5,
 ) -> dict[str, Curve]:
-    """Precision and recall of each class as the score threshold falls.
+    """Precision and recall of each class as the score threshold falls, by the rules of `match`.
+
+    Args:
+      detections: As in `evaluate`.
+      ground_truth: As in `evaluate`.
+      class_names: As in `evaluate`.
+      iou_threshold: As in `evaluate`.
+
+    Returns:
+      A curve for each class name, in the order of `class_names`.
+
+    Raises:
+      UserError: A detection's image has no ground truth, or a label has no name.
+      ValueError: The arrays of an image differ in length.
+    """
+    return curves_of(
+        match(detections, ground_truth, class_names=class_names, iou_threshold=iou_threshold)
+    )
+
+
+def curves_of(matches: Matches) -> dict[str, Curve]:
+    """Precision and recall of each class, in the order of the class names."""
+    found, objects = matches.found, matches.objects
+    ranked = matches.order[~matches.excused[matches.order]]
+    counts = np.bincount(objects.labels[~objects.values], minlength=len(matches.class_names) + 1)
+    curves = {}
+    for label, name in enumerate(matches.class_names, start=1):
+        own = ranked[found.labels[ranked] == label]
+        curves[name] = curve(matches.hit[own], found.values[own], int(counts[label]))
+    return curves
+
+
+def match(
+    detections: DetectionsById,
+    ground_truth: GroundTruthById,
+    *,
+    class_names: Sequence[str],
+    iou_threshold: float = 0.5,
+) -> Matches:
+    """Finds the detections that are right.
 
     A detection belongs to the object of its image and class that it overlaps most (ties: the first
     object). Of the detections that belong to one object, each by more than `iou_threshold`, the
@@ -125,9 +187,6 @@ def precision_recall(
       class_names: As in `evaluate`.
       iou_threshold: As in `evaluate`.
 
-    Returns:
-      A curve for each class name, in the order of `class_names`.
-
     Raises:
       UserError: A detection's image has no ground truth, or a label has no name.
       ValueError: The arrays of an image differ in length.
@@ -135,17 +194,30 @@ def precision_recall(
     Source: Everingham et al. 2010, section 4.2; VOCevaldet.m of the VOC devkit.
     """
     found, objects = flatten(detections, ground_truth, class_names=class_names)
-    best_object, best_iou = _best_objects(found, objects)
-    matched = np.where(best_iou > iou_threshold, best_object, -1)
-    difficult = np.append(objects.values, False)[matched]  # -1, no object, is not difficult
-    curves = {}
-    for label, name in enumerate(class_names, start=1):
-        own = np.flatnonzero(found.labels == label)
-        own = own[np.argsort(-found.values[own])]
-        own = own[~difficult[own]]  # after the sort, on which the order of ties depends
-        num_objects = int(np.sum((objects.labels == label) & ~objects.values))
-        curves[name] = _curve(_first_of_each(matched[own]), found.values[own], num_objects)
-    return curves
+    nearest, iou = best_objects(found, objects)
+    matched = np.where(iou > iou_threshold, nearest, -1)
+    order = _by_score(found)
+    hit = np.zeros(len(matched), bool)
+    hit[order] = _first_of_each(matched[order])
+    excused = np.append(objects.values, False)[matched]  # -1, no object, is not difficult
+    return Matches(found, objects, tuple(class_names), order, matched, hit & ~excused, excused)
+
+
+def curve(hits: np.ndarray, scores: np.ndarray, num_objects: int) -> Curve:
+    """The curve of one class.
+
+    Args:
+      hits: `[D]` bool, which detections are right, best score first.
+      scores: `[D]` of the detections.
+      num_objects: Objects to find.
+    """
+    right = np.cumsum(hits)
+    return Curve(
+        recall=right / max(num_objects, 1),
+        precision=right / np.arange(1, len(hits) + 1),
+        scores=scores,
+        num_objects=num_objects,
+    )
 
 
 def summarize(curves: Mapping[str, Curve], *, use_07_metric: bool) -> Result:
@@ -159,10 +231,10 @@ def summarize(curves: Mapping[str, Curve], *, use_07_metric: bool) -> Result:
       The same as `evaluate`.
     """
     ap = {
-        name: average_precision(curve.recall, curve.precision, use_07_metric=use_07_metric)
-        if curve.num_objects
+        name: average_precision(one.recall, one.precision, use_07_metric=use_07_metric)
+        if one.num_objects
         else float("nan")
-        for name, curve in curves.items()
+        for name, one in curves.items()
     }
     known = [value for name, value in ap.items() if curves[name].num_objects]
     return Result(ap, float(np.mean(known)) if known else float("nan"), dict(curves))
@@ -257,48 +329,91 @@ def _concatenate(images: Sequence[Rows], dtype: type) -> Rows:
     return Rows(*(np.concatenate(columns) for columns in zip(nothing, *images, strict=True)))
 
 
-def _best_objects(found: Rows, objects: Rows) -> tuple[np.ndarray, np.ndarray]:
-    """For each detection the object of its image and class with the largest IoU.
+def _by_score(found: Rows) -> np.ndarray:
+    """`[D]` rows from the best score to the worst; each class is sorted as the devkit sorts it."""
+    classes = [np.flatnonzero(found.labels == label) for label in np.unique(found.labels)]
+    rows = [own[np.argsort(-found.values[own])] for own in classes]
+    joined = np.concatenate([np.zeros(0, int), *rows])
+    return joined[np.argsort(-found.values[joined], kind="stable")]
 
-    All pairs of one image and class stand in one long row, so no loop over images is needed.
+
+def best_objects(
+    found: Rows, objects: Rows, *, same_class: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """For each detection the object of its image with the largest IoU.
 
     Args:
       found: The detections, D rows.
       objects: The ground truth, M rows.
+      same_class: Look at objects of the detection's class; otherwise at those of other classes.
 
     Returns:
-      `[D]` row of `objects`, -1 for none, and `[D]` its IoU, 0 for none.
+      `[D]` row of `objects`, -1 for none, and `[D]` its IoU in [0, 1], 0 for none.
     """
-    num_labels = 1 + max(np.max(found.labels, initial=0), np.max(objects.labels, initial=0))
-    found_group = found.image * num_labels + found.labels
-    object_group = objects.image * num_labels + objects.labels
-    by_group = np.argsort(object_group, kind="stable")
-    object_group = object_group[by_group]
-    first = np.searchsorted(object_group, found_group, side="left")
-    count = np.searchsorted(object_group, found_group, side="right") - first
-
-    best_object = np.full(len(found_group), -1)
-    best_iou = np.zeros(len(found_group))
-    detection = np.repeat(np.arange(len(found_group)), count)  # [pairs], ascending
-    rank = np.arange(len(detection)) - np.repeat(np.cumsum(count) - count, count)
-    candidate = by_group[np.repeat(first, count) + rank]
-    iou = _iou(found.boxes[detection], objects.boxes[candidate])
-    np.maximum.at(best_iou, detection, iou)
-    # Of equals the first is written last, and stays.
-    largest = np.flatnonzero(iou == best_iou[detection])[::-1]
-    best_object[detection[largest]] = candidate[largest]
+    best_object, best_iou = np.full(len(found.image), -1), np.zeros(len(found.image))
+    for detection, candidate, iou in _pairs(found, objects):
+        same = found.labels[detection] == objects.labels[candidate]
+        of_interest = same if same_class else ~same
+        detection, candidate = detection[of_interest], candidate[of_interest]
+        iou = iou[of_interest]
+        np.maximum.at(best_iou, detection, iou)
+        # Of equals the first is written last, and stays.
+        largest = np.flatnonzero(iou == best_iou[detection])[::-1]
+        best_object[detection[largest]] = candidate[largest]
     return best_object, best_iou
+
+
+def overlapping(
+    found: Rows, objects: Rows, *, iou_threshold: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The pairs of a detection and an object of its image, of any class, that overlap enough.
+
+    Args:
+      found: The detections.
+      objects: The ground truth.
+      iou_threshold: Pairs of a larger IoU are given.
+
+    Returns:
+      `[K]` row of `found`, ascending, `[K]` row of `objects`, and `[K]` their IoU.
+    """
+    parts = [
+        tuple(column[iou > iou_threshold] for column in (detection, candidate, iou))
+        for detection, candidate, iou in _pairs(found, objects)
+    ]
+    nothing = np.zeros(0, int), np.zeros(0, int), np.zeros(0)
+    detection, candidate, iou = (
+        np.concatenate(columns) for columns in zip(nothing, *parts, strict=True)
+    )
+    return detection, candidate, iou
+
+
+def _pairs(found: Rows, objects: Rows) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Rows of detections and objects of one image, and their IoU; some detections at a time.
+
+    All pairs of an image stand in one long row, so no loop over images is needed.
+    """
+    by_image = np.argsort(objects.image, kind="stable")
+    object_image = objects.image[by_image]
+    first = np.searchsorted(object_image, found.image, side="left")
+    count = np.searchsorted(object_image, found.image, side="right") - first
+    for start in range(0, len(count), _CHUNK):
+        part = count[start : start + _CHUNK]
+        detection = np.repeat(np.arange(start, start + len(part)), part)
+        rank = np.arange(len(detection)) - np.repeat(np.cumsum(part) - part, part)
+        candidate = by_image[first[detection] + rank]
+        yield detection, candidate, _iou(found.boxes[detection], objects.boxes[candidate])
 
 
 def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """IoU of boxes row by row, `[N, 4]` and `[N, 4]` to `[N]`, in whole pixels (the + 1)."""
     extent = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2]) + 1
     intersection = np.prod(np.maximum(extent, 0), axis=1)
-    union = _area(a) + _area(b) - intersection
+    union = area(a) + area(b) - intersection
     return intersection / np.where(union > 0, union, 1)
 
 
-def _area(boxes: np.ndarray) -> np.ndarray:
+def area(boxes: np.ndarray) -> np.ndarray:
+    """Areas `[N]` of boxes `[N, 4]` in square pixels, the last row and column included."""
     return np.prod(boxes[:, 2:] - boxes[:, :2] + 1, axis=1)
 
 
@@ -307,14 +422,3 @@ def _first_of_each(matched: np.ndarray) -> np.ndarray:
     hits = np.zeros(len(matched), bool)
     hits[np.unique(matched, return_index=True)[1]] = True
     return hits & (matched >= 0)
-
-
-def _curve(hits: np.ndarray, scores: np.ndarray, num_objects: int) -> Curve:
-    """The curve of one class from its detections, best score first."""
-    right = np.cumsum(hits)
-    return Curve(
-        recall=right / max(num_objects, 1),
-        precision=right / np.arange(1, len(hits) + 1),
-        scores=scores,
-        num_objects=num_objects,
-    )

@@ -7,6 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ssd_jax.models import convolutions
+
 Initializer = Callable[..., jax.Array]
 
 # Caffe's "xavier" fills uniformly within +-sqrt(3 / fan_in): SPEC of the authors' new layers.
@@ -21,6 +23,16 @@ he_normal_pixels: Initializer = nn.initializers.variance_scaling(
 he_normal_quarter: Initializer = nn.initializers.variance_scaling(
     2.0 / 4**2, "fan_in", "truncated_normal"
 )
+
+
+# Behind a layer without ReLU, and where the values stay as large as they are.
+lecun_normal: Initializer = nn.initializers.lecun_normal()
+he_normal: Initializer = nn.initializers.he_normal()
+
+
+def scaled(features: int, width: float) -> int:
+    """Channel count under the width multiplier: a multiple of 8, at least 8."""
+    return features if width == 1 else max(8, round(features * width / 8) * 8)
 
 
 def he_central(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
@@ -78,6 +90,65 @@ def max_pool_2x2(x: jax.Array) -> jax.Array:
         even, odd = (jax.lax.slice_in_dim(x, at, None, stride=2, axis=axis) for at in (0, 1))
         x = jnp.maximum(even, odd)
     return x
+
+
+@jax.jit
+def spatial_mean(x: jax.Array) -> jax.Array:
+    """The mean of each channel, `[B, H, W, C]` -> `[B, 1, 1, C]`.
+
+    By the name that `jit` gives it, an export finds it and writes a pooling.
+    """
+    return jnp.mean(x, axis=(1, 2), keepdims=True)
+
+
+class ConvAffine(nn.Module):
+    """A square convolution without bias, then BatchNorm with frozen statistics, then a ReLU.
+
+    y = activation(conv(x, kernel) * scale + bias) with a scale and a bias for each channel.
+    Computed as conv(x, kernel * scale) + bias, which is the same and has no product as large as the
+    map to keep for the backward pass.
+
+    Attributes:
+      features: Channels of the output; 0: those of the input, each convolved on its own.
+      kernel: Its side, odd.
+      stride: Of the convolution.
+      padding: `"torch"`: (kernel - 1) / 2 on each side; `"tensorflow"`: its SAME, which at stride
+        2 is (0, 1) on an even side.
+      activation: What follows, ReLU6 as in MobileNetV2; None: nothing.
+      kernel_init: Of the kernel, `[kernel, kernel, in, features]`, of which in is 1 if each channel
+        is on its own.
+      dtype: Type of the computation; parameters are float32.
+    """
+
+    features: int
+    kernel: int
+    stride: int = 1
+    padding: str = "torch"
+    activation: Callable[[jax.Array], jax.Array] | None = jax.nn.relu6
+    kernel_init: Initializer = he_normal
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Convolves `[B, H, W, C]`."""
+        features = self.features or x.shape[-1]
+        shape = (self.kernel, self.kernel, x.shape[-1] if self.features else 1, features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        scale = self.param("scale", nn.initializers.ones, (features,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (features,), jnp.float32)
+        x, kernel = x.astype(self.dtype), (kernel * scale).astype(self.dtype)
+        pads = tuple(
+            convolutions.padding(side, self.kernel, self.stride, self.padding)
+            for side in x.shape[1:3]
+        )
+        if not self.features:
+            x = convolutions.depthwise(x, kernel, stride=self.stride, padding=pads)
+        elif self.kernel == self.stride == 1:
+            x = convolutions.pointwise(x, kernel)
+        else:
+            x = convolutions.convolution(x, kernel, stride=self.stride, padding=pads)
+        x = x + bias.astype(self.dtype)
+        return self.activation(x) if self.activation else x
 
 
 class L2Norm(nn.Module):

@@ -9,11 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssd_jax import priors
-from ssd_jax.models import layers, vgg
+from ssd_jax.models import backbone, layers, lite, mobilenet, mobilenet_v3, resnet, vgg
 
-BACKBONES = {"vgg16": vgg.VGG16}
+BACKBONES: dict[str, backbone.Backbone] = {
+    **vgg.BACKBONES,
+    **resnet.BACKBONES,
+    **mobilenet.BACKBONES,
+    **mobilenet_v3.BACKBONES,
+}
 
 _PUBLISHED = {
+    ("lite", "voc"): priors.SSDLITE320,
+    ("lite", "coco"): priors.SSDLITE320,
     ("300", "voc"): priors.SSD300_VOC,
     ("300", "coco"): priors.SSD300_COCO,
     ("512", "voc"): priors.SSD512_VOC,
@@ -21,8 +28,15 @@ _PUBLISHED = {
 }
 
 
+# Pixels by which an input grows to find the strides of its maps: a multiple of them.
+_GROWTH = 1024
+
+
 class Extra(NamedTuple):
-    """An extra feature layer: a 1x1 convolution to `squeeze`, then one to `features` channels."""
+    """An extra feature layer: a 1x1 convolution to `squeeze`, then one to `features` channels.
+
+    In SSDLite the second is a depthwise one, and a 1x1 one to `features` channels.
+    """
 
     squeeze: int
     features: int
@@ -31,8 +45,15 @@ class Extra(NamedTuple):
     padding: int
 
 
-# Liu et al. 2016, section 3.1 and figure 2 (300); the authors' release (512).
+# Liu et al. 2016, section 3.1 and figure 2 (300); the authors' release (512); torchvision's
+# ssdlite320 (lite).
 _EXTRAS = {
+    "lite": (
+        Extra(256, 512, kernel=3, stride=2, padding=1),
+        Extra(128, 256, kernel=3, stride=2, padding=1),
+        Extra(128, 256, kernel=3, stride=2, padding=1),
+        Extra(64, 128, kernel=3, stride=2, padding=1),
+    ),
     "300": (
         Extra(256, 512, kernel=3, stride=2, padding=1),
         Extra(128, 256, kernel=3, stride=2, padding=1),
@@ -47,6 +68,20 @@ _EXTRAS = {
         Extra(128, 256, kernel=4, stride=1, padding=1),
     ),
 }
+
+
+_HALVING = Extra(256, 512, kernel=3, stride=2, padding=1)
+"""What stands in for a second source map, in NVIDIA's and in MLPerf's SSD."""
+
+
+def _extras(layout: str, body_maps: int) -> tuple[Extra, ...]:
+    """The layers on a body of so many maps: one more on one, and on three all but the last but one.
+
+    The source maps have the shapes of the layout in any case.
+    """
+    extras = _EXTRAS[layout]
+    surplus = body_maps + len(extras) - len(_PUBLISHED[layout, "voc"].feature_maps)
+    return (_HALVING, *extras) if surplus < 0 else (*extras[: -1 - surplus], extras[-1])
 
 
 class Predictions(NamedTuple):
@@ -64,52 +99,82 @@ class Predictions(NamedTuple):
 class SSD(nn.Module):
     """Single Shot MultiBox Detector: `[B, H, W, 3]` normalised pictures -> `Predictions`.
 
-    The layout of the extra layers follows the input's shorter side: SSD300's six maps below 512,
-    SSD512's seven from there on.
+    On a backbone of style `"ssd"`, a VGG or ResNet, stand the paper's extra layers and heads, 3x3
+    convolutions. Their layout follows the input's shorter side: SSD300's six maps below 512,
+    SSD512's seven from there on; a ResNet, which has one source map where VGG has two, gets one
+    more layer. On one of style `"ssdlite"`, a MobileNet, stand SSDLite's: six maps, whose 3x3
+    convolutions are depthwise.
 
     Attributes:
       num_classes: C, background included.
       backbone: A name in `BACKBONES`.
       width: Multiplier of all channel counts but the heads'.
-      prior_sizes: `"voc"` or `"coco"`, the published sizes of the default boxes.
+      atrous: Of a VGG, see `vgg.VGG`; without, the last extra layer but one is left out, so that
+        the source maps have the shapes that they have with it.
+      source_maps: See `priors.tiled`; there is a pair of heads for each scale, and no extra layer
+        behind the last map that is named.
+      aspect_ratios: Likewise.
+      padding: Of the convolutions of stride 2 in a MobileNet, see `mobilenet.MobileNetV2`.
+      prior_sizes: `"voc"` or `"coco"`, the published sizes of the default boxes; SSDLite's are the
+        same for both.
       dtype: Type of the computation; parameters and outputs are float32.
       remat: Of the backbone: less memory in training for more computation.
+      layout: Whose extra layers, see `layout_for`; empty: those of the input's size.
       gaps: Logits of the heads that stand for no class, see `merge_gaps`; they come on top of
         `num_classes`.
 
-    Source: Liu et al. 2016, section 2.1 and figure 2.
+    Source: Liu et al. 2016, section 2.1 and figure 2; SSDLite: Sandler et al. 2018, section 6.2.
     """
 
     num_classes: int
     backbone: str = "vgg16"
     width: float = 1.0
+    atrous: bool = True
+    source_maps: tuple[int, ...] = ()
+    aspect_ratios: tuple[tuple[float, ...], ...] = ()
+    padding: str = "torch"
     prior_sizes: str = "voc"
     dtype: Any = jnp.float32
     remat: bool = False
+    layout: str = ""
     gaps: tuple[int, ...] = ()
 
     @nn.compact
     def __call__(self, images: jax.Array) -> Predictions:
         """Predicts offsets and class logits for every prior."""
-        layout = layout_for((images.shape[1], images.shape[2]))
-        body = BACKBONES[self.backbone](
-            width=self.width, dtype=self.dtype, remat=self.remat, name=self.backbone
-        )
-        maps = body(images)
-        for number, extra in enumerate(_EXTRAS[layout], start=6):
-            maps.append(self._extra(maps[-1], f"conv{number}", extra))
-        per_cell = _PUBLISHED[layout, self.prior_sizes].boxes_per_cell
+        layout = _layout(self, (images.shape[1], images.shape[2]))
+        spec = _tiled(self, layout)
+        maps = self._body()(images)
+        wanted = self.source_maps or tuple(range(len(spec.feature_maps)))
+        extras = _extras(layout, len(maps))
+        make = self._lite_extra if layout == "lite" else self._extra
+        for number, extra in enumerate(extras[: max(0, max(wanted) + 1 - len(maps))]):
+            maps.append(make(maps[-1], number, extra))
         loc, conf = [], []
-        for level, (source, boxes) in enumerate(zip(maps, per_cell, strict=True)):
+        for level, (place, boxes) in enumerate(zip(wanted, spec.boxes_per_cell, strict=True)):
+            source = maps[place]
             loc.append(self._head(source, f"loc{level}", boxes, 4))
             logits = self._head(source, f"conf{level}", boxes, self.num_classes + len(self.gaps))
             conf.append(merge_gaps(logits, self.gaps))
         return Predictions(jnp.concatenate(loc, axis=1), jnp.concatenate(conf, axis=1))
 
-    def _extra(self, x: jax.Array, name: str, extra: Extra) -> jax.Array:
-        squeeze = vgg.scaled(extra.squeeze, self.width)
+    def _body(self) -> nn.Module:
+        options: dict[str, Any] = {"width": self.width, "dtype": self.dtype, "remat": self.remat}
+        if self._lite:
+            options["padding"] = self.padding
+        if not self.atrous:
+            options["atrous"] = False
+        return BACKBONES[self.backbone].build(**options, name=self.backbone)
+
+    @property
+    def _lite(self) -> bool:
+        return BACKBONES[self.backbone].style == "ssdlite"
+
+    def _extra(self, x: jax.Array, number: int, extra: Extra) -> jax.Array:
+        name = f"conv{number + 6}"
+        squeeze = layers.scaled(extra.squeeze, self.width)
         x = nn.relu(layers.conv(squeeze, 1, dtype=self.dtype, name=f"{name}_1")(x))
-        features = vgg.scaled(extra.features, self.width)
+        features = layers.scaled(extra.features, self.width)
         second = layers.conv(
             features,
             extra.kernel,
@@ -120,9 +185,22 @@ class SSD(nn.Module):
         )
         return nn.relu(second(x))
 
+    def _lite_extra(self, x: jax.Array, number: int, extra: Extra) -> jax.Array:
+        return lite.Extra(
+            squeeze=layers.scaled(extra.squeeze, self.width),
+            features=layers.scaled(extra.features, self.width),
+            stride=extra.stride,
+            dtype=self.dtype,
+            name=f"extra{number}",
+        )(x)
+
     def _head(self, x: jax.Array, name: str, boxes: int, values: int) -> jax.Array:
         """`[B, rows * columns * boxes, values]`: the channel is box * values + value."""
-        x = layers.conv(boxes * values, 3, padding=1, dtype=self.dtype, name=name)(x)
+        features = boxes * values
+        if self._lite:
+            x = lite.Head(features, dtype=self.dtype, name=name)(x)
+        else:
+            x = layers.conv(features, 3, padding=1, dtype=self.dtype, name=name)(x)
         return x.reshape(x.shape[0], -1, values).astype(jnp.float32)
 
 
@@ -162,9 +240,23 @@ def apply(model: SSD, params: Any, images: jax.Array) -> Predictions:
     return model.apply({"params": params}, images)  # type: ignore[return-value]
 
 
-def layout_for(image_size: tuple[int, int]) -> str:
-    """`"300"` or `"512"`: whose extra layers a network of this (height, width) has."""
+def layout_for(backbone: str, image_size: tuple[int, int]) -> str:
+    """`"300"`, `"512"` or `"lite"`: whose extra layers a network of this (height, width) has."""
+    if BACKBONES[backbone].style == "ssdlite":
+        return "lite"
     return "300" if min(image_size) < 512 else "512"
+
+
+def _layout(model: SSD, image_size: tuple[int, int]) -> str:
+    return model.layout or layout_for(model.backbone, image_size)
+
+
+def _tiled(model: SSD, layout: str) -> priors.PriorSpec:
+    return priors.tiled(
+        _PUBLISHED[layout, model.prior_sizes],
+        source_maps=model.source_maps,
+        aspect_ratios=model.aspect_ratios,
+    )
 
 
 @functools.cache
@@ -179,10 +271,18 @@ def prior_spec(model: SSD, image_size: tuple[int, int]) -> priors.PriorSpec:
       The published spec where the size is a published one, else the same adapted to the size.
 
     Raises:
-      ValueError: If the input is too small for the number of maps.
+      ValueError: If the input is too small for the number of maps, or `priors.tiled` raises it.
     """
-    published = _PUBLISHED[layout_for(image_size), model.prior_sizes]
-    return priors.adapt(published, image_size, feature_map_shapes(model, image_size))
+    spec = _tiled(model, _layout(model, image_size))
+    return priors.adapt(spec, image_size, feature_map_shapes(model, image_size))
+
+
+@functools.cache
+def strides(model: SSD, image_size: tuple[int, int]) -> tuple[float, ...]:
+    """Pixels of the input from a cell of each source map to the next, by the layers' strides."""
+    grown = feature_map_shapes(model, (image_size[0] + _GROWTH, image_size[1] + _GROWTH))
+    maps = feature_map_shapes(model, image_size)
+    return tuple(_GROWTH / (large[0] - small[0]) for large, small in zip(grown, maps, strict=True))
 
 
 def feature_map_shapes(model: SSD, image_size: tuple[int, int]) -> list[tuple[int, int]]:
@@ -203,8 +303,27 @@ def feature_map_shapes(model: SSD, image_size: tuple[int, int]) -> list[tuple[in
 
 
 def default_boxes(
-    model: SSD, image_size: tuple[int, int], *, clip: bool = False, clip_sizes: bool = False
+    model: SSD,
+    image_size: tuple[int, int],
+    *,
+    clip: bool = False,
+    clip_sizes: bool = False,
+    at: tuple[int, int] | None = None,
 ) -> np.ndarray:
-    """The `[P, 4]` float32 priors (cxcywh) that belong to a network's outputs."""
+    """The `[P, 4]` float32 priors (cxcywh) that belong to a network's outputs.
+
+    Args:
+      model: The network.
+      image_size: (height, width) in pixels of the input that it is trained at.
+      clip: See `priors.default_boxes`.
+      clip_sizes: Likewise.
+      at: (height, width) of another input that it is to run on, with `model.layout` given.
+
+    Raises:
+      ValueError: If an input is too small for the number of maps.
+    """
     spec = prior_spec(model, image_size)
+    if at not in (None, image_size):
+        maps = feature_map_shapes(model, at)
+        spec = priors.at_size(spec, at, maps, strides(model, image_size))
     return priors.default_boxes(spec, clip=clip, clip_sizes=clip_sizes)

@@ -13,7 +13,8 @@ class Layer(NamedTuple):
 
     Attributes:
       name: Path in the parameters, as in `vgg16/conv1_1`.
-      output: Shape of its output for one picture, (rows, columns, channels).
+      output: Shape of its output for one picture: (rows, columns, channels), of a dense layer
+        (features,).
       parameters: Number of its parameters.
       flops: Floating point operations of one picture's forward pass; a multiply-add counts as 2.
     """
@@ -64,7 +65,7 @@ def _find(params: dict, name: str) -> dict | None:
 def _layer(name: str, output: tuple[int, ...], arrays: dict) -> Layer:
     parameters = sum(math.prod(array.shape) for array in arrays.values())
     positions = math.prod(output[:-1])
-    if "kernel" in arrays:  # a convolution: its kernel at each position, and the bias
+    if "kernel" in arrays:  # its kernel at each position, of which a dense layer has one; the bias
         flops = positions * (2 * math.prod(arrays["kernel"].shape) + output[-1])
     else:  # L2Norm: square, sum, divide, scale
         flops = 4 * math.prod(output)

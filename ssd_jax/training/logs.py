@@ -1,13 +1,17 @@
-"""Figures of a run, kept as CSV, JSONL and TensorBoard events."""
+"""Figures of a run, kept as CSV, JSONL and TensorBoard events, and shown to Weights & Biases."""
 
 import csv
+import importlib
 import json
 import math
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import tensorboardX
+
+from ssd_jax import errors
 
 _COLUMNS = (
     "step",
@@ -31,11 +35,28 @@ class MetricsLog:
     are dropped when the log is opened, so that a step stands there once.
     """
 
-    def __init__(self, workdir: Path, *, step: int, active: bool = True):
-        """Opens the log of a run that goes on after `step`; not active, it writes nothing."""
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        step: int,
+        active: bool = True,
+        wandb: str = "",
+        settings: Mapping[str, Any] | None = None,
+    ):
+        """Opens the log of a run.
+
+        Args:
+          workdir: Of the run.
+          step: After which it goes on.
+          active: If not, nothing is written.
+          wandb: Project of Weights & Biases that is shown the rows too; empty: none.
+          settings: What is shown there as the run's config.
+        """
         self._active = active
         if not active:
             return
+        self._wandb = _open_wandb(wandb, workdir, settings or {}) if wandb else None
         self._jsonl, self._csv = workdir / "metrics.jsonl", workdir / "metrics.csv"
         self.rows = [row for row in read(self._jsonl) if row["step"] <= step]
         self._rewrite()
@@ -55,11 +76,16 @@ class MetricsLog:
             if name != "step" and value is not None:
                 self._events.add_scalar(name, value, int(row["step"]))
         self._events.flush()
+        if self._wandb:
+            values = {name: value for name, value in plain.items() if name != "step"}
+            self._wandb.log(values, step=int(row["step"]))
 
     def close(self) -> None:
-        """Ends the TensorBoard file."""
+        """Ends the TensorBoard file and the run of Weights & Biases."""
         if self._active:
             self._events.close()
+        if self._active and self._wandb:
+            self._wandb.finish()
 
     def _rewrite(self) -> None:
         lines = [json.dumps(row) + "\n" for row in self.rows]
@@ -68,6 +94,42 @@ class MetricsLog:
             writer = csv.DictWriter(file, _COLUMNS)
             writer.writeheader()
             writer.writerows(self.rows)
+
+
+def check_wandb(project: str) -> None:
+    """Makes sure that Weights & Biases is there if a run wants it.
+
+    Args:
+      project: `config.train.wandb`; empty: it does not.
+
+    Raises:
+      UserError: If it is not installed.
+    """
+    if not project:
+        return
+    try:
+        importlib.import_module("wandb")
+    except ImportError as error:
+        raise errors.UserError(
+            f"config.train.wandb is {project!r} and wandb cannot be imported ({error}): "
+            "pip install 'ssd-jax[wandb]', or leave the field empty"
+        ) from None
+
+
+def _open_wandb(project: str, workdir: Path, settings: Mapping[str, Any]) -> Any:
+    """The run of Weights & Biases of a workdir: the same one when the training goes on."""
+    check_wandb(project)
+    place = workdir / "wandb_id.txt"
+    if not place.exists():
+        place.write_text(uuid.uuid4().hex[:12] + "\n", encoding="utf-8")
+    return importlib.import_module("wandb").init(
+        project=project,
+        id=place.read_text(encoding="utf-8").strip(),
+        name=workdir.name,
+        dir=str(workdir),
+        config=dict(settings),
+        resume="allow",
+    )
 
 
 def _plain(value: Any) -> float | None:

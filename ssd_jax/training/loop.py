@@ -11,21 +11,22 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from PIL import Image
 
-from ssd_jax import cli, distributed, errors, visualize
+from ssd_jax import augment, cli, distributed, errors, visualize
 from ssd_jax import config as config_lib
 from ssd_jax import detector as detector_lib
 from ssd_jax.data import datasets, images, loader
 from ssd_jax.evaluation import run as evaluation
-from ssd_jax.models import ssd
+from ssd_jax.models import calibration, ssd, vgg
 from ssd_jax.training import checkpoint, guard, logs, optimizer, progress, signals, watchdog
 from ssd_jax.training import step as step_lib
-from ssd_jax.weights import hub, loading
+from ssd_jax.weights import loading, transfer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +61,12 @@ def open_data(config: config_lib.DataConfig) -> Data:
         train=evaluation.open_split(config, config.train_split, training=True),
         eval=evaluation.open_split(config, config.eval_split),
     )
+    for field, split in (("train_split", data.train), ("eval_split", data.eval)):
+        if not split.annotated:
+            raise errors.UserError(
+                f"config.data.{field}={getattr(config, field)!r} has no annotations; evaluate.py "
+                "detects in such a split, but training needs one with them"
+            )
     if data.train.class_names != data.eval.class_names:
         raise errors.UserError(
             f"config.data.train_split has the classes {', '.join(data.train.class_names)}, "
@@ -91,17 +98,22 @@ def train(
         or too many steps in a row were not finite.
       StoppedError: If a signal ended the run; its state is saved.
     """
-    weights = functools.cache(functools.partial(_read_pretrained, config))
-    config = _settled(config, workdir, weights)
+    logs.check_wandb(config.train.wandb)
+    source = functools.cache(functools.partial(_read_source, config))
+    config = _settled(config, workdir, source)
     mesh = step_lib.make_mesh()
     _check_batch(config.train, mesh.size)
     data = open_data(config.data)
+    paths = _paths(config.model, len(data.train.class_names))
+    _check_patterns(config.train, paths)
+    if not (workdir / "config.json").exists():
+        _check_frozen(config, paths, source)
     distributed.check_same(_same_everywhere(config, data))
     with (
         _claim(workdir, config, data.train.class_names, change_config=change_config),
         checkpoint.room_for(workdir),
     ):
-        return _train(config, workdir, data, mesh, weights, profile)
+        return _train(config, workdir, data, mesh, source, profile)
 
 
 def _train(
@@ -109,7 +121,7 @@ def _train(
     workdir: Path,
     data: Data,
     mesh: jax.sharding.Mesh,
-    weights: Callable[[], loading.Weights],
+    source: Callable[[], detector_lib.Source],
     profile: range,
 ) -> evaluation.Evaluation:
     options, side = config.train, detector_lib.input_size(config.model)
@@ -129,25 +141,35 @@ def _train(
         iou_threshold=options.iou_threshold,
         neg_pos_ratio=options.neg_pos_ratio,
         loc_weight=options.loc_weight,
+        boundary_boxes=options.boundary_boxes,
         accumulate=options.accumulate,
         ema_decay=options.ema_decay,
+        freeze=options.freeze,
         mean=detector_lib.picture_mean(config.model),
         parallel=options.parallel,
     )
-    state = step_lib.init_state(model, opt, side, config.seed, ema=options.ema_decay > 0)
+    state = step_lib.init_state(
+        model, opt, side, config.seed, ema=options.ema_decay > 0, freeze=options.freeze
+    )
     state = jax.device_put(state, step_lib.replicated(mesh))
     with contextlib.ExitStack() as stack:
         manager = stack.enter_context(
             checkpoint.open_manager(workdir, keep=options.keep_checkpoints, clean=True)
         )
-        state, position, origin = _start(manager, state, config.model, weights)
+        state, position, origin = _start(manager, state, config, model, source, data)
         first = int(state.step)
         _announce(config, data, model, state, mesh, origin)
         batches = step_lib.prefetch(_batches(config, data.train, position), mesh)
         if distributed.is_primary():
             _save_picture(_augmented(config, data.train), workdir / "samples" / "augmented.png")
         host = _Host(
-            logs.MetricsLog(workdir, step=first, active=distributed.is_primary()),
+            logs.MetricsLog(
+                workdir,
+                step=first,
+                active=distributed.is_primary(),
+                wandb=options.wandb,
+                settings=config_lib.to_dict(config),
+            ),
             stack.enter_context(progress.Progress(first, options.steps, options.batch_size)),
             stack.enter_context(watchdog.Watchdog(options.watchdog_minutes)),
             guard.Guard(
@@ -350,7 +372,12 @@ def _evaluate(
             _save_picture(sheet, workdir / "samples" / f"step_{step:06d}.png")
             host.log.write(step=step, mean_ap=result.voc07.mean_ap)
             evaluation.write(
-                workdir, result, config=config, metrics=host.log.rows, pictures=pictures
+                workdir,
+                result,
+                config=config,
+                split=split,
+                metrics=host.log.rows,
+                pictures=pictures,
             )
         cli.stdout.print(
             f"step {step}: mAP (VOC07) {result.voc07.mean_ap:.4f} on {result.images} pictures"
@@ -370,7 +397,7 @@ def _augmented(config: config_lib.Config, split: datasets.Split) -> np.ndarray:
         record["boxes"],
         record["labels"],
         class_names=split.class_names,
-        size=config.model.image_size,
+        size=detector_lib.input_size(config.model),
         policy=config.data.augment,
         channel_shuffle=config.data.channel_shuffle,
         interpolations=config.data.interpolations,
@@ -382,41 +409,131 @@ def _save_picture(image: np.ndarray, path: Path) -> None:
     Image.fromarray(image).save(path)
 
 
-def _read_pretrained(config: config_lib.Config) -> loading.Weights:
-    return loading.read(hub.locate(config.model.pretrained, cache_dir=config.data.cache_dir))
+def _read_source(config: config_lib.Config) -> detector_lib.Source:
+    model = config.model
+    return detector_lib.read_source(
+        model.pretrained,
+        backbone=model.backbone,
+        cache_dir=config.data.cache_dir,
+        atrous=model.atrous,
+    )
+
+
+# Fields of the model that come with the weights where a config leaves them as they are.
+_SETTLED = ("mean", "padding", "prior_sizes", "clip_priors", "clip_prior_sizes")
 
 
 def _settled(
-    config: config_lib.Config, workdir: Path, weights: Callable[[], loading.Weights]
+    config: config_lib.Config, workdir: Path, source: Callable[[], detector_lib.Source]
 ) -> config_lib.Config:
-    """The config with the mean of the weights that it starts from, where it gives none.
+    """The config with what belongs to the weights that it starts from.
 
-    A run that goes on has it in its `config.json` and needs the weights no more.
+    Where it gives them itself they stay. A run that goes on has them in its `config.json` and needs
+    the weights no more.
     """
-    if config.model.mean or not config.model.pretrained:
+    if not config.model.pretrained:
         return config
     saved = workdir / "config.json"
-    mean = config_lib.load(saved)[0].model.mean if saved.exists() else weights().layout.mean
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, mean=mean))
+    there = config_lib.load(saved)[0].model if saved.exists() else source().model
+    default = config_lib.ModelConfig()
+    settled = {
+        field: getattr(there, field)
+        for field in _SETTLED
+        if getattr(config.model, field) == getattr(default, field)
+    }
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, **settled))
 
 
 def _start(
     manager: ocp.CheckpointManager,
     state: step_lib.TrainState,
-    config: config_lib.ModelConfig,
-    weights: Callable[[], loading.Weights],
+    config: config_lib.Config,
+    model: ssd.SSD,
+    source: Callable[[], detector_lib.Source],
+    data: Data,
 ) -> Start:
     """The state to begin with or to go on from."""
     if (restored := checkpoint.restore(manager, state)) is not None:
         state, run = restored
         return Start(state, run["position"], f"checkpoint of step {int(state.step)}")
-    if not config.pretrained:
+    if not config.model.pretrained:
         return Start(state, 0, "fresh parameters")
-    shifted = loading.with_mean(weights(), detector_lib.picture_mean(config))
-    params, report = loading.fit(state.params, shifted)
+    weights, theirs, _ = source()
+    weights = loading.with_mean(weights, detector_lib.picture_mean(config.model))
+    lines = []
+    if theirs is not None:
+        ours = transfer.Classes(data.train.class_names, config.model.gaps)
+        weights, kept = transfer.with_classes(
+            weights, state.params, theirs=theirs, ours=ours, share=config.model.shared_classes
+        )
+        lines = [f"{len(kept)} of {len(ours.names)} classes kept: {', '.join(kept) or 'none'}"]
+    loaded, report = loading.fit(jax.device_get(state.params), weights)
+    if any(path.startswith(f"{config.model.backbone}/") for path in report.fresh):
+        loaded, factors = calibration.calibrate(
+            model, loaded, _first_pictures(config, data.train), fresh=report.fresh
+        )
+        lines += [f"{path} scaled by {factor:.2g}" for path, factor in factors.items()]
+    params = jax.device_put(loaded, jax.tree.map(lambda x: x.sharding, state.params))
     average = None if state.ema is None else jax.tree.map(jnp.copy, params)
-    origin = "\n           ".join([report.title, *report.lines()])
+    origin = "\n           ".join([report.title, *lines, *report.lines()])
     return Start(dataclasses.replace(state, params=params, ema=average), 0, origin)
+
+
+def _first_pictures(config: config_lib.Config, split: datasets.Split, *, count: int = 2) -> Any:
+    """`[B, H, W, 3]` of the first pictures of a split, as the network takes them."""
+    records = [split.source[index] for index in range(min(count, len(split.source)))]
+    placed = [
+        loader.place(images.decode(record["image"], name=record["name"]), config.data.canvas)
+        for record in records
+    ]
+    side = detector_lib.input_size(config.model)
+    resized = [augment.resize(canvas, extent, size=side) for canvas, extent in placed]
+    return vgg.normalise(jnp.stack(resized), mean=detector_lib.picture_mean(config.model))
+
+
+def _paths(config: config_lib.ModelConfig, num_classes: int) -> list[str]:
+    """Of the parameters of a config's network."""
+    params = detector_lib.abstract_params(detector_lib.build_model(config, num_classes), config)
+    return list(flax.traverse_util.flatten_dict(params, sep="/"))
+
+
+def _check_patterns(options: config_lib.TrainConfig, paths: list[str]) -> None:
+    """A pattern that matches nothing is a mistake, which would be found out late."""
+    patterns = {
+        "freeze": options.freeze,
+        "rates": tuple(config_lib.rate_multipliers(options.rates)),
+    }
+    for field, given in patterns.items():
+        for pattern in given:
+            if not optimizer.matching(paths, pattern):
+                raise errors.UserError(
+                    f"config.train.{field}: {pattern!r} matches no parameter; they are "
+                    f"{', '.join(paths[:3])}, ... (--summary lists the layers)"
+                )
+    if all(any(optimizer.matching([path], p) for p in options.freeze) for path in paths):
+        raise errors.UserError("config.train.freeze leaves nothing to learn")
+
+
+def _check_frozen(
+    config: config_lib.Config, paths: list[str], source: Callable[[], detector_lib.Source]
+) -> None:
+    """What is frozen has to come from somewhere."""
+    frozen = [
+        path for pattern in config.train.freeze for path in optimizer.matching(paths, pattern)
+    ]
+    if not frozen:
+        return
+    if not config.model.pretrained:
+        raise errors.UserError(
+            f"config.train.freeze would keep {frozen[0]} at random values: give the weights to "
+            f"start from by config.model.pretrained, or config.train.freeze='()'"
+        )
+    weights = source().weights
+    if missing := [path for path in frozen if path not in weights.arrays]:
+        raise errors.UserError(
+            f"config.train.freeze would keep {missing[0]} at random values: {weights.path} has "
+            f"none for it"
+        )
 
 
 def _same_everywhere(config: config_lib.Config, data: Data) -> list[str]:
@@ -503,7 +620,7 @@ def _announce(
     origin: str,
 ) -> None:
     """Says what the run is about, before the first step compiles."""
-    side = config.model.image_size
+    height, width = detector_lib.input_size(config.model)
     kind = mesh.devices.flat[0].device_kind
     names = data.train.class_names
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
@@ -514,7 +631,7 @@ def _announce(
         "data": f"{config.data.dataset}: {config.data.train_split} ({train_size} pictures), "
         f"evaluated on {config.data.eval_split} ({eval_size})",
         "classes": f"{len(names)}: {', '.join(names)}",
-        "model": f"{config.model.backbone} SSD, {side} x {side}, width {config.model.width:g}, "
+        "model": f"{config.model.backbone} SSD, {height} x {width}, width {config.model.width:g}, "
         f"{parameters:,} parameters, {boxes} default boxes, {config.model.dtype}",
         "batch": _layout(config.train, mesh),
         "training": f"steps {int(state.step)} to {config.train.steps}, {config.train.optimizer}, "
@@ -577,6 +694,7 @@ def _optimizer(config: config_lib.TrainConfig, rate: Any) -> Any:
         weight_decay=config.weight_decay,
         bias_rate=config.bias_rate,
         clip_norm=config.clip_norm,
+        rates=config_lib.rate_multipliers(config.rates),
     )
 
 

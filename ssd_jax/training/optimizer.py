@@ -1,5 +1,10 @@
 """The paper's SGD, its step schedule, and the variants that a config can name."""
 
+import fnmatch
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import flax.traverse_util
 import jax
 import optax
 from optax import contrib
@@ -52,6 +57,7 @@ def make_optimizer(
     weight_decay: float = 5e-4,
     bias_rate: float = 2.0,
     clip_norm: float = 0.0,
+    rates: Mapping[str, float] | None = None,
 ) -> optax.GradientTransformation:
     """SGD with momentum and weight decay as the authors train, or Adam or Muon, decay decoupled.
 
@@ -66,6 +72,8 @@ def make_optimizer(
       weight_decay: Of all parameters but biases; L2, added to the gradient, for SGD.
       bias_rate: Multiplier of the biases' rate.
       clip_norm: Largest norm of all gradients together, to which larger ones are scaled; 0: none.
+      rates: Multiplier of the rate by the pattern of a parameter's path, see `matching`; of several
+        that match, the last counts.
 
     Raises:
       ValueError: If `optimizer` is unknown.
@@ -86,8 +94,51 @@ def make_optimizer(
     else:
         raise ValueError(f"optimizer is {optimizer!r}; choose sgd, adam or muon")
     faster = optax.masked(optax.scale(bias_rate), _is_bias)
-    steps = (direction, faster, optax.scale_by_learning_rate(rate))
+    steps = (direction, faster, _scaled_by_path(rates or {}), optax.scale_by_learning_rate(rate))
     return optax.chain(*((optax.clip_by_global_norm(clip_norm),) if clip_norm else ()), *steps)
+
+
+def learnt(params: Any, freeze: Sequence[str]) -> Any:
+    """The parameters that no pattern of `freeze` matches, see `matching`; nested as `params` is."""
+    flat = flax.traverse_util.flatten_dict(params, sep="/")
+    frozen = {path for pattern in freeze for path in matching(flat, pattern)}
+    kept = {path: leaf for path, leaf in flat.items() if path not in frozen}
+    return flax.traverse_util.unflatten_dict(kept, sep="/")
+
+
+def with_learnt(params: Any, values: Any) -> Any:
+    """`params` with the values of those that `learnt` gave."""
+    flat, new = (flax.traverse_util.flatten_dict(tree, sep="/") for tree in (params, values))
+    return flax.traverse_util.unflatten_dict({**flat, **new}, sep="/")
+
+
+def matching(paths: Iterable[str], pattern: str) -> list[str]:
+    """Those of some paths, `vgg16/conv1_1/kernel`, that a pattern names.
+
+    Args:
+      paths: Of parameters.
+      pattern: As of a shell, where `*` takes `/` too; it names a parameter or a module above it:
+        `vgg16/conv[12]_*`, `*/bias`, `conf0`.
+    """
+    return [
+        path
+        for path in paths
+        if fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(path, f"{pattern}/*")
+    ]
+
+
+def _scaled_by_path(rates: Mapping[str, float]) -> optax.GradientTransformation:
+    """Multiplies the updates of some parameters."""
+
+    def scale(updates: Any, _: Any) -> Any:
+        flat = flax.traverse_util.flatten_dict(updates, sep="/")
+        factors = {
+            path: rate for pattern, rate in rates.items() for path in matching(flat, pattern)
+        }
+        scaled = {path: leaf * factors.get(path, 1.0) for path, leaf in flat.items()}
+        return flax.traverse_util.unflatten_dict(scaled, sep="/")
+
+    return optax.stateless(scale) if rates else optax.identity()
 
 
 def _kernels_as_matrices(params: PyTree) -> PyTree:

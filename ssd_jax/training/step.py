@@ -12,8 +12,9 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from ssd_jax import augment, boxes, losses, matching
+from ssd_jax import augment, boxes, losses, matching, priors
 from ssd_jax.models import ssd, vgg
+from ssd_jax.training import optimizer as optimizer_lib
 
 AXIS = "data"  # the mapped axis: the batch is split over it
 Batch = dict[str, Any]
@@ -27,7 +28,7 @@ class TrainState:
     Attributes:
       step: Number of steps done, int32.
       params: Parameters of the network, float32.
-      opt_state: State of the optimiser.
+      opt_state: State of the optimiser, for the parameters that are not frozen.
       ema: Moving average of the parameters, float32; None where none is kept.
     """
 
@@ -51,12 +52,23 @@ def init_state(
     seed: int,
     *,
     ema: bool = False,
+    freeze: Sequence[str] = (),
 ) -> TrainState:
-    """Fresh parameters, the optimiser's state for them and, if wanted, their moving average."""
+    """Fresh parameters, the optimiser's state for them and, if wanted, their moving average.
+
+    Args:
+      model: The network.
+      optimizer: Made by `optimizer.make_optimizer`.
+      image_size: (height, width) of the network's input.
+      seed: Of the parameters.
+      ema: Whether to keep an average.
+      freeze: Patterns of the parameters that do not learn, see `optimizer.matching`.
+    """
     images = jnp.zeros((1, *image_size, 3), jnp.float32)
     params = jax.jit(model.init)(jax.random.key(seed), images)["params"]
     average = jax.tree.map(jnp.copy, params) if ema else None
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average)
+    opt_state = optimizer.init(optimizer_lib.learnt(params, freeze))
+    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, average)
 
 
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
@@ -113,8 +125,10 @@ def make_train_step(
     iou_threshold: float = 0.5,
     neg_pos_ratio: float = 3.0,
     loc_weight: float = 1.0,
+    boundary_boxes: bool = True,
     accumulate: int = 1,
     ema_decay: float = 0.0,
+    freeze: Sequence[str] = (),
     mean: Sequence[float] = augment.MEAN,
     parallel: str = "shard_map",
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
@@ -133,9 +147,13 @@ def make_train_step(
       iou_threshold: From which a prior matches a ground truth.
       neg_pos_ratio: Mined negatives for each positive.
       loc_weight: Weight of the localisation loss.
+      boundary_boxes: False: priors that reach over the picture's edge match nothing and are no
+        negatives, as if they were not there.
       accumulate: Parts that a device's share of the batch goes through the network in, one after
         the other; they have to divide it. The result is that of one part, up to rounding.
       ema_decay: Of the moving average, if the state has one; see `_average`.
+      freeze: Patterns of the parameters that do not learn, see `optimizer.matching`; as for
+        `init_state`. No backward pass goes into layers below the first that learns.
       mean: RGB in 0..255 that is subtracted from pictures, and that surrounds expanded ones.
       parallel: `"shard_map"`, or `"pmap"` to map the same function by `jax.pmap`.
 
@@ -151,9 +169,10 @@ def make_train_step(
     Raises:
       ValueError: If `parallel` is unknown.
     """
+    used = slice(None) if boundary_boxes else np.flatnonzero(priors.inside(priors_cxcywh))
     prepare = functools.partial(
         _prepare_example,
-        priors_cxcywh=jnp.asarray(priors_cxcywh),
+        priors_cxcywh=jnp.asarray(priors_cxcywh[used]),
         transform=functools.partial(
             augment.augment,
             size=image_size,
@@ -167,12 +186,13 @@ def make_train_step(
     )
 
     def loss_fn(
-        params: Any, images: jax.Array, targets: Targets, positives: jax.Array
+        learnt: Any, params: Any, images: jax.Array, targets: Targets, positives: jax.Array
     ) -> tuple[jax.Array, Metrics]:
-        predictions = ssd.apply(model, params, images)
+        whole = optimizer_lib.with_learnt(params, learnt)
+        predictions = ssd.apply(model, whole, images)
         return losses.multibox_loss(
-            predictions.loc,
-            predictions.conf,
+            predictions.loc[:, used],
+            predictions.conf[:, used],
             targets.loc,
             targets.labels,
             neg_pos_ratio=neg_pos_ratio,
@@ -185,11 +205,13 @@ def make_train_step(
         images, targets = jax.vmap(prepare, in_axes=(None, 0))(jax.random.key(seed), examples)
         # The loss divides by the positives of the global batch, so all of its parts add up.
         positives = jax.lax.psum(jnp.sum(targets.labels > 0), AXIS)
-        gradient = functools.partial(jax.grad(loss_fn, has_aux=True), state.params)
+        learnt = optimizer_lib.learnt(state.params, freeze)
+        gradient = functools.partial(jax.grad(loss_fn, has_aux=True), learnt, state.params)
         parts = functools.partial(_sum_of_parts, gradient, parts=accumulate)
         grads, metrics = jax.lax.psum(parts((images, targets), positives), AXIS)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        updates, opt_state = optimizer.update(grads, state.opt_state, learnt)
+        learnt = optax.apply_updates(learnt, updates)
+        params = optimizer_lib.with_learnt(state.params, learnt)
         average = None if state.ema is None else _average(state, params, ema_decay)
         norm = optax.tree.norm(grads)
         # A box that is no number would be dropped in silence, as one outside of the picture is.
@@ -231,11 +253,12 @@ def _sum_of_parts(
 def _average(state: TrainState, params: Any, decay: float) -> Any:
     """The next moving average, which at the start of a training follows more quickly.
 
-    At step t, from 0, it keeps min(decay, (1 + t) / (10 + t)) of itself.
+    At step t, from 0, it keeps min(decay, (1 + t) / (10 + t)) of itself. What is frozen stays
+    what it is, to the bit.
     """
     step = state.step.astype(jnp.float32)
     keep = jnp.minimum(decay, (1 + step) / (10 + step))
-    return jax.tree.map(lambda old, new: keep * old + (1 - keep) * new, state.ema, params)
+    return jax.tree.map(lambda old, new: old + (1 - keep) * (new - old), state.ema, params)
 
 
 def _prepare_example(

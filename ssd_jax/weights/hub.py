@@ -27,6 +27,20 @@ NAMES = {
     "vgg16-imagenet": Published(_TORCHVISION, "vgg16-397923af.pth", "397923af"),
     # The convolutions that the authors of SSD started from; fc6 and fc7 start fresh.
     "vgg16-caffe": Published(_TORCHVISION, "vgg16_features-amdegroot-88682ab5.pth", "88682ab5"),
+    # Classifiers of ImageNet, whose features a backbone takes; each the first that was published.
+    "vgg19-imagenet": Published(_TORCHVISION, "vgg19-dcbb9e9d.pth", "dcbb9e9d"),
+    "resnet18-imagenet": Published(_TORCHVISION, "resnet18-f37072fd.pth", "f37072fd"),
+    "resnet34-imagenet": Published(_TORCHVISION, "resnet34-b627a593.pth", "b627a593"),
+    "resnet50-imagenet": Published(_TORCHVISION, "resnet50-0676ba61.pth", "0676ba61"),
+    "resnet101-imagenet": Published(_TORCHVISION, "resnet101-63fe2227.pth", "63fe2227"),
+    "mobilenet-v2-imagenet": Published(_TORCHVISION, "mobilenet_v2-b0353104.pth", "b0353104"),
+    # Its last blocks are wider than ours, which start fresh.
+    "mobilenet-v3-large-imagenet": Published(
+        _TORCHVISION, "mobilenet_v3_large-8738ca79.pth", "8738ca79"
+    ),
+    "ssdlite320-coco": Published(
+        _TORCHVISION, "ssdlite320_mobilenet_v3_large_coco-a79551df.pth", "a79551df"
+    ),
     "ssd300-coco": Published(_TORCHVISION, "ssd300_vgg16_coco-b556d3b4.pth", "b556d3b4"),
 }
 

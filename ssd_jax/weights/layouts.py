@@ -1,13 +1,16 @@
-"""How others name and store the weights of a VGG-16 or an SSD: one table for each.
+"""How others name and store the weights of a backbone or an SSD: one table for each.
 
 Everything here is facts about files. `loading.py` acts on them.
 """
 
 import re
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Collection, Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from ssd_jax.models import mobilenet_v3, ssd
 
 Mean = tuple[float, ...]  # of red, green, blue
 
@@ -15,6 +18,8 @@ CAFFE_MEAN: Mean = (123.0, 117.0, 104.0)  # RGB in 0..255, as all means here; SS
 _KERAS_MEAN: Mean = (123.68, 116.779, 103.939)
 _IMAGENET_MEAN: Mean = (0.485 * 255, 0.456 * 255, 0.406 * 255)
 _IMAGENET_STD: Mean = (0.229 * 255, 0.224 * 255, 0.225 * 255)
+_UNSCALED: Mean = (1.0, 1.0, 1.0)
+_HALF: Mean = (127.5, 127.5, 127.5)
 _TORCHVISION_SSD_MEAN: Mean = (0.48235 * 255, 0.45882 * 255, 0.40784 * 255)
 
 
@@ -23,60 +28,124 @@ class Layout(NamedTuple):
 
     Attributes:
       title: Whose it is, in words.
-      mark: Name of an entry that tells it from the others that stand before it in `LAYOUTS`.
-      entries: Path of our parameter by the name of theirs.
+      mark: Name of an entry that tells the family; which of it a file is, all its names tell.
+      entries: Path of our parameter by the name of theirs. BatchNorm's running mean and variance
+        are `mean` and `variance` beside `scale` and `bias`, and are folded into these.
+      body: What it is, or is built on: one of `BODIES`; empty: any.
+      unused: Names of what belongs to it and has no place here.
+      epsilon: Of BatchNorm.
       channels_first: Kernels are (out, in, rows, columns), or (out, in), as torch and Caffe have
         them; else (rows, columns, in, out), or (in, out).
-      bgr: conv1_1 takes blue, green, red.
+      bgr: The first convolution takes blue, green, red.
       mean: RGB in 0..255 that is subtracted from pictures.
       std: That the difference is divided by.
+      padding: See `config.ModelConfig`; empty: it makes no difference.
       prior_sizes: Of a detector, `"voc"` or `"coco"`; empty: those of its number of classes.
       clip_priors: See `config.ModelConfig`, like the next.
       clip_prior_sizes: Likewise.
-      clip_before_nms: See `config.EvalConfig`.
+      detection: Fields of `config.EvalConfig` that a detector was published with.
     """
 
     title: str
     mark: str
     entries: Mapping[str, str]
+    body: str = "vgg16"
+    unused: Collection[str] = ()
+    epsilon: float = 1e-5
     channels_first: bool = True
     bgr: bool = False
     mean: Mean = CAFFE_MEAN
-    std: Mean = (1.0, 1.0, 1.0)
+    std: Mean = _UNSCALED
+    padding: str = ""
     prior_sizes: str = ""
     clip_priors: bool = False
     clip_prior_sizes: bool = False
-    clip_before_nms: bool = False
+    detection: Mapping[str, Any] = MappingProxyType({})
 
 
-BODY = tuple(
-    f"conv{block}_{index}"
-    for block, layers in enumerate((2, 2, 3, 3, 3), start=1)
-    for index in range(1, layers + 1)
-)
+class Body(NamedTuple):
+    """A backbone, as our parameters have it.
+
+    Attributes:
+      title: Its name, in words.
+      layers: Paths of the layers that every file of it has; the first takes the picture.
+      affine: Those of them that have a scale.
+    """
+
+    title: str
+    layers: tuple[str, ...]
+    affine: tuple[str, ...]
+
+
+BODIES = {
+    name: Body(
+        body.title,
+        tuple(f"{name}/{layer}" for layer in body.layers),
+        tuple(f"{name}/{layer}" for layer in body.affine),
+    )
+    for name, body in ssd.BACKBONES.items()
+}
+BODY = ssd.BACKBONES["vgg16"].layers
 """The 13 convolutions that every VGG-16 has."""
 
 _NORM = "vgg16/conv4_3_norm/scale"
 _EXTRAS = tuple(f"conv{level}_{index}" for level in range(6, 11) for index in (1, 2))
 _SOURCES = ("conv4_3_norm", "fc7", *_EXTRAS[1::2])
+_FC = ("fc6", "fc7")
 # Of torch's sequence of convolutions, ReLUs and pools: where the convolutions stand.
-_TORCH_INDICES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
-_TORCH_BODY = dict(zip(map(str, _TORCH_INDICES), BODY, strict=True))
+_TORCH_BODY = {
+    conv.removeprefix("features."): layer
+    for layer, (conv, _) in ssd.BACKBONES["vgg16"].torchvision.items()
+}
 _REDUCED_BODY = {**_TORCH_BODY, "31": "fc6", "33": "fc7"}
-_KERAS_BODY = {name.replace("conv", "block").replace("_", "_conv"): name for name in BODY}
+_BATCH_NORM = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "variance"}
+_COUNTER = "num_batches_tracked"  # of BatchNorm in training
 
 
 def _table(
-    layers: Mapping[str, str], kernel: str = "{}.weight", bias: str = "{}.bias"
+    layers: Mapping[str, str],
+    kernel: str = "{}.weight",
+    bias: str = "{}.bias",
+    *,
+    body: str = "vgg16",
 ) -> dict[str, str]:
     """Entries of a file by the names of its layers, and how it names their arrays."""
-    ours = {theirs: f"vgg16/{name}" if _in_body(name) else name for theirs, name in layers.items()}
+    inner = (*ssd.BACKBONES[body].layers, *_FC)
+    ours = {theirs: f"{body}/{name}" if name in inner else name for theirs, name in layers.items()}
     kernels = {kernel.format(theirs): f"{path}/kernel" for theirs, path in ours.items()}
     return kernels | {bias.format(theirs): f"{path}/bias" for theirs, path in ours.items()}
 
 
-def _in_body(name: str) -> bool:
-    return name in BODY or name in ("fc6", "fc7")
+def _convolution(path: str, conv: str, norm: str) -> dict[str, str]:
+    """Entries of a convolution with a bias or, where it has a name, a BatchNorm behind it."""
+    kernel = {f"{conv}.weight": f"{path}/kernel"}
+    if not norm:
+        return {**kernel, f"{conv}.bias": f"{path}/bias"}
+    return kernel | {f"{norm}.{theirs}": f"{path}/{ours}" for theirs, ours in _BATCH_NORM.items()}
+
+
+def _torchvision(name: str) -> Layout:
+    """What torchvision calls the weights of a backbone in a network that classifies ImageNet."""
+    body = ssd.BACKBONES[name]
+    entries: dict[str, str] = {}
+    for layer, (conv, norm) in body.torchvision.items():
+        entries |= _convolution(f"{name}/{layer}", conv, norm)
+    return Layout(
+        title=f"torchvision's {body.title}",
+        mark=next(iter(entries)),
+        entries=entries,
+        body=name,
+        epsilon=body.epsilon,
+        mean=_IMAGENET_MEAN,
+        std=_IMAGENET_STD,
+        padding="torch" if body.style == "ssdlite" else "",
+    )
+
+
+def _with_classifier(layout: Layout) -> Layout:
+    """A VGG with what becomes fc6 and fc7."""
+    layers = {"classifier.0": "fc6", "classifier.3": "fc7"}
+    return layout._replace(entries={**layout.entries, **_table(layers, body=layout.body)})
 
 
 def _under(prefix: str, layers: Mapping[str, str]) -> dict[str, str]:
@@ -114,7 +183,7 @@ _TORCHVISION_SSD = Layout(
     mean=_TORCHVISION_SSD_MEAN,
     prior_sizes="coco",
     clip_prior_sizes=True,
-    clip_before_nms=True,
+    detection={"clip_before_nms": True},
 )
 _LUFFICC_SSD = Layout(
     title="lufficc's SSD",
@@ -148,35 +217,97 @@ _AMDEGROOT_SSD = Layout(
     },
     clip_priors=True,
 )
-_TORCHVISION_VGG = Layout(
-    title="torchvision's VGG-16",
-    mark="features.0.weight",
-    entries=_table(
-        {**_under("features.", _TORCH_BODY), "classifier.0": "fc6", "classifier.3": "fc7"}
-    ),
-    mean=_IMAGENET_MEAN,
-    std=_IMAGENET_STD,
-)
+_TORCHVISION = {name: _torchvision(name) for name in ssd.BACKBONES}
+_TORCHVISION |= {name: _with_classifier(_TORCHVISION[name]) for name in ("vgg16", "vgg19")}
 # torchvision publishes the Caffe network's convolutions in the form of its own VGG-16, with
 # NaN for what it lacks.
-_TORCHVISION_FEATURES = Layout(
-    title="torchvision's VGG-16, features only",
-    mark="features.0.weight",
-    entries=_table(_under("features.", _TORCH_BODY)),
-    mean=_TORCHVISION_SSD_MEAN,
+_TORCHVISION_FEATURES = _torchvision("vgg16")._replace(
+    title="torchvision's VGG-16, features only", mean=_TORCHVISION_SSD_MEAN, std=_UNSCALED
+)
+_MOBILENET_V3 = _TORCHVISION["mobilenet_v3_large"]
+_WIDER = tuple(
+    name
+    for name, ours in _MOBILENET_V3.entries.items()
+    if ours.partition("/")[2].startswith(mobilenet_v3.TAIL)
+)
+_LAST_NORM = _WIDER[-1]
+_MOBILENET_V3_WIDE = _MOBILENET_V3._replace(
+    title="torchvision's MobileNetV3-Large, whose last blocks are wider",
+    entries={name: ours for name, ours in _MOBILENET_V3.entries.items() if name not in _WIDER},
+    unused=_WIDER,
+)
+
+
+def _in_two_parts(name: str) -> str:
+    """What SSDLite calls an entry of the classifier: its maps are the ends of two sequences."""
+    _, number, rest = name.split(".", 2)
+    first, block = mobilenet_v3.SOURCE + 1, int(number)
+    inner = rest.removeprefix("block.")
+    if block == first and inner.startswith("0."):  # the expansion
+        return f"backbone.features.0.{block}.{inner.removeprefix('0.')}"
+    if block == first:
+        return f"backbone.features.1.0.{inner}"
+    part, place = (0, block) if block < first else (1, block - first)
+    return f"backbone.features.{part}.{place}.{rest}"
+
+
+def _lite_layers() -> dict[str, str]:
+    """Entries of SSDLite's extra layers and heads."""
+    entries: dict[str, str] = {}
+    for n in range(4):
+        for index, part in enumerate(("squeeze", "depthwise", "project")):
+            theirs = f"backbone.extra.{n}.{index}"
+            entries |= _convolution(f"extra{n}/{part}", f"{theirs}.0", f"{theirs}.1")
+    for kind, name in (("loc", "regression"), ("conf", "classification")):
+        for n in range(6):
+            theirs = f"head.{name}_head.module_list.{n}"
+            entries |= _convolution(f"{kind}{n}/depthwise", f"{theirs}.0.0", f"{theirs}.0.1")
+            entries |= _convolution(f"{kind}{n}", f"{theirs}.1", "")
+    return entries
+
+
+_TORCHVISION_SSDLITE = _MOBILENET_V3._replace(
+    title="torchvision's SSDLite",
+    mark=_in_two_parts(_MOBILENET_V3.mark),
+    entries={_in_two_parts(name): ours for name, ours in _MOBILENET_V3.entries.items()}
+    | _lite_layers(),
+    mean=_HALF,
+    std=_HALF,
+    prior_sizes="coco",
+    clip_prior_sizes=True,
+    detection={
+        "clip_before_nms": True,
+        "score_threshold": 0.001,
+        "iou_threshold": 0.55,
+        "top_k": 300,
+        "max_detections": 300,
+    },
 )
 _REDUCED_VGG = Layout(
     title="VGG-16 with reduced fc6 and fc7 in torch's form",
     mark="31.weight",
     entries=_table(_REDUCED_BODY),
 )
-_KERAS_VGG = Layout(
-    title="Keras' VGG-16",
-    mark="block1_conv1/kernel",
-    entries=_table({**_KERAS_BODY, "fc1": "fc6", "fc2": "fc7"}, "{}/kernel", "{}/bias"),
-    channels_first=False,
-    bgr=True,
-    mean=_KERAS_MEAN,
+_KERAS = tuple(
+    Layout(
+        title=f"Keras' {ssd.BACKBONES[name].title}",
+        mark="block1_conv1/kernel",
+        entries=_table(
+            {
+                **{n.replace("conv", "block").replace("_", "_conv"): n for n in layers},
+                "fc1": "fc6",
+                "fc2": "fc7",
+            },
+            "{}/kernel",
+            "{}/bias",
+            body=name,
+        ),
+        body=name,
+        channels_first=False,
+        bgr=True,
+        mean=_KERAS_MEAN,
+    )
+    for name, layers in ((name, ssd.BACKBONES[name].layers) for name in ("vgg16", "vgg19"))
 )
 _CAFFE = Layout(
     title="Caffe's VGG-16 or SSD",
@@ -184,7 +315,7 @@ _CAFFE = Layout(
     entries={
         **_table(
             {
-                **{name: name for name in (*BODY, "fc6", "fc7", *_EXTRAS)},
+                **{name: name for name in (*BODY, *_FC, *_EXTRAS)},
                 **{f"{source}_mbox_loc": f"loc{n}" for n, source in enumerate(_SOURCES)},
                 **{f"{source}_mbox_conf": f"conf{n}" for n, source in enumerate(_SOURCES)},
             },
@@ -195,19 +326,47 @@ _CAFFE = Layout(
     },
     bgr=True,
 )
-_OURS = Layout(
+_CAFFE_VGG19 = Layout(
+    title="Caffe's VGG-19",
+    mark="conv1_1/0",
+    entries=_table(
+        {name: name for name in (*ssd.BACKBONES["vgg19"].layers, *_FC)},
+        "{}/0",
+        "{}/1",
+        body="vgg19",
+    ),
+    body="vgg19",
+    bgr=True,
+)
+_MOBILENET_V2_FOLDED = Layout(
+    title="MobileNetV2 with folded BatchNorm",
+    mark="conv_stem/kernel",
+    entries={
+        f"{name}/{kind}": f"mobilenet_v2/{name}/{kind}"
+        for name in ssd.BACKBONES["mobilenet_v2"].layers
+        for kind in ("kernel", "bias")
+    },
+    body="mobilenet_v2",
+    channels_first=False,
+    mean=_HALF,
+    std=_HALF,
+    padding="tensorflow",
+)
+OURS = Layout(
     title="arrays by our layers' names",
     mark="",
     entries={},  # every name is its own path
+    body="",
     channels_first=False,
 )
 LAYOUTS = (
-    _TORCHVISION_SSD, _LUFFICC_SSD, _AMDEGROOT_SSD, _TORCHVISION_VGG, _REDUCED_VGG, _KERAS_VGG,
-    _CAFFE,
+    _TORCHVISION_SSD, _TORCHVISION_SSDLITE, _LUFFICC_SSD, _AMDEGROOT_SSD, *_TORCHVISION.values(),
+    _REDUCED_VGG, *_KERAS, _CAFFE, _CAFFE_VGG19, _MOBILENET_V2_FOLDED,
 )  # fmt: skip
 
 # Containers around a state dict, and what DataParallel adds to its names.
 _WRAPPERS = re.compile(r"((model|state_dict|model_state_dict|module)\.)*")
+_STAGE = re.compile(r"[a-z]*\d*")
 _KERAS_LAYER = re.compile(r"(?:^|/)(block\d_conv\d|fc[12]|predictions)/")
 
 
@@ -221,13 +380,55 @@ def recognise(arrays: Mapping[str, np.ndarray]) -> tuple[Layout, dict[str, str]]
       The layout, and the file's name of each entry by the name that the layout has for it.
     """
     plain = {_plain(name, array): name for name, array in arrays.items()}
+    found = []
     for layout in LAYOUTS:
         for name in plain:
             prefix = name.removesuffix(layout.mark)
             if name.endswith(layout.mark) and _WRAPPERS.fullmatch(prefix):
                 named = {n.removeprefix(prefix): own for n, own in plain.items()}
-                return _without_classifier(layout, named, arrays), named
-    return _OURS, {name: name for name in arrays}
+                found.append((layout, named))
+                break
+    if not found:
+        return OURS, {name: name for name in arrays}
+    layout, named = min(found, key=lambda pair: len(missing(*pair)) + len(strange(*pair)))
+    return _as_far_as_it_fits(layout, named, arrays), named
+
+
+def missing(layout: Layout, names: Collection[str]) -> list[str]:
+    """The entries of a layout's body that are not among the names of a file."""
+    return [
+        name
+        for name, ours in layout.entries.items()
+        if _in_body(layout, ours) and name not in names
+    ]
+
+
+def strange(layout: Layout, names: Collection[str]) -> list[str]:
+    """Names of a file that stand where a layout has its body, and are none of its entries.
+
+    A deeper network of the same family has such: it would be loaded in part.
+    """
+    stages = {_stage(name) for name, ours in layout.entries.items() if _in_body(layout, ours)}
+    known = {*layout.entries, *layout.unused}
+    return [
+        name
+        for name in names
+        if _stage(name) in stages and name not in known and not is_counter(name)
+    ]
+
+
+def is_counter(name: str) -> bool:
+    """Whether an entry only counts BatchNorm's steps of training."""
+    return name.endswith(_COUNTER)
+
+
+def _in_body(layout: Layout, ours: str) -> bool:
+    return ours.rpartition("/")[0] in BODIES[layout.body].layers
+
+
+def _stage(name: str) -> str:
+    """`layer2` of `layer2.0.conv1.weight`, `conv3` of `conv3_1/0`, `features`, `backbone`."""
+    return _STAGE.match(name)[0]  # type: ignore[index]
 
 
 def _plain(name: str, array: np.ndarray) -> str:
@@ -236,12 +437,20 @@ def _plain(name: str, array: np.ndarray) -> str:
     return f"{layer[1]}/{'bias' if array.ndim == 1 else 'kernel'}" if layer else name
 
 
-def _without_classifier(
+def _as_far_as_it_fits(
     layout: Layout, named: Mapping[str, str], arrays: Mapping[str, np.ndarray]
 ) -> Layout:
-    """The two VGG-16s of torchvision differ in the classifier only: one has none, or only NaN."""
-    if layout is not _TORCHVISION_VGG:
-        return layout
-    name = named.get("classifier.0.bias")
-    there = name is not None and np.isfinite(arrays[name]).all()
-    return _TORCHVISION_VGG if there else _TORCHVISION_FEATURES
+    """What differs in numbers and shapes only.
+
+    Of torchvision's two VGG-16s one has no classifier, or only NaN. Its MobileNetV3 is wider at
+    the end than the one in its SSDLite.
+    """
+    if layout is _TORCHVISION["vgg16"]:
+        name = named.get("classifier.0.bias")
+        there = name is not None and np.isfinite(arrays[name]).all()
+        return layout if there else _TORCHVISION_FEATURES
+    if layout is _MOBILENET_V3:
+        name = named.get(_LAST_NORM)
+        wide = name is not None and arrays[name].size > mobilenet_v3.LAST
+        return _MOBILENET_V3_WIDE if wide else layout
+    return layout

@@ -12,9 +12,9 @@ import numpy as np
 from ssd_jax import errors
 from ssd_jax.weights import layouts, reader
 
-_FIRST = "vgg16/conv1_1"
-_FC_KERNELS = ("vgg16/fc6/kernel", "vgg16/fc7/kernel")
-_FC_BIASES = ("vgg16/fc6/bias", "vgg16/fc7/bias")
+_FC6_KERNEL, _FC7_KERNEL = "fc6/kernel", "fc7/kernel"  # in a VGG, like the next
+_FC_BIASES = ("fc6/bias", "fc7/bias")
+_STATISTICS = ("/mean", "/variance")  # of BatchNorm, in a file
 _UNREDUCED = 4096  # outputs of fc6 and fc7 in a VGG-16 that classifies
 
 
@@ -24,8 +24,8 @@ class Weights(NamedTuple):
     Attributes:
       path: The file.
       layout: Whose names and conventions it follows.
-      arrays: float32, by the path of our parameter, `vgg16/conv1_1/kernel`. conv1_1 takes RGB in
-        0..255 minus `layout.mean`.
+      arrays: float32, by the path of our parameter, `vgg16/conv1_1/kernel`. The first convolution
+        takes RGB in 0..255 minus `layout.mean`.
       names: What the file calls each of them.
       ignored: Shapes of the file's other arrays, by its names.
     """
@@ -58,17 +58,21 @@ class Report(NamedTuple):
         return [f"{len(shapes)} {word}: {_listed(shapes)}" for word, shapes in parts.items()]
 
 
-def read(path: str | Path) -> Weights:
+def read(path: str | Path, *, backbone: str = "", atrous: bool = True) -> Weights:
     """Reads a file of weights and brings them into our layout.
 
     Kernels are turned to (rows, columns, in, out), fc6 and fc7 of a classifier are decimated, and
-    conv1_1 is made to take RGB that is not scaled.
+    the first convolution is made to take RGB that is not scaled. BatchNorm becomes a scale and a
+    bias; where the file has it in its kernels and biases already, the scales are 1.
 
     Args:
       path: The file, in any form that `reader.read` knows.
+      backbone: What it has to be for, see `config.ModelConfig`; empty: any.
+      atrous: False: fc6 and fc7 of a classifier are kept whole, see `vgg.VGG`.
 
     Raises:
-      UserError: If it can't be read, or lacks a convolution of VGG-16.
+      UserError: If it can't be read, lacks a convolution of its body or has one too many, or is for
+        another backbone.
     """
     path = Path(path)
     arrays = reader.read(path)
@@ -76,23 +80,45 @@ def read(path: str | Path) -> Weights:
     entries = layout.entries or {name: _our_path(name) for name in arrays}
     taken = {ours: named[theirs] for theirs, ours in entries.items() if theirs in named}
     if layout.entries:
-        _check_body(path, layout, taken)
-    converted = {ours: _convert(path, ours, arrays[name], layout) for ours, name in taken.items()}
-    if (kernel := f"{_FIRST}/kernel") in converted:
-        converted[kernel] = _unscaled(converted[kernel], layout)
-    return Weights(
+        _check_body(path, layout, named)
+    used = set(taken.values())
+    converted = {
+        ours: _convert(path, ours, arrays[name], layout, atrous) for ours, name in taken.items()
+    }
+    weights = Weights(
         path=path,
         layout=layout,
-        arrays=converted,
-        names=taken,
-        ignored={n: a.shape for n, a in arrays.items() if n not in taken.values()},
+        arrays=_folded(converted, layout.epsilon),
+        names={ours: name for ours, name in taken.items() if not ours.endswith(_STATISTICS)},
+        ignored={
+            name: array.shape
+            for name, array in arrays.items()
+            if name not in used and not layouts.is_counter(name)
+        },
     )
+    if backbone and body_of(weights) not in ("", backbone):
+        raise errors.UserError(
+            f"{path} ({layout.title}) is for config.model.backbone {body_of(weights)}, and the "
+            f"network's is {backbone}; give weights of a {layouts.BODIES[backbone].title}"
+        )
+    return _with_scales(_unscaled(weights))
+
+
+def body_of(weights: Weights) -> str:
+    """The backbone whose first convolution is among the weights, else an empty string."""
+    found = (name for name, body in layouts.BODIES.items() if _kernel(body) in weights.arrays)
+    return next(found, "")
+
+
+def _kernel(body: layouts.Body) -> str:
+    """Path of the kernel that takes the picture."""
+    return f"{body.layers[0]}/kernel"
 
 
 def with_mean(weights: Weights, mean: tuple[float, ...]) -> Weights:
     """Weights for pictures from which another mean is subtracted.
 
-    K (x - m') is K (x - m) + K (m - m'), of which the second term goes into the bias of conv1_1.
+    K (x - m') is K (x - m) + K (m - m'), of which the second term goes into the first bias.
     That is exact but for the outermost pixels: there the network's zeros stand for its own mean
     instead of that of the weights. Where the means are equal nothing changes.
 
@@ -101,12 +127,15 @@ def with_mean(weights: Weights, mean: tuple[float, ...]) -> Weights:
       mean: m, RGB in 0..255 that the network subtracts; m' is `weights.layout.mean`.
     """
     shift = np.subtract(mean, weights.layout.mean)
-    kernel, bias = (weights.arrays.get(f"{_FIRST}/{kind}") for kind in ("kernel", "bias"))
-    if kernel is None or bias is None or not shift.any():
+    body = layouts.BODIES.get(body_of(weights))
+    bias = body and weights.arrays.get(f"{body.layers[0]}/bias")
+    if body is None or bias is None or not shift.any():
         return weights
-    moved = bias + np.einsum("hwio,i->o", kernel.astype(np.float64), shift)
+    kernel = weights.arrays[_kernel(body)].astype(np.float64)
+    scale = weights.arrays.get(f"{body.layers[0]}/scale", 1.0)
+    moved = bias + scale * np.einsum("hwio,i->o", kernel, shift)
     return weights._replace(
-        arrays={**weights.arrays, f"{_FIRST}/bias": moved.astype(np.float32)},
+        arrays={**weights.arrays, f"{body.layers[0]}/bias": moved.astype(np.float32)},
         layout=weights.layout._replace(mean=tuple(map(float, mean))),
     )
 
@@ -149,21 +178,31 @@ def fit(params: Any, weights: Weights) -> tuple[Any, Report]:
     return flax.traverse_util.unflatten_dict(flat, sep="/"), report
 
 
+def has_heads(weights: Weights) -> bool:
+    """Whether the weights are those of a detector, not of a backbone alone."""
+    conf, loc = (weights.arrays.get(f"{kind}0/bias") for kind in ("conf", "loc"))
+    if conf is None or loc is None or _levels(weights) not in (6, 7):
+        return False
+    return loc.size >= 4 and conf.size % (loc.size // 4) == 0
+
+
 def heads(weights: Weights) -> tuple[int, int]:
     """Logits for each prior, background included, and number of source maps of a detector.
 
     Raises:
-      UserError: If the weights are not those of an SSD300 or SSD512.
+      UserError: If the weights are not those of an SSD300, SSD512 or SSDLite.
     """
-    conf = weights.arrays.get("conf0/bias")
-    loc = weights.arrays.get("loc0/bias")
-    levels = sum(f"loc{level}/bias" in weights.arrays for level in range(8))
-    if conf is None or loc is None or levels not in (6, 7) or conf.size % (loc.size // 4 or 1):
+    if not has_heads(weights):
         raise errors.UserError(
-            f"{weights.path} ({weights.layout.title}) has not the heads of an SSD300 or SSD512, so "
-            "it detects nothing; train.py starts from it with --config.model.pretrained"
+            f"{weights.path} ({weights.layout.title}) has not the heads of an SSD300, SSD512 or "
+            "SSDLite, so it detects nothing; train.py starts from it with --config.model.pretrained"
         )
-    return conf.size // (loc.size // 4), levels
+    boxes = weights.arrays["loc0/bias"].size // 4
+    return weights.arrays["conf0/bias"].size // boxes, _levels(weights)
+
+
+def _levels(weights: Weights) -> int:
+    return sum(f"loc{level}/bias" in weights.arrays for level in range(8))
 
 
 def _listed(shapes: Mapping[str, tuple[int, ...]]) -> str:
@@ -176,65 +215,111 @@ def _our_path(name: str) -> str:
     return f"vgg16/{name}" if layer in (*layouts.BODY, "conv4_3_norm", "fc6", "fc7") else name
 
 
-def _check_body(path: Path, layout: layouts.Layout, taken: Mapping[str, str]) -> None:
-    """Another network of the same family, such as a VGG-19, would be loaded in part."""
-    theirs = {ours: name for name, ours in layout.entries.items()}
-    for layer in layouts.BODY:
-        for kind in ("kernel", "bias"):
-            if f"vgg16/{layer}/{kind}" not in taken:
-                raise errors.UserError(
-                    f"{path} looks like {layout.title} and has no "
-                    f"{theirs[f'vgg16/{layer}/{kind}']}, which is its {layer}; give the weights of "
-                    "a VGG-16"
-                )
+def _check_body(path: Path, layout: layouts.Layout, named: Mapping[str, str]) -> None:
+    """Another network of the same family, such as a ResNet-152, would be loaded in part."""
+    title = layouts.BODIES[layout.body].title
+    for name in layouts.missing(layout, named):
+        layer = layout.entries[name].partition("/")[2].rpartition("/")[0]
+        raise errors.UserError(
+            f"{path} looks like {layout.title} and has no {name}, which is its {layer}; give the "
+            f"weights of a {title}"
+        )
+    for name in layouts.strange(layout, named):
+        raise errors.UserError(
+            f"{path} looks like {layout.title} and has {name}, which a {title} has not; give the "
+            f"weights of a {title}"
+        )
 
 
-def _convert(path: Path, ours: str, array: np.ndarray, layout: layouts.Layout) -> np.ndarray:
+def _folded(arrays: Mapping[str, np.ndarray], epsilon: float) -> dict[str, np.ndarray]:
+    """Scales and biases that do what BatchNorm does with its running mean and variance.
+
+    (x - mean) / sqrt(variance + epsilon) * scale + bias, multiplied out.
+    """
+    folded = {path: array for path, array in arrays.items() if not path.endswith(_STATISTICS)}
+    for path in arrays:
+        layer, _, kind = path.rpartition("/")
+        if kind != "variance":
+            continue
+        mean, variance, scale, bias = (
+            arrays[f"{layer}/{kind}"].astype(np.float64)
+            for kind in ("mean", "variance", "scale", "bias")
+        )
+        scale = scale / np.sqrt(variance + epsilon)
+        folded[f"{layer}/scale"] = scale.astype(np.float32)
+        folded[f"{layer}/bias"] = (bias - mean * scale).astype(np.float32)
+    return folded
+
+
+def _convert(
+    path: Path, ours: str, array: np.ndarray, layout: layouts.Layout, atrous: bool
+) -> np.ndarray:
     """One array in our layout, float32."""
+    layer = ours.partition("/")[2]
     if ours.endswith("/kernel"):
-        if ours in _FC_KERNELS:
-            array = _reduced_kernel(path, ours, array, layout.channels_first)
+        if layer in (_FC6_KERNEL, _FC7_KERNEL):
+            array = _reduced_kernel(path, ours, array, layout.channels_first, atrous)
         if layout.channels_first and array.ndim == 4:
             array = array.transpose(2, 3, 1, 0)
     elif layout.channels_first:
         array = array.reshape(-1)  # a bias of Caffe may be (1, 1, 1, out)
-    if ours in _FC_BIASES and array.shape == (_UNREDUCED,):
+    if atrous and layer in _FC_BIASES and array.shape == (_UNREDUCED,):
         array = array[::4]
     return np.ascontiguousarray(array, np.float32)
 
 
-def _reduced_kernel(path: Path, ours: str, array: np.ndarray, channels_first: bool) -> np.ndarray:
+def _reduced_kernel(
+    path: Path, ours: str, array: np.ndarray, channels_first: bool, atrous: bool
+) -> np.ndarray:
     """fc6 or fc7 of a classifier as the convolution of SSD; what is one comes back as it is.
 
     Every fourth output and, of fc6's 7 x 7 positions, every third row and column are kept; fc7
-    keeps the inputs that are fc6's outputs. Source: Liu et al. 2016, section 3, after DeepLab.
+    keeps the inputs that are fc6's outputs. Without atrous convolution all are kept.
+
+    Source: Liu et al. 2016, section 3, after DeepLab.
     """
     if channels_first and array.ndim == 4 and array.shape[:2] == (1, 1):
         array = array[0, 0]  # Caffe before 2014
     if array.ndim != 2:
         return array
-    inputs = 512 * 7 * 7 if ours == _FC_KERNELS[0] else _UNREDUCED
+    inputs = 512 * 7 * 7 if ours.endswith(_FC6_KERNEL) else _UNREDUCED
     shape = (_UNREDUCED, inputs) if channels_first else (inputs, _UNREDUCED)
     if array.shape != shape:
         raise errors.UserError(
-            f"{path}: {ours} has shape {array.shape}, that of a VGG-16 has {shape}; give the "
-            "weights of a VGG-16"
+            f"{path}: {ours} has shape {array.shape}, that of a VGG has {shape}; give the "
+            "weights of a VGG"
         )
-    if ours == _FC_KERNELS[1]:
-        array = array[::4, ::4]
+    few, apart = (4, 3) if atrous else (1, 1)
+    if ours.endswith(_FC7_KERNEL):
+        array = array[::few, ::few]
         return array[:, :, None, None] if channels_first else array[None, None]
     if channels_first:
-        return array.reshape(_UNREDUCED, 512, 7, 7)[::4, :, ::3, ::3]
-    return array.reshape(7, 7, 512, _UNREDUCED)[::3, ::3, :, ::4]
+        return array.reshape(_UNREDUCED, 512, 7, 7)[::few, :, ::apart, ::apart]
+    return array.reshape(7, 7, 512, _UNREDUCED)[::apart, ::apart, :, ::few]
 
 
-def _unscaled(kernel: np.ndarray, layout: layouts.Layout) -> np.ndarray:
-    """conv1_1 `[3, 3, 3, out]` for RGB in 0..255 minus the layout's mean."""
-    if kernel.shape[2:3] != (3,):
-        return kernel  # its shape will be refused by name
-    rgb = kernel[:, :, ::-1] if layout.bgr else kernel
-    scaled = rgb / np.asarray(layout.std)[:, None]
-    return np.ascontiguousarray(scaled, np.float32)
+def _unscaled(weights: Weights) -> Weights:
+    """The first convolution `[3, 3, 3, out]` for RGB in 0..255 minus the layout's mean."""
+    body = layouts.BODIES.get(body_of(weights))
+    if body is None or weights.arrays[_kernel(body)].shape[2:3] != (3,):
+        return weights  # its shape will be refused by name
+    kernel = weights.arrays[_kernel(body)]
+    rgb = kernel[:, :, ::-1] if weights.layout.bgr else kernel
+    scaled = rgb / np.asarray(weights.layout.std)[:, None]
+    scaled = np.ascontiguousarray(scaled, np.float32)
+    return weights._replace(arrays={**weights.arrays, _kernel(body): scaled})
+
+
+def _with_scales(weights: Weights) -> Weights:
+    """A scale of 1 for each layer of the body that has none in the file."""
+    body = layouts.BODIES.get(body_of(weights))
+    scales, names = {}, {}
+    for layer in body.affine if body else ():
+        bias, scale = f"{layer}/bias", f"{layer}/scale"
+        if bias in weights.arrays and scale not in weights.arrays:
+            scales[scale] = np.ones_like(weights.arrays[bias])
+            names[scale] = weights.names[bias]
+    return weights._replace(arrays=weights.arrays | scales, names=weights.names | names)
 
 
 def _other_classes(
@@ -261,7 +346,8 @@ def _check_shape(weights: Weights, path: str, wanted: tuple[int, ...]) -> None:
     if shape != wanted:
         raise errors.UserError(
             f"{weights.path}: {weights.names[path]} has shape {shape} (as {path}), the network's "
-            f"is {wanted}; config.model.width, backbone and image_size have to be those of the file"
+            f"is {wanted}; config.model.width, backbone, image_size, atrous, source_maps and "
+            f"aspect_ratios have to be those of the file"
         )
 
 

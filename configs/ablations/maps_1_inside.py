@@ -1,0 +1,17 @@
+"""The maps of maps_1.py, without the boxes over the picture's edge: table 3 of the paper.
+
+python train.py --config configs/ablations/maps_1_inside.py
+"""
+
+from configs.ablations import full, maps_1
+from ssd_jax import config
+
+
+def change(cfg: config.Config) -> config.Config:
+    cfg = maps_1.change(cfg)
+    cfg.train.boundary_boxes = False
+    return cfg
+
+
+def get_config() -> config.Config:
+    return change(full.get_config())

@@ -1,0 +1,16 @@
+"""All source maps, without the boxes over the picture's edge: table 3 of the paper.
+
+python train.py --config configs/ablations/maps_6_inside.py
+"""
+
+from configs.ablations import full
+from ssd_jax import config
+
+
+def change(cfg: config.Config) -> config.Config:
+    cfg.train.boundary_boxes = False
+    return cfg
+
+
+def get_config() -> config.Config:
+    return change(full.get_config())

@@ -1,0 +1,12 @@
+"""SSD300 on ResNet-50 as NVIDIA and MLPerf build it, on VOC 2007 + 2012 trainval.
+
+python train.py --config configs/ssd300_resnet50.py --config.model.pretrained=FILE
+"""
+
+from ssd_jax import config
+
+
+def get_config() -> config.Config:
+    cfg = config.Config()
+    cfg.model.backbone = "resnet50"  # resnet18, resnet34 and resnet101 likewise
+    return cfg

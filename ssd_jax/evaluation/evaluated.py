@@ -1,0 +1,113 @@
+"""An evaluation in one file, `detections.npz`: what was found, and what was there."""
+
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ssd_jax import errors
+from ssd_jax.evaluation import voc
+
+NAME = "detections.npz"
+
+
+class Evaluated(NamedTuple):
+    """What an evaluation is made from.
+
+    Attributes:
+      config: The run's config as JSON knows it.
+      class_names: Label k is `class_names[k - 1]`.
+      sizes: Picture's name -> (height, width) in pixels.
+      detections: As `voc.evaluate` takes them.
+      ground_truth: Likewise; its pictures are those of `sizes`, in the same order.
+    """
+
+    config: Mapping[str, Any]
+    class_names: tuple[str, ...]
+    sizes: Mapping[str, tuple[int, int]]
+    detections: voc.DetectionsById
+    ground_truth: voc.GroundTruthById
+
+
+def save(folder: Path, evaluated: Evaluated) -> None:
+    """Writes an evaluation into a folder; boxes and scores as float32.
+
+    Raises:
+      OSError: The file can't be written.
+    """
+    found, objects = voc.flatten(
+        evaluated.detections, evaluated.ground_truth, class_names=evaluated.class_names
+    )
+    columns: dict[str, Any] = {
+        "config": np.array(json.dumps(evaluated.config)),
+        "class_names": np.array(evaluated.class_names, str),
+        "names": np.array(list(evaluated.sizes), str),
+        "sizes": np.array(list(evaluated.sizes.values()), np.int32).reshape(-1, 2),
+        **_columns("found", found, np.float32),
+        **_columns("objects", objects, bool),
+    }
+    np.savez_compressed(folder / NAME, **columns)
+
+
+def load(folder: Path) -> Evaluated:
+    """Reads what `save` wrote.
+
+    Raises:
+      UserError: There is no such file, or it is none.
+    """
+    path = folder / NAME
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            columns = {name: file[name] for name in file.files}
+        names = columns["names"].tolist()
+        sizes = [(int(height), int(width)) for height, width in columns["sizes"]]
+        return Evaluated(
+            config=json.loads(str(columns["config"])),
+            class_names=tuple(columns["class_names"].tolist()),
+            sizes=dict(zip(names, sizes, strict=True)),
+            detections=_by_name(names, columns, "found", ("values", "labels")),
+            ground_truth=_by_name(names, columns, "objects", ("labels", "values")),
+        )
+    except FileNotFoundError:
+        raise errors.UserError(
+            f"{path} is missing: {folder} holds no evaluation; make one by "
+            f"python evaluate.py --workdir {folder}"
+        ) from None
+    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise errors.UserError(
+            f"{path} is not the detections of an evaluation ({error}); write it again by "
+            f"python evaluate.py --workdir {folder}"
+        ) from None
+
+
+def settings(config: Mapping[str, Any]) -> dict[str, str]:
+    """The fields of a config, as JSON knows it, by their dotted names."""
+    flat: dict[str, str] = {}
+    for name, value in config.items():
+        inner = settings(value) if isinstance(value, Mapping) else {}
+        flat |= {f"{name}.{field}": text for field, text in inner.items()} or {name: str(value)}
+    return flat
+
+
+def _columns(prefix: str, rows: voc.Rows, values: type) -> dict[str, np.ndarray]:
+    return {
+        f"{prefix}_image": rows.image.astype(np.int32),
+        f"{prefix}_boxes": rows.boxes.astype(np.float32),
+        f"{prefix}_labels": rows.labels.astype(np.int16),
+        f"{prefix}_values": rows.values.astype(values),
+    }
+
+
+def _by_name(
+    names: list[str], columns: Mapping[str, np.ndarray], prefix: str, order: tuple[str, str]
+) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Each picture's rows, which stand together: boxes, and two more columns."""
+    counts = np.bincount(columns[f"{prefix}_image"], minlength=len(names))
+    ends = np.cumsum(counts)[:-1]
+    boxes, first, second = (
+        np.split(columns[f"{prefix}_{name}"], ends) for name in ("boxes", *order)
+    )
+    return dict(zip(names, zip(boxes, first, second, strict=True), strict=True)) if names else {}

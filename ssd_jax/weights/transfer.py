@@ -1,0 +1,104 @@
+"""From a detector of some classes to one of others: what it knows of those that both have."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.traverse_util
+import numpy as np
+
+from ssd_jax.weights import loading
+
+_PREDICTOR = re.compile(r"conf\d+/(kernel|bias)")  # the layer of a head that gives logits
+
+# VOC and COCO call these by two names.
+_SYNONYMS = {
+    "airplane": "aeroplane",
+    "couch": "sofa",
+    "dining table": "diningtable",
+    "motorcycle": "motorbike",
+    "potted plant": "pottedplant",
+    "tv": "tvmonitor",
+}
+
+
+class Classes(NamedTuple):
+    """What the logits of a detector stand for.
+
+    Attributes:
+      names: Of label 1, 2, ...
+      gaps: Logits of no class, counted from 1, see `ModelConfig.gaps`.
+    """
+
+    names: Sequence[str]
+    gaps: Sequence[int] = ()
+
+    def logits(self) -> dict[str, int]:
+        """Which logit each name has; 0, the background, has none."""
+        used = [k for k in range(1, self.total()) if k not in self.gaps]
+        return dict(zip(map(_plain, self.names), used, strict=True))
+
+    def total(self) -> int:
+        """Logits of a prior, with the background and the gaps."""
+        return 1 + len(self.names) + len(self.gaps)
+
+
+def with_classes(
+    weights: loading.Weights, params: Any, *, theirs: Classes, ours: Classes, share: bool
+) -> tuple[loading.Weights, tuple[str, ...]]:
+    """Weights whose conf heads are for other classes.
+
+    A class whose name both have, and the background, keep their kernels and biases; all others
+    take those of `params`. VOC's and COCO's names of one thing count as the same.
+
+    Args:
+      weights: Of a detector with the classes `theirs`.
+      params: Of the network with the classes `ours`, fresh.
+      theirs: See there.
+      ours: See there.
+      share: Whether shared classes are kept; else all conf heads are fresh.
+
+    Returns:
+      The weights, and the names of our classes that were kept.
+    """
+    if (tuple(theirs.names), tuple(theirs.gaps)) == (tuple(ours.names), tuple(ours.gaps)):
+        return weights, tuple(ours.names)
+    here, there = ours.logits(), theirs.logits()
+    shared = [name for name in here if name in there] if share else []
+    rows = [(0, 0), *((here[name], there[name]) for name in shared)]
+    fresh = flax.traverse_util.flatten_dict(params, sep="/")
+    arrays = {
+        path: _replaced(array, fresh[path], rows, theirs.total())
+        if _PREDICTOR.fullmatch(path) and path in fresh
+        else array
+        for path, array in weights.arrays.items()
+        if share or not _PREDICTOR.fullmatch(path)
+    }
+    kept = tuple(name for name in ours.names if _plain(name) in shared)
+    return _without(weights, arrays), kept
+
+
+def _replaced(
+    theirs: np.ndarray, ours: Any, rows: Sequence[tuple[int, int]], logits: int
+) -> np.ndarray:
+    """`[..., boxes * logits]` of ours, with the rows of some classes from theirs."""
+    boxes = theirs.shape[-1] // logits
+    split = np.array(ours).reshape(*ours.shape[:-1], boxes, -1)
+    source = theirs.reshape(*theirs.shape[:-1], boxes, -1)
+    here, there = map(list, zip(*rows, strict=True))
+    split[..., here] = source[..., there]
+    return split.reshape(ours.shape)
+
+
+def _without(weights: loading.Weights, arrays: Mapping[str, np.ndarray]) -> loading.Weights:
+    """With these arrays; those that are left out count as ignored."""
+    dropped = {
+        weights.names[path]: array.shape
+        for path, array in weights.arrays.items()
+        if path not in arrays
+    }
+    return weights._replace(arrays=dict(arrays), ignored={**weights.ignored, **dropped})
+
+
+def _plain(name: str) -> str:
+    return _SYNONYMS.get(name, name)
