@@ -11,8 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ssd_jax import errors
 
@@ -66,6 +68,7 @@ def initialize(
         initialization_timeout=timeout + _LONGER,
     )
     alarm.cancel()
+    _connect()
 
 
 def _check(coordinator: str, num_processes: int | None, process_id: int | None) -> None:
@@ -101,6 +104,19 @@ def _nobody_came(coordinator: str, num_processes: int | None, timeout: int) -> N
     )
     sys.stderr.flush()
     os._exit(2)
+
+
+def _connect() -> None:
+    """Opens the ways between the devices while the processes are together.
+
+    A backend opens them where they are first used, and gives up on a process that comes later (over
+    gloo by 30 s, less than a compilation may take); once open, they wait.
+    """
+    mesh = Mesh(np.asarray(jax.devices()), ("devices",))
+    split, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("devices",), ()))
+    ones = jax.make_array_from_callback((mesh.size,), split, lambda index: np.ones(1, np.int32))
+    jax.block_until_ready(jax.jit(jnp.sum, out_shardings=whole)(ones))
+    gather(np.zeros(1, np.int32))
 
 
 def is_primary() -> bool:

@@ -133,6 +133,33 @@ def test_processes_with_different_configs_are_told_which_field(config_file, tmp_
     assert not (tmp_path / "run").exists()
 
 
+_LATE = """
+import sys, time
+import jax
+import numpy as np
+from ssd_jax import distributed
+from ssd_jax.training import step
+
+port, process = map(int, sys.argv[1:])
+jax.config.update("jax_num_cpu_devices", 2)
+distributed.initialize(f"127.0.0.1:{port}", 2, process, timeout=120)
+time.sleep(70 * process)
+mesh = step.make_mesh()
+mine = {"x": np.full(2, process + 1.0, np.float32)}
+split = step.shard_batch(mine, mesh)["x"]
+total = jax.jit(lambda x: x.sum(), out_shardings=step.replicated(mesh))(split)
+print(float(total), distributed.gather(np.array(process)).tolist())
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_compiles_for_longer_is_waited_for():
+    port = free_port()
+    processes = [start("-c", _LATE, port, number) for number in range(2)]
+    said = [process.communicate(timeout=300) for process in processes]
+    assert [out.splitlines()[-1:] for out, _ in said] == [["6.0 [0, 1]"]] * 2, said
+
+
 @pytest.mark.slow
 def test_a_coordinator_that_does_not_answer_is_one_line(config_file, tmp_path):
     (status, stderr), *_ = ends(
