@@ -12,13 +12,13 @@ first.
 import argparse
 import functools
 import statistics
-import time
 from collections.abc import Callable
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import turns
 
 from ssd_jax.models import convolutions, ssd
 
@@ -32,7 +32,7 @@ PADS = ((1, 1), (1, 1))
 
 def grouped(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: convolutions.Padding):
     """XLA's convolution in groups."""
-    return convolutions.convolution(x, kernel, stride=stride, padding=padding, groups=x.shape[-1])
+    return convolutions.plain(x, kernel, stride=stride, padding=padding, groups=x.shape[-1])
 
 
 def autodiff(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: convolutions.Padding):
@@ -41,7 +41,7 @@ def autodiff(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: convo
 
 
 WAYS: dict[str, tuple[Callable, Callable]] = {
-    "groups": (grouped, convolutions.convolution),
+    "groups": (grouped, convolutions.plain),
     "autodiff": (autodiff, lambda x, kernel: x @ kernel[0, 0]),
     "ours": (convolutions.depthwise, convolutions.pointwise),
 }
@@ -58,7 +58,7 @@ def layer(way: str, batch: int, side: int, channels: int, stride: int) -> Callab
         value, backward = jax.vjp(convolve, x, kernel)
         return value, backward(value)
 
-    return compiled(run, x, kernel)
+    return turns.compiled(run, x, kernel)
 
 
 def network(way: str, batch: int) -> Callable[[], object]:
@@ -73,29 +73,12 @@ def network(way: str, batch: int) -> Callable[[], object]:
 
     depthwise, pointwise = WAYS[way]
     with mock.patch.multiple(convolutions, depthwise=depthwise, pointwise=pointwise):
-        return compiled(jax.grad(loss), params, images)
+        return turns.compiled(jax.grad(loss), params, images)
 
 
-def compiled(function: Callable, *arguments: object) -> Callable[[], object]:
-    """Runs a function; the first call is behind it."""
-    run = jax.jit(function).lower(*arguments).compile()
-    jax.block_until_ready(run(*arguments))
-    return lambda: jax.block_until_ready(run(*arguments))
-
-
-def measure(ways: dict[str, Callable[[], object]], runs: int) -> dict[str, list[float]]:
-    """Milliseconds of each way; they take turns."""
-    times: dict[str, list[float]] = {way: [] for way in ways}
-    for _ in range(runs):
-        for way, run in ways.items():
-            start = time.perf_counter()
-            run()
-            times[way].append(1e3 * (time.perf_counter() - start))
-    return times
-
-
-def report(name: str, times: dict[str, list[float]], batch: int) -> None:
-    """A row: medians a picture, and how many times as long as ours the others take."""
+def report(name: str, ways: dict[str, Callable[[], object]], runs: int, batch: int) -> None:
+    """Measures a row: medians a picture, and how many times as long as ours the others take."""
+    times = dict(zip(ways, turns.measure([*ways.values()], runs), strict=True))
     medians = [f"{statistics.median(values) / batch:8.2f}" for values in times.values()]
     ratios = [
         f"{statistics.median(a / b for a, b in zip(times[way], times['ours'], strict=True)):6.1f}"
@@ -115,11 +98,11 @@ def main() -> None:
     print(" | ".join(["ms a picture", *WAYS, *(f"{way}/ours" for way in WAYS if way != "ours")]))
     if options.network:
         ways = {way: network(way, options.batch) for way in WAYS}
-        report("network", measure(ways, options.runs), options.batch)
+        report("network", ways, options.runs, options.batch)
         return
     for shape in SHAPES:
         ways = {way: layer(way, options.batch, *shape) for way in WAYS}
-        report(str(shape), measure(ways, options.runs), options.batch)
+        report(str(shape), ways, options.runs, options.batch)
 
 
 if __name__ == "__main__":

@@ -218,12 +218,18 @@ def check_coco(ids: adapters.CocoIds, paths: Iterable[Path], class_names: Iterab
       class_names: Of the detector.
 
     Raises:
-      UserError: If a file or class has no id.
+      UserError: If a file or class has no id, or two files have the same.
     """
+    first: dict[str, Path] = {}
     for path in paths:
         if is_video(path) or path.name not in ids.images:
             raise errors.UserError(
                 f"{path}: no image of {ids.file}, so COCO's results cannot name it"
+            )
+        if first.setdefault(path.name, path) != path:
+            raise errors.UserError(
+                f"{path} and {first[path.name]}: both are the image {path.name} of {ids.file}; "
+                f"leave one out"
             )
     unknown = [name for name in class_names if name not in ids.categories]
     if unknown:

@@ -44,6 +44,57 @@ def test_pointwise_is_a_convolution(inputs, outputs):
     assert same(convolutions.pointwise, convolutions.convolution, x, kernel)
 
 
+@pytest.mark.parametrize(
+    ("size", "kernel", "ends", "dilation"),
+    [
+        ((6, 9), (3, 3), ((1, 1), (1, 1)), 1),
+        ((6, 9), (3, 3), ((0, 0), (0, 0)), 1),
+        ((7, 5), (3, 3), ((6, 6), (6, 6)), 6),
+        ((5, 8), (2, 4), ((0, 1), (2, 1)), 1),
+        ((9, 12), (4, 2), ((3, 0), (1, 2)), 2),
+        ((4, 3), (1, 1), ((0, 0), (0, 0)), 1),
+        ((1, 1), (3, 3), ((1, 1), (1, 1)), 1),
+    ],
+)
+def test_many_outputs_are_convolved_as_xla_does(size, kernel, ends, dilation):
+    options = {"padding": ends, "dilation": dilation}
+    x, weights = random(3, *size, 5), random(*kernel, 5, 64, seed=1)
+    ours = functools.partial(convolutions.convolution, **options)
+    assert "custom_vjp" in str(jax.make_jaxpr(ours)(x, weights))
+    assert same(ours, functools.partial(convolutions.plain, **options), x, weights)
+
+
+@pytest.mark.parametrize(("inputs", "outputs", "stride"), [(3, 63, 1), (260, 64, 1), (3, 64, 2)])
+def test_few_outputs_and_strides_are_left_to_xla(inputs, outputs, stride):
+    x, kernel = random(1, 5, 5, inputs), random(3, 3, inputs, outputs)
+    made = jax.make_jaxpr(functools.partial(convolutions.convolution, stride=stride))(x, kernel)
+    assert "custom_vjp" not in str(made)
+
+
+def test_many_outputs_have_the_same_gradients_under_vmap():
+    x, kernel = random(2, 3, 6, 7, 5), random(2, 3, 3, 5, 64, seed=1)
+
+    def total(convolve, x, kernel):
+        return jnp.sum(jnp.sin(convolve(x, kernel, padding=((1, 1), (1, 1)))))
+
+    ours, expected = (
+        jax.vmap(jax.grad(functools.partial(total, convolve), (0, 1)))(x, kernel)
+        for convolve in (convolutions.convolution, convolutions.plain)
+    )
+    for got, want in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_a_kernels_gradient_is_a_convolution_but_on_a_cpu(platform):
+    def total(kernel, x):
+        return jnp.sum(convolutions.convolution(x, kernel) ** 2)
+
+    traced = jax.jit(jax.grad(total)).trace(random(3, 3, 5, 64), random(1, 6, 6, 5))
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert text.count("stablehlo.convolution") == (1 if platform == "cpu" else 2)
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("side", [1, 6, 7, 160, 161])
 def test_tensorflows_padding_is_xlas_same(side, stride):
@@ -66,13 +117,17 @@ def test_each_platform_has_its_own_program(platform):
     assert ("stablehlo.convolution" in lowered.as_text()) == (platform != "cpu")
 
 
-def test_gradients_in_bfloat16_are_summed_in_float32():
+@pytest.mark.parametrize(
+    ("convolve", "shape"),
+    [(convolutions.depthwise, (3, 3, 1, 2)), (convolutions.convolution, (3, 3, 2, 64))],
+)
+def test_gradients_in_bfloat16_are_summed_in_float32(convolve, shape):
     """Of 4096 ones, bfloat16 would stop to count at 256."""
     x = jnp.ones((4, 32, 32, 2), jnp.bfloat16)
-    kernel = jnp.ones((3, 3, 1, 2), jnp.bfloat16)
+    kernel = jnp.ones(shape, jnp.bfloat16)
 
     def total(kernel):
-        return jnp.sum(convolutions.depthwise(x, kernel, padding=((1, 1), (1, 1))))
+        return jnp.sum(convolve(x, kernel, padding=((1, 1), (1, 1))))
 
     gradient = jax.grad(total)(kernel)
     assert gradient.dtype == jnp.bfloat16

@@ -440,6 +440,7 @@ def test_what_is_found_is_written_as_cocos_results(tmp_path, annotations):
     [
         (["c.png"], [], r"^c.png: no image of .*instances.json"),
         (["b.mp4"], [], r"^b.mp4: no image of"),
+        (["x/b.png", "y/b.png"], [], r"^y/b.png and x/b.png: both are the image b.png of "),
         (["b.png"], ["ant"], r"instances.json: no category of the detector's class 'ant'$"),
     ],
 )

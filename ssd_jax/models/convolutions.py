@@ -1,8 +1,9 @@
-"""Convolutions of each channel and of each position on its own, in the way that a device likes.
+"""Convolutions in the way that a device likes.
 
-XLA's convolution in groups is slow on a CPU (benchmarks/depthwise.py): there each is computed from
-products. Which of the two a program holds is decided where it is compiled, so that one that is
-exported for several platforms has each where it belongs.
+On a CPU, XLA is slow at convolutions in groups (benchmarks/depthwise.py), and at the gradient of a
+kernel with many outputs (benchmarks/kernel_gradient.py): there these are computed from products.
+Which of the two a program holds is decided where it is compiled, so that one that is exported for
+several platforms has each where it belongs.
 """
 
 import functools
@@ -13,6 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 Padding = tuple[tuple[int, int], ...]  # (before, after) of rows and of columns
+
+# From so many outputs on, and so many for each input, matrix products are the faster way to a
+# kernel's gradient on a CPU.
+_MANY_OUTPUTS, _FOR_EACH_INPUT = 64, 1 / 4
 
 
 def padding(side: int, kernel: int, stride: int, style: str) -> tuple[int, int]:
@@ -36,14 +41,45 @@ def convolution(
     *,
     stride: int = 1,
     padding: Padding = ((0, 0), (0, 0)),
+    dilation: int = 1,
     groups: int = 1,
 ) -> jax.Array:
-    """XLA's convolution of `[B, H, W, in]` with `[rows, columns, in / groups, out]`."""
+    """Convolves `[B, H, W, in]` with `[rows, columns, in / groups, out]`.
+
+    Args:
+      x: The maps.
+      kernel: Its weights, `dilation` apart.
+      stride: Of rows and of columns.
+      padding: (before, after) of rows and of columns.
+      dilation: 1: the weights are neighbours.
+      groups: Into which the channels are split, each convolved on its own.
+
+    Returns:
+      `[B, rows, columns, out]`.
+    """
+    inputs, outputs = kernel.shape[-2:]
+    many = outputs >= max(_MANY_OUTPUTS, _FOR_EACH_INPUT * inputs)
+    if many and stride == groups == 1:
+        return _many_outputs(x, kernel, padding, dilation)
+    return plain(x, kernel, stride=stride, padding=padding, dilation=dilation, groups=groups)
+
+
+def plain(
+    x: jax.Array,
+    kernel: jax.Array,
+    *,
+    stride: int = 1,
+    padding: Padding = ((0, 0), (0, 0)),
+    dilation: int = 1,
+    groups: int = 1,
+) -> jax.Array:
+    """XLA's convolution, with XLA's gradients; arguments as those of `convolution`."""
     return jax.lax.conv_general_dilated(
         x,
         kernel,
         window_strides=(stride, stride),
         padding=padding,
+        rhs_dilation=(dilation, dilation),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=groups,
     )
@@ -65,6 +101,76 @@ def pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 # --- On a CPU ---
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _many_outputs(x: jax.Array, kernel: jax.Array, padding: Padding, dilation: int) -> jax.Array:
+    """XLA's convolution, whose kernel's gradient a CPU computes as products of matrices."""
+    return plain(x, kernel, padding=padding, dilation=dilation)
+
+
+def _many_outputs_forward(
+    x: jax.Array, kernel: jax.Array, padding: Padding, dilation: int
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _many_outputs(x, kernel, padding, dilation), (x, kernel)
+
+
+def _many_outputs_backward(
+    padding: Padding, dilation: int, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    convolve = functools.partial(plain, padding=padding, dilation=dilation)
+    x, kernel = saved
+    weights = jax.lax.platform_dependent(
+        x,
+        gradient,
+        cpu=functools.partial(
+            _kernel_gradient, shape=kernel.shape, padding=padding, dilation=dilation
+        ),
+        default=lambda x, gradient: jax.linear_transpose(functools.partial(convolve, x), kernel)(
+            gradient
+        )[0],
+    )
+    return *jax.linear_transpose(lambda x: convolve(x, kernel), x)(gradient), weights
+
+
+def _kernel_gradient(
+    x: jax.Array, gradient: jax.Array, *, shape: Sequence[int], padding: Padding, dilation: int
+) -> jax.Array:
+    """Sums the gradient of a kernel picture by picture, one product for each of its rows.
+
+    A row's weights are shifts of the map side by side; those of the next row are the same ones,
+    further down.
+    """
+    height, width = gradient.shape[1:3]
+
+    def add_picture(total: jax.Array, pair: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        picture, wanted = pair
+        padded = jnp.pad(picture, (*padding, (0, 0)))
+        starts = range(0, shape[1] * dilation, dilation)
+        shifts = jnp.concatenate([padded[:, start : start + width] for start in starts], axis=-1)
+        starts = range(0, shape[0] * dilation, dilation)
+        rows = [_sum_of_outer(shifts[start : start + height], wanted) for start in starts]
+        return total + jnp.stack(rows), None
+
+    zeros = jnp.zeros((shape[0], shape[1] * shape[2], shape[3]), jnp.float32)
+    total, _ = jax.lax.scan(add_picture, zeros, (x, gradient))
+    return total.reshape(shape).astype(x.dtype)
+
+
+def _sum_of_outer(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Of two arrays `[..., I]` and `[..., O]` the sum of their outer products, `[I, O]` float32.
+
+    XLA transposes the first operand: here the narrower of the two. Where it has no choice, a layer
+    may take up to seven times as long.
+    """
+    axes = tuple(range(a.ndim - 1))
+    product = functools.partial(
+        jnp.tensordot, axes=(axes, axes), preferred_element_type=jnp.float32
+    )
+    return product(a, b) if a.shape[-1] <= b.shape[-1] else product(b, a).T
+
+
+_many_outputs.defvjp(_many_outputs_forward, _many_outputs_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -151,15 +257,8 @@ def _matrix_product_forward(
 def _matrix_product_backward(
     saved: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """XLA transposes an operand of the kernel's gradient: here the narrower of the two.
-
-    By autodiff, which leaves it no choice, the widening ones take up to seven times as long.
-    """
     x, kernel = saved
-    if x.shape[-1] <= gradient.shape[-1]:
-        weights = jnp.einsum("bhwi,bhwo->io", x, gradient)
-    else:
-        weights = jnp.einsum("bhwo,bhwi->oi", gradient, x).T
+    weights = _sum_of_outer(x, gradient)
     return gradient @ kernel[0, 0].T, weights.reshape(kernel.shape).astype(kernel.dtype)
 
 

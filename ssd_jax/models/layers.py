@@ -1,6 +1,6 @@
 """Layers that backbones and heads share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -72,7 +72,23 @@ def conv(
         kernel_dilation=dilation,
         kernel_init=kernel_init,
         dtype=dtype,
+        conv_general_dilated=_convolve,
         name=name,
+    )
+
+
+def _convolve(
+    x: jax.Array,
+    kernel: jax.Array,
+    strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    *,
+    rhs_dilation: Sequence[int],
+    **_: Any,
+) -> jax.Array:
+    """What `nn.Conv` calls, with as much of it as `conv` uses."""
+    return convolutions.convolution(
+        x, kernel, stride=strides[0], padding=tuple(padding), dilation=rhs_dilation[0]
     )
 
 
