@@ -65,7 +65,7 @@ def network(way: str, batch: int) -> Callable[[], object]:
     """The gradient of the whole network for pictures, compiled."""
     model = ssd.SSD(num_classes=21, backbone="mobilenet_v2")
     images = jnp.asarray(np.random.default_rng(0).normal(0, 60, (batch, 320, 320, 3)), jnp.float32)
-    params = jax.jit(model.init)(jax.random.key(0), images[:1])["params"]
+    params = ssd.init(jax.random.key(0), model, (320, 320))
 
     def loss(params: object, images: jax.Array) -> jax.Array:
         loc, conf = ssd.apply(model, params, images)

@@ -54,7 +54,7 @@ def network(convolve: Callable, batch: int, width: float) -> Callable[[], object
     """The gradient of the whole network for pictures, compiled."""
     model = ssd.SSD(num_classes=21, width=width)
     images = jnp.asarray(np.random.default_rng(0).normal(0, 60, (batch, 300, 300, 3)), jnp.float32)
-    params = jax.jit(model.init)(jax.random.key(0), images[:1])["params"]
+    params = ssd.init(jax.random.key(0), model, (300, 300))
 
     def loss(params: object, images: jax.Array) -> jax.Array:
         loc, conf = ssd.apply(model, params, images)

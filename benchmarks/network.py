@@ -40,7 +40,7 @@ def objects(count: int) -> tuple[np.ndarray, np.ndarray]:
 def our_forward(batch: int) -> Run:
     model = ssd.SSD(num_classes=CLASSES)
     images = np.random.default_rng(0).normal(0, 60, (batch, *SIZE, 3)).astype(np.float32)
-    params = jax.jit(model.init)(jax.random.key(0), images[:1])["params"]
+    params = ssd.init(jax.random.key(0), model, SIZE)
     return turns.compiled(lambda p, x: ssd.apply(model, p, x), params, images)
 
 

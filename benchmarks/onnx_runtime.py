@@ -18,7 +18,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import onnxruntime
 import torch
@@ -26,6 +25,7 @@ import torchvision
 
 from ssd_jax import config as config_lib
 from ssd_jax import detector, export
+from ssd_jax.models import ssd
 
 CLASSES = 20
 SURE = 9.0  # logit of the background where detections are sparse
@@ -36,7 +36,7 @@ def ours(path: Path, picture: np.ndarray, *, outputs: str, sparse: bool, threads
     """An exported SSD300 on ONNX Runtime."""
     config = config_lib.Config()
     model = detector.build_model(config.model, CLASSES)
-    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 300, 300, 3)))["params"]
+    params = ssd.init(jax.random.key(0), model, (300, 300))
     for level in range(6):
         bias = params[f"conf{level}"]["bias"].reshape(-1, CLASSES + 1)
         params[f"conf{level}"]["bias"] = bias.at[:, 0].add(SURE * sparse).reshape(-1)

@@ -109,7 +109,7 @@ def test_every_parameter_of_an_ablation_learns(name):
     config.width = 1 / 8
     model = detector_lib.build_model(config, 2)
     images = np.random.default_rng(0).normal(0, 60, (1, 300, 300, 3)).astype(np.float32)
-    params = jax.jit(model.init)(jax.random.key(0), images)["params"]
+    params = ssd.init(jax.random.key(0), model, images.shape[1:3])
 
     def loss(params):
         out = model.apply({"params": params}, images)

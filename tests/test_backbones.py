@@ -104,8 +104,8 @@ def test_a_wide_input_detects_and_exports(tmp_path):
     )
     config.data.canvas, config.eval.top_k = 160, 20
     model = detector.build_model(config.model, 2)
-    params = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 96, 160, 3), np.float32))
-    trained = detector.Detector(config, ("ant", "bee"), params["params"])
+    params = ssd.init(jax.random.key(0), model, (96, 160))
+    trained = detector.Detector(config, ("ant", "bee"), params)
     pictures = [np.random.default_rng(0).integers(0, 256, (90, 140, 3), np.uint8)]
     export.write(trained, tmp_path / "x.onnx")
     again = ssd_jax.load_detector(tmp_path / "x.onnx")

@@ -21,7 +21,7 @@ def images():
 def params(images):
     """Whose conv1_1 answers a hundred times as strongly as a fresh one, as a trained one may."""
     flat = flax.traverse_util.flatten_dict(
-        jax.jit(MODEL.init)(jax.random.key(0), images)["params"], sep="/"
+        ssd.init(jax.random.key(0), MODEL, images.shape[1:3]), sep="/"
     )
     flat["vgg16/conv1_1/kernel"] *= 100
     return flax.traverse_util.unflatten_dict(flat, sep="/")

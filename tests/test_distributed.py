@@ -46,7 +46,7 @@ def test_any_split_over_devices_and_processes_gives_the_same_parameters(tmp_path
     before, expected = train_worker.run(jax.devices()[:1])
     moved = {name: np.abs(expected[name] - before[name]).max() for name in expected}
     assert max(moved.values()) > 1e-5  # an average in place of a sum would show in all digits
-    results = {"pmap, 8 devices": train_worker.run(jax.devices(), "pmap")[1]}
+    results = {}
     for devices in (2, 4, 8):
         results[f"{devices} devices"] = train_worker.run(jax.devices()[:devices])[1]
     for parallel in ("shard_map", "pmap"):

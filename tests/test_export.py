@@ -38,8 +38,7 @@ def detector_of(**model):
     config.data = config_lib.DataConfig(dataset="folder", canvas=120, path="somewhere/private")
     config.eval = config_lib.EvalConfig(batch_size=4, top_k=60, max_detections=30)
     net = detector_lib.build_model(config.model, len(NAMES))
-    image = jnp.zeros((1, *detector_lib.input_size(config.model), 3))
-    params = jax.jit(net.init)(jax.random.key(0), image)["params"]
+    params = ssd.init(jax.random.key(0), net, detector_lib.input_size(config.model))
     return detector_lib.Detector(config, NAMES, params)
 
 
@@ -579,7 +578,7 @@ def test_what_comes_with_foreign_weights_travels_too(tmp_path, name):
     config.model.width, config.model.gaps, config.model.mean = 0.125, (2, 5), (10.0, 20.0, 30.0)
     config.eval.clip_before_nms = True
     model = detector_lib.build_model(config.model, 3)
-    params = model.init(jax.random.key(0), np.zeros((1, 300, 300, 3), np.float32))["params"]
+    params = ssd.init(jax.random.key(0), model, (300, 300))
     detector = detector_lib.Detector(config, ("a", "b", "c"), params)
     export.write(detector, tmp_path / f"a.{name}")
     loaded = detector_lib.load_detector(tmp_path / f"a.{name}")

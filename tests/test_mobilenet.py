@@ -133,12 +133,13 @@ def test_a_fresh_network_keeps_the_signals_size():
             sizes["/".join(context.module.path)] = jnp.sqrt(jnp.mean(result**2))
         return result
 
-    def run(images):
+    def run(params, images):
         with nn.intercept_methods(record):
-            outputs, _ = model.init_with_output(jax.random.key(0), images)
+            outputs = ssd.apply(model, params, images)
         return dict(sizes), outputs
 
-    found, outputs = jax.jit(run)(images)
+    params = ssd.init(jax.random.key(0), model, images.shape[1:3])
+    found, outputs = jax.jit(run)(params, images)
     assert len(found) == 52 + 4 * 3 + 2 * 6 * 2
     for name, size in found.items():
         body = name.startswith("mobilenet_v2")  # what follows reads maps that are nearly all border
@@ -149,7 +150,7 @@ def test_a_fresh_network_keeps_the_signals_size():
 @pytest.mark.slow
 def test_remat_computes_the_same():
     images = np.random.default_rng(0).normal(0, 60, (1, SIDE, SIDE, 3)).astype(np.float32)
-    params = jax.jit(TINY.init)(jax.random.key(0), images)["params"]
+    params = ssd.init(jax.random.key(0), TINY, (SIDE, SIDE))
     again = dataclasses.replace(TINY, remat=True)
 
     def loss(model, params):
@@ -304,7 +305,7 @@ def trained():
         backbone="mobilenet_v2", image_size=SIDE, width=0.125, padding="tensorflow"
     )
     config.data.canvas, config.eval.top_k = SIDE, 60
-    params = jax.jit(TINY.init)(jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 3)))["params"]
+    params = ssd.init(jax.random.key(0), TINY, (SIDE, SIDE))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: leaf * rng.uniform(0.8, 1.2, leaf.shape), params)
     params = jax.tree.map(lambda leaf: leaf.astype(np.float32), params)

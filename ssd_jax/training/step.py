@@ -64,11 +64,7 @@ def init_state(
       ema: Whether to keep an average.
       freeze: Patterns of the parameters that do not learn, see `optimizer.matching`.
     """
-    images = jnp.zeros((1, *image_size, 3), jnp.float32)
-    # On the CPU, LLVM spends two thirds of this compilation on random numbers that are drawn once.
-    options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-    init = jax.jit(model.init, compiler_options=options)
-    params = init(jax.random.key(seed), images)["params"]
+    params = ssd.init(jax.random.key(seed), model, image_size)
     average = jax.tree.map(jnp.copy, params) if ema else None
     opt_state = optimizer.init(optimizer_lib.learnt(params, freeze))
     return TrainState(jnp.zeros((), jnp.int32), params, opt_state, average)
