@@ -71,6 +71,23 @@ def test_few_outputs_and_strides_are_left_to_xla(inputs, outputs, stride):
     assert "custom_vjp" not in str(made)
 
 
+def test_the_gradient_of_many_outputs_is_exact_to_float32():
+    """Beside sums in float64, over each of 1444 places and 2 pictures."""
+    side, inputs, outputs = 38, 8, 64
+    x, gradient = random(2, side, side, inputs), random(2, side, side, outputs, seed=1)
+    padded = np.pad(np.float64(x), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    expected = np.zeros((3, 3, inputs, outputs))
+    for i, j in np.ndindex(3, 3):
+        shifted = padded[:, i : i + side, j : j + side]
+        expected[i, j] = np.einsum("bhwi,bhwo->io", shifted, np.float64(gradient))
+
+    def convolve(kernel):
+        return convolutions.convolution(x, kernel, padding=((1, 1), (1, 1)))
+
+    got = jax.vjp(convolve, jnp.zeros((3, 3, inputs, outputs)))[1](gradient)[0]
+    assert np.linalg.norm(got - expected) < 5e-7 * np.linalg.norm(expected)
+
+
 def test_many_outputs_have_the_same_gradients_under_vmap():
     x, kernel = random(2, 3, 6, 7, 5), random(2, 3, 3, 5, 64, seed=1)
 

@@ -133,7 +133,9 @@ def test_a_checkpoint_of_eight_devices_goes_on_with_fewer(config, finished, tmp_
         loop.train(config, workdir)
     result, expected = tiny_run.arrays_of(workdir, 4), tiny_run.arrays_of(finished, 4)
     for name, values in expected.items():
-        np.testing.assert_allclose(result[name], values, atol=1e-3, err_msg=name)
+        # Rounding that passes a ReLU's corner or a tie of a pool: 3e-5 of the largest was seen.
+        near = 1e-4 * np.abs(values).max()
+        np.testing.assert_allclose(result[name], values, rtol=0, atol=near, err_msg=name)
     steps = [
         json.loads(row)["step"] for row in (workdir / "metrics.jsonl").read_text().splitlines()
     ]
