@@ -15,11 +15,9 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-import optax
+import turns
 
 from ssd_jax import augment
-from ssd_jax.models import ssd
-from ssd_jax.training import optimizer as optimizers
 from ssd_jax.training import step as step_lib
 
 SIZE, CANVAS, OBJECTS = (300, 300), 512, 40
@@ -53,25 +51,6 @@ def augmentation(count: int, policy: str) -> Callable[[], object]:
     return lambda: jax.block_until_ready(run(batch))
 
 
-def train_step(count: int) -> Callable[[], object]:
-    model = ssd.SSD(num_classes=21)
-    optimizer = optimizers.make_optimizer(optax.constant_schedule(1e-6))
-    mesh = step_lib.make_mesh(jax.devices()[:1])
-    priors = ssd.default_boxes(model, SIZE)
-    step = step_lib.make_train_step(model, optimizer, priors, mesh=mesh, image_size=SIZE)
-    state = jax.device_put(
-        step_lib.init_state(model, optimizer, SIZE, 0), step_lib.replicated(mesh)
-    )
-    batch = step_lib.shard_batch(make_batch(count), mesh)
-
-    def run() -> None:
-        nonlocal state
-        state, metrics = step(state, batch)
-        jax.block_until_ready((state, metrics))
-
-    return run
-
-
 def seconds(run: Callable[[], object]) -> float:
     began = time.perf_counter()
     run()
@@ -84,7 +63,7 @@ def main() -> None:
     parser.add_argument("--step_batch", type=int, default=4)
     parser.add_argument("--runs", type=int, default=5)
     options = parser.parse_args()
-    step = train_step(options.step_batch)
+    step = turns.train_step(make_batch(options.step_batch))
     step()
     print(
         f"jax {jax.__version__} on {jax.devices()[0].device_kind}; batch {options.batch}, "

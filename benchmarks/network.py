@@ -16,14 +16,11 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-import optax
 import torch
 import torchvision
 import turns
 
 from ssd_jax.models import ssd
-from ssd_jax.training import optimizer as optimizers
-from ssd_jax.training import step as step_lib
 
 SIZE, CANVAS, CLASSES, OBJECTS = (300, 300), 320, 21, 4
 Run = Callable[[], object]
@@ -45,14 +42,6 @@ def our_forward(batch: int) -> Run:
 
 
 def our_step(batch: int) -> Run:
-    model = ssd.SSD(num_classes=CLASSES)
-    optimizer = optimizers.make_optimizer(optax.constant_schedule(1e-6))
-    mesh = step_lib.make_mesh(jax.devices()[:1])
-    priors = ssd.default_boxes(model, SIZE)
-    step = step_lib.make_train_step(model, optimizer, priors, mesh=mesh, image_size=SIZE)
-    state = jax.device_put(
-        step_lib.init_state(model, optimizer, SIZE, 0), step_lib.replicated(mesh)
-    )
     boxes, labels = objects(batch)
     canvases = np.random.default_rng(0).integers(0, 256, (batch, CANVAS, CANVAS, 3), dtype=np.uint8)
     examples = {
@@ -62,13 +51,7 @@ def our_step(batch: int) -> Run:
         "labels": labels.astype(np.int32),
         "position": np.arange(batch, dtype=np.int32),
     }
-    on_device = step_lib.shard_batch(examples, mesh)
-
-    def run() -> None:
-        nonlocal state
-        state, metrics = step(state, on_device)
-        jax.block_until_ready((state, metrics))
-
+    run = turns.train_step(examples)
     run()
     return run
 
