@@ -36,6 +36,8 @@ class ModelConfig:
     # for each scale, or once for all: ratios beside 1, say ((2.0,),); empty: the paper's
     aspect_ratios: tuple[tuple[float, ...], ...] = ()
     prior_sizes: str = "voc"  # published sizes of the default boxes: voc or coco
+    # for each scale its box's side over the input's shorter side, rising; empty: prior_sizes
+    prior_scales: tuple[float, ...] = ()
     clip_priors: bool = False  # clamp default boxes to the picture (amdegroot, lufficc)
     clip_prior_sizes: bool = False  # clamp their width and height only (torchvision)
     gaps: tuple[int, ...] = ()  # logits of no class (ids that COCO does not use): background
@@ -267,6 +269,16 @@ def _check_boxes(model: ModelConfig) -> None:
         raise errors.UserError(
             f"config.model.aspect_ratios is {ratios!r}; give ratios above 1 for each scale, or "
             f"once for all, such as '((2,),)' or '((),)'"
+        )
+    scales = model.prior_scales
+    shares = isinstance(scales, tuple) and all(
+        isinstance(scale, int | float) and 0 < scale <= 1 for scale in scales
+    )
+    if not shares or list(scales) != sorted(scales):
+        raise errors.UserError(
+            f"config.model.prior_scales is {scales!r}; give a share of the input's shorter side "
+            f"for each scale, above 0, at most 1 and never falling, such as "
+            f"'(0.1, 0.2, 0.37, 0.54, 0.71, 0.88)'"
         )
 
 

@@ -56,7 +56,7 @@ def build_model(config: config_lib.ModelConfig, num_classes: int) -> ssd.SSD:
     """The network that a config describes, for `num_classes` classes without background.
 
     Raises:
-      UserError: If `config.source_maps` or `aspect_ratios` are not for its maps.
+      UserError: If `config.source_maps`, `aspect_ratios` or `prior_scales` are not for its maps.
     """
     model = ssd.SSD(
         num_classes=num_classes + 1,
@@ -65,6 +65,7 @@ def build_model(config: config_lib.ModelConfig, num_classes: int) -> ssd.SSD:
         atrous=config.atrous,
         source_maps=config.source_maps,
         aspect_ratios=config.aspect_ratios,
+        prior_scales=config.prior_scales,
         padding=config.padding or "torch",
         prior_sizes=config.prior_sizes,
         dtype=jnp.dtype(config.dtype),
@@ -72,7 +73,7 @@ def build_model(config: config_lib.ModelConfig, num_classes: int) -> ssd.SSD:
         layout=ssd.layout_for(config.backbone, input_size(config)),
         gaps=config.gaps,
     )
-    if config.source_maps or config.aspect_ratios:
+    if config.source_maps or config.aspect_ratios or config.prior_scales:
         try:
             ssd.prior_spec(model, input_size(config))
         except ValueError as error:
@@ -615,7 +616,8 @@ def restore(config: config_lib.Config, folder: Path) -> Detector:
     trained, class_names = config_lib.load(_config_of(folder))
     for field in (
         "backbone", "image_size", "image_width", "padding", "width", "atrous", "source_maps",
-        "aspect_ratios", "prior_sizes", "clip_priors", "clip_prior_sizes", "gaps", "mean",
+        "aspect_ratios", "prior_sizes", "prior_scales", "clip_priors", "clip_prior_sizes", "gaps",
+        "mean",
     ):  # fmt: skip
         here, there = getattr(config.model, field), getattr(trained.model, field)
         if here != there:

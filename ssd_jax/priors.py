@@ -94,18 +94,22 @@ def tiled(
     *,
     source_maps: Sequence[int] = (),
     aspect_ratios: Sequence[Sequence[float]] = (),
+    prior_scales: Sequence[float] = (),
 ) -> PriorSpec:
-    """The default boxes on other maps, or of other ratios: the paper's ablations.
+    """The default boxes on other maps, or of other ratios or sizes.
 
     A scale is a small square, a large one, and two boxes for each ratio. The scales lie on the maps
-    in turn, and several may share one. If their number is that of `spec` they keep its sizes; else
-    the first and the last do, and those from the second on are evenly spaced.
+    in turn, and several may share one. Without `prior_scales`, if their number is that of `spec`
+    they keep its sizes; else the first and the last do, and those from the second on are evenly
+    spaced.
 
     Args:
       spec: The published spec to start from.
       source_maps: For each scale, the smallest first, the number of its map from 0, never falling;
         empty: one for each map.
       aspect_ratios: For each scale its ratios r > 1, or one set for all; empty: those of `spec`.
+      prior_scales: For each scale the side of its small square over the input's shorter side,
+        rising; empty: the sizes of `spec`.
 
     Returns:
       The spec, whose entries are of the scales; without arguments, `spec` itself.
@@ -127,13 +131,20 @@ def tiled(
             f"scale, or one for all"
         )
     sizes = spec.min_sizes
-    if len(chosen) != len(sizes):
+    if prior_scales:
+        if len(prior_scales) != len(chosen):
+            raise ValueError(
+                f"prior_scales has {len(prior_scales)} entries for {len(chosen)} scales; give one "
+                f"for each scale, and their maps with source_maps"
+            )
+        sizes = tuple(scale * min(spec.image_size) for scale in prior_scales)
+    elif len(chosen) != len(sizes):
         sizes = (sizes[0], *np.linspace(sizes[1], sizes[-1], len(chosen) - 1).tolist())
     return spec._replace(
         feature_maps=tuple(spec.feature_maps[number] for number in chosen),
         steps=tuple(spec.steps[number] for number in chosen),
         min_sizes=sizes,
-        max_sizes=(*sizes[1:], spec.max_sizes[-1]),
+        max_sizes=(*sizes[1:], max(sizes[-1], spec.max_sizes[-1])),
         aspect_ratios=ratios,
     )
 

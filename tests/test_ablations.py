@@ -161,6 +161,10 @@ def test_crop_is_ssd_where_that_expands_nothing():
         ({"aspect_ratios": (2.0,)}, r"aspect_ratios is \(2.0,\); give ratios above 1"),
         ({"aspect_ratios": ((0.5,),)}, "aspect_ratios is"),
         ({"aspect_ratios": ((2,),) * 3}, "aspect_ratios has 3 entries for 6 scales"),
+        ({"prior_scales": (0.2, 0.1)}, r"prior_scales is \(0.2, 0.1\); give a share"),
+        ({"prior_scales": (1.5,)}, r"prior_scales is \(1.5,\)"),
+        ({"prior_scales": 0.1}, "prior_scales is 0.1"),
+        ({"prior_scales": (0.1,)}, "prior_scales has 1 entries for 6 scales; give one for each"),
         ({"atrous": False, "backbone": "mobilenet_v2"}, "atrous is False, and mobilenet_v2 has no"),
     ],
 )

@@ -140,3 +140,27 @@ def test_sizes_grow_with_the_shorter_side():
 def test_another_number_of_maps_is_refused():
     with pytest.raises(ValueError, match="5 maps, the spec has 6"):
         priors.adapt(priors.SSD300_VOC, (300, 300), [(1, 1)] * 5)
+
+
+@pytest.mark.parametrize("maps", [(), (0, 0, 1, 2, 3, 4, 5)])
+def test_scales_of_ones_own(maps):
+    scales = (0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95)[: len(maps) or 6]
+    spec = priors.tiled(
+        priors.SSDLITE320, source_maps=maps, aspect_ratios=((2.0, 3.0),), prior_scales=scales
+    )
+    sides = [20, 20, 10, 5, 3, 2, 1] if maps else [20, 10, 5, 3, 2, 1]
+    expected = reference.default_boxes(
+        320,
+        sides,
+        [320 / side for side in sides],
+        [320 * scale for scale in scales] + [320],
+        [(2, 3)] * len(sides),
+    )
+    np.testing.assert_allclose(priors.default_boxes(spec), expected, atol=1e-6)
+
+
+def test_scales_of_ones_own_follow_the_input():
+    model = models.SSD(num_classes=2, backbone="mobilenet_v2", width=0.125, prior_scales=(0.1,) * 6)
+    spec = ssd.prior_spec(model, (160, 240))
+    assert spec.min_sizes == pytest.approx((16,) * 6)
+    assert len(ssd.default_boxes(model, (160, 240))) == spec.num_boxes

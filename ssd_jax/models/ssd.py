@@ -114,6 +114,7 @@ class SSD(nn.Module):
       source_maps: See `priors.tiled`; there is a pair of heads for each scale, and no extra layer
         behind the last map that is named.
       aspect_ratios: Likewise.
+      prior_scales: Likewise.
       padding: Of the convolutions of stride 2 in a MobileNet, see `mobilenet.MobileNetV2`.
       prior_sizes: `"voc"` or `"coco"`, the published sizes of the default boxes; SSDLite's are the
         same for both.
@@ -132,6 +133,7 @@ class SSD(nn.Module):
     atrous: bool = True
     source_maps: tuple[int, ...] = ()
     aspect_ratios: tuple[tuple[float, ...], ...] = ()
+    prior_scales: tuple[float, ...] = ()
     padding: str = "torch"
     prior_sizes: str = "voc"
     dtype: Any = jnp.float32
@@ -273,6 +275,7 @@ def _tiled(model: SSD, layout: str) -> priors.PriorSpec:
         _PUBLISHED[layout, model.prior_sizes],
         source_maps=model.source_maps,
         aspect_ratios=model.aspect_ratios,
+        prior_scales=model.prior_scales,
     )
 
 
