@@ -36,10 +36,12 @@ def pairwise_iou(a: jax.Array, b: jax.Array) -> jax.Array:
     Returns:
       `[N, M]` in [0, 1]; 0 where both boxes of a pair have no area. No epsilon biases small boxes.
     """
-    low = jnp.maximum(a[:, None, :2], b[None, :, :2])
-    high = jnp.minimum(a[:, None, 2:], b[None, :, 2:])
-    side = jnp.maximum(high - low, 0)
-    intersection = side[..., 0] * side[..., 1]
+    # By coordinates, not by corners: arrays whose last axis has two values are slow on a CPU.
+    left, top, right, bottom = (coordinate[:, None] for coordinate in a.T)
+    low_x, low_y, high_x, high_y = b.T
+    width = jnp.maximum(jnp.minimum(right, high_x) - jnp.maximum(left, low_x), 0)
+    height = jnp.maximum(jnp.minimum(bottom, high_y) - jnp.maximum(top, low_y), 0)
+    intersection = width * height
     union = area(a)[:, None] + area(b)[None, :] - intersection
     return jnp.where(union > 0, intersection / jnp.where(union > 0, union, 1), 0)
 

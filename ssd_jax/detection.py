@@ -1,5 +1,6 @@
 """From the network's outputs to detections: decode, non-maximum suppression, top-k."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -7,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssd_jax import boxes as box_ops
+
+_CANDIDATES = 512  # boxes that are compared at a time
 
 
 class Detections(NamedTuple):
@@ -45,7 +48,8 @@ def nms(
     """
     boxes, scores = jnp.asarray(boxes), jnp.asarray(scores)
     order = jnp.argsort(-scores)
-    keep = _suppress(boxes[order], scores[order] > 0, iou_threshold, max_outputs)
+    one_class = jnp.zeros(scores.shape, jnp.int32)
+    keep = _suppress(boxes[order], one_class, scores[order] > 0, iou_threshold, max_outputs)
     # The kept ones move to the front in their order.
     (front,) = jnp.nonzero(keep, size=max_outputs, fill_value=0)
     valid = jnp.arange(max_outputs) < jnp.sum(keep)
@@ -53,26 +57,42 @@ def nms(
 
 
 def _suppress(
-    boxes: jax.Array, alive: jax.Array, iou_threshold: float, max_outputs: int
+    boxes: jax.Array,
+    labels: jax.Array,
+    alive: jax.Array,
+    iou_threshold: float,
+    max_outputs: int | jax.Array,
 ) -> jax.Array:
-    """`[N]` bool: which of `[N, 4]` boxes, best first, are kept.
+    """`[N]` bool: which of `[N, 4]` boxes, best first, are kept; classes are on their own.
 
     A pass of the loop keeps one box; it ends with the last, so sparse scenes cost little.
     """
-    ranks = jnp.arange(boxes.shape[0])
+    num_boxes, by_coordinate = boxes.shape[0], boxes.T  # a CPU reads it faster in the loop
+    ranks = jnp.arange(num_boxes, dtype=jnp.int32)
+
+    def first(alive):
+        return jnp.min(jnp.where(alive, ranks, num_boxes))
 
     def some_left(carry):
-        alive, kept = carry
-        return jnp.any(alive) & (jnp.sum(kept) < max_outputs)
+        _, kept, best = carry
+        return (best < num_boxes) & (jnp.sum(kept) < max_outputs)
 
     def keep_best(carry):
-        alive, kept = carry
-        best = jnp.argmax(alive)
-        taken = jnp.any(alive) & (ranks == best)
-        overlap = box_ops.pairwise_iou(boxes[best][None], boxes)[0]
-        return alive & ~taken & ~(overlap > iou_threshold), kept | taken
+        alive, kept, best = carry
+        taken = ranks == best
+        dropped = _overlapping(boxes[best], labels[best], by_coordinate.T, labels, iou_threshold)
+        alive = alive & ~taken & ~dropped
+        return alive, kept | taken, first(alive)
 
-    return jax.lax.while_loop(some_left, keep_best, (alive, jnp.zeros_like(alive)))[1]
+    start = alive, jnp.zeros_like(alive), first(alive)
+    return jax.lax.while_loop(some_left, keep_best, start)[1]
+
+
+def _overlapping(
+    box: jax.Array, label: jax.Array, boxes: jax.Array, labels: jax.Array, iou_threshold: float
+) -> jax.Array:
+    """`[N]` bool: which boxes of a class overlap one of that class by more than the threshold."""
+    return (box_ops.pairwise_iou(box[None], boxes)[0] > iou_threshold) & (labels == label)
 
 
 def multiclass_nms(
@@ -102,19 +122,89 @@ def multiclass_nms(
     top_k = min(top_k, boxes.shape[0])
     class_scores = jnp.where(scores > score_threshold, scores, 0)[:, 1:].T
     best_scores, index = jax.lax.top_k(class_scores, top_k)  # [C - 1, K]
-    keep = jax.vmap(lambda b, alive: _suppress(b, alive, iou_threshold, top_k))(
-        boxes[index], best_scores > 0
+    look_at_next = functools.partial(
+        _look_at_next,
+        boxes=boxes,
+        ranked=best_scores.reshape(-1),
+        index=index.reshape(-1),
+        labels=jnp.repeat(jnp.arange(1, scores.shape[1], dtype=jnp.int32), top_k),
+        iou_threshold=iou_threshold,
     )
-    kept_scores = jnp.where(keep, best_scores, 0).reshape(-1)
-    final, where = jax.lax.top_k(kept_scores, min(max_detections, kept_scores.size))
-    real = final > 0
-    padding = (0, max_detections - final.size)
-    found = Detections(
-        boxes=jnp.where(real[:, None], boxes[index.reshape(-1)[where]], 0),
-        scores=final,
-        labels=jnp.where(real, where // top_k + 1, 0).astype(jnp.int32),
+    start = _Search(
+        found=Detections(
+            boxes=jnp.zeros((max_detections, 4), boxes.dtype),
+            scores=jnp.zeros(max_detections, scores.dtype),
+            labels=jnp.zeros(max_detections, jnp.int32),
+        ),
+        kept=jnp.int32(0),
+        score=jnp.asarray(jnp.inf, scores.dtype),
+        place=jnp.int32(-1),
     )
-    return jax.tree.map(lambda x: jnp.pad(x, (padding, *((0, 0),) * (x.ndim - 1))), found)
+    return jax.lax.while_loop(
+        lambda search: (search.score > 0) & (search.kept < max_detections), look_at_next, start
+    ).found
+
+
+class _Search(NamedTuple):
+    """The search for the best boxes of all classes together, the candidates gone through in order.
+
+    Attributes:
+      found: What is kept so far.
+      kept: How many these are.
+      score: Of the last candidate.
+      place: Where it lies; of equal scores the first places come first.
+    """
+
+    found: Detections
+    kept: jax.Array
+    score: jax.Array
+    place: jax.Array
+
+
+def _look_at_next(
+    search: _Search,
+    *,
+    boxes: jax.Array,
+    ranked: jax.Array,
+    index: jax.Array,
+    labels: jax.Array,
+    iou_threshold: float,
+) -> _Search:
+    """Keeps the best of the next candidates: only better ones can drop a box, so it stays kept.
+
+    Args:
+      search: So far.
+      boxes: `[P, 4]`.
+      ranked: `[N]` scores of the candidates, 0 of those that are none.
+      index: `[N]` their rows of `boxes`.
+      labels: `[N]` their classes.
+      iou_threshold: Of the suppression.
+    """
+    places = jnp.arange(ranked.size, dtype=jnp.int32)
+    tied = (ranked == search.score) & (places > search.place)
+    behind = jnp.where((ranked < search.score) | tied, ranked, 0)
+    best, place = jax.lax.top_k(behind, min(_CANDIDATES, ranked.size))
+    candidates, classes, found = boxes[index[place]], labels[place], search.found
+
+    def drop(row: jax.Array, alive: jax.Array) -> jax.Array:
+        mine = found.boxes[row], found.labels[row]
+        return alive & ~_overlapping(*mine, candidates, classes, iou_threshold)
+
+    alive = jax.lax.fori_loop(0, search.kept, drop, best > 0)
+    most = found.scores.size
+    kept = _suppress(candidates, classes, alive, iou_threshold, most - search.kept)
+    row = jnp.where(kept, search.kept + jnp.cumsum(kept) - 1, most)
+    last = jnp.min(best)  # best[-1] would have XLA sort all of them
+    return _Search(
+        found=Detections(
+            boxes=found.boxes.at[row].set(candidates, mode="drop"),
+            scores=found.scores.at[row].set(best, mode="drop"),
+            labels=found.labels.at[row].set(classes, mode="drop"),
+        ),
+        kept=search.kept + jnp.sum(kept, dtype=jnp.int32),
+        score=last,
+        place=jnp.max(jnp.where(best == last, place, -1)),
+    )
 
 
 def unmirror(loc: jax.Array, priors_cxcywh: jax.Array | np.ndarray) -> tuple[jax.Array, jax.Array]:

@@ -2,7 +2,10 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+
+_SIGN = np.uint32(1 << 31)  # the bit that a float32 has its sign in
 
 
 def hard_negative_mask(
@@ -27,11 +30,25 @@ def hard_negative_mask(
     keep = jnp.minimum(wanted, positive.size - positives)
     candidates = jnp.where(positive, -jnp.inf, background_loss)
     # The keep-th largest value splits the ranks; of those equal to it, the first fill up.
-    threshold = jnp.sort(candidates, descending=True)[jnp.maximum(keep - 1, 0)]
+    threshold = _kth_largest(candidates.astype(jnp.float32), jnp.maximum(keep, 1))
     above = candidates > threshold
     equal = (candidates == threshold) & ~positive
     fills = jnp.cumsum(equal) <= keep - jnp.sum(above)
     return (keep > 0) & (above | (equal & fills))
+
+
+def _kth_largest(values: jax.Array, k: jax.Array) -> jax.Array:
+    """The k-th largest of `[N]` float32 values, k from 1: bit by bit, for sorting them is slow."""
+    bits = jax.lax.bitcast_convert_type(values, jnp.uint32)
+    # Whole numbers in the order of the values.
+    ranks = jnp.where(bits >= _SIGN, ~bits, bits | _SIGN)
+
+    def settle_bit(place, found):
+        tried = found | (_SIGN >> jnp.uint32(place))
+        return jnp.where(jnp.sum(ranks >= tried) >= k, tried, found)
+
+    rank = jax.lax.fori_loop(1, 32, settle_bit, settle_bit(0, jnp.uint32(0)))
+    return jax.lax.bitcast_convert_type(jnp.where(rank >= _SIGN, rank ^ _SIGN, ~rank), jnp.float32)
 
 
 def multibox_loss(
@@ -67,12 +84,16 @@ def multibox_loss(
     """
     loc, conf = loc.astype(jnp.float32), conf.astype(jnp.float32)
     positive = labels > 0
-    log_probs = jax.nn.log_softmax(conf)
-    background_loss = jax.lax.stop_gradient(-log_probs[..., 0])
+    # -log softmax. By comparison, for a gather's gradient is slow on a CPU, and without an array
+    # of differences, which XLA would write out.
+    largest = jax.lax.stop_gradient(jnp.max(conf, axis=-1))
+    log_sum = jnp.log(jnp.sum(jnp.exp(conf - largest[..., None]), axis=-1))
+    own = jnp.arange(conf.shape[-1]) == labels[..., None]
+    cross_entropy = log_sum + (largest - jnp.sum(jnp.where(own, conf, 0), axis=-1))
+    background_loss = jax.lax.stop_gradient(log_sum + (largest - conf[..., 0]))
     negative = jax.vmap(
         lambda loss, pos: hard_negative_mask(loss, pos, neg_pos_ratio=neg_pos_ratio)
     )(background_loss, positive)
-    cross_entropy = -jnp.take_along_axis(log_probs, labels[..., None], axis=-1)[..., 0]
     # Offsets of unmatched priors may be anything: replace them before the loss, not after.
     loc_targets = jnp.where(positive[..., None], loc_targets, loc)
     here = jnp.sum(positive)

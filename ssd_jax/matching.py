@@ -47,17 +47,18 @@ def match(
 
     Source: Liu et al. 2016, section 2.2; ties and the greedy order as in the authors' release.
     """
-    priors = box_ops.cxcywh_to_xyxy(priors_cxcywh)
+    gt_boxes, gt_labels = jnp.asarray(gt_boxes), jnp.asarray(gt_labels)
+    priors = box_ops.cxcywh_to_xyxy(jnp.asarray(priors_cxcywh))
     if gt_boxes.shape[0] == 0:
         return Matches(priors, jnp.zeros(priors.shape[0], jnp.int32))
     real = gt_labels > 0
-    iou = jnp.where(real[:, None], box_ops.pairwise_iou(gt_boxes, priors), -1.0)  # [G, P]
-    nearest = jnp.argmax(iou, axis=0)
-    nearest = jnp.where(jnp.max(iou, axis=0) >= iou_threshold, nearest, -1)
-    own_prior = _own_priors(iou)
+    overlaps = jax.lax.platform_dependent(
+        gt_boxes, real, priors, cpu=_overlaps_by_row, default=_overlaps
+    )
+    nearest = jnp.where(overlaps.of_prior >= iou_threshold, overlaps.gt, -1)
     # A ground truth without a prior of its own writes behind the end, which `drop` ignores.
-    target = jnp.where(own_prior >= 0, own_prior, priors.shape[0])
-    matched = nearest.at[target].set(jnp.arange(gt_boxes.shape[0]), mode="drop")
+    own_prior = _own_priors(gt_boxes, priors, overlaps)
+    matched = nearest.at[own_prior].set(jnp.arange(gt_boxes.shape[0]), mode="drop")
     positive = matched >= 0
     return Matches(
         boxes=jnp.where(positive[:, None], gt_boxes[matched], priors),
@@ -65,26 +66,93 @@ def match(
     )
 
 
-def _own_priors(iou: jax.Array) -> jax.Array:
-    """The prior that each ground truth gets in the first stage, `[G]`, -1 for none.
+class _Overlaps(NamedTuple):
+    """The largest IoU of each prior, `[P]`, and of each ground truth, `[G]`, and with whom.
 
-    At most G - 1 priors can be gone before a ground truth has its turn, so its G best suffice:
-    the greedy choice runs on `[G, G]` candidates instead of `[G, P]` pairs.
+    Of equal ones the lowest index. Padding has -1 with every prior.
     """
-    num_gt, num_priors = iou.shape
-    values, candidates = jax.lax.top_k(iou, min(num_gt, num_priors))
-    rows = jnp.arange(num_gt)[:, None]
-    order = candidates * num_gt + rows  # the order in which equal overlaps are taken
 
-    def fix_best(_, carry):
-        values, own = carry
-        best = jnp.max(values)
-        first = jnp.min(jnp.where(values == best, order, num_priors * num_gt))
-        prior, gt = first // num_gt, first % num_gt
-        found = best > _LEAST_OVERLAP
-        own = jnp.where(found & (jnp.arange(num_gt) == gt), prior, own)
-        gone = (candidates == prior) | (rows == gt)
-        return jnp.where(gone, -1.0, values), own
+    of_prior: jax.Array
+    gt: jax.Array
+    of_gt: jax.Array
+    prior: jax.Array
 
-    nothing = jnp.full(num_gt, -1, candidates.dtype)
-    return jax.lax.fori_loop(0, num_gt, fix_best, (values, nothing))[1]
+
+def _overlaps(gt_boxes: jax.Array, real: jax.Array, priors: jax.Array) -> _Overlaps:
+    """From all pairs at once."""
+    iou = jnp.where(real[:, None], box_ops.pairwise_iou(gt_boxes, priors), -1.0)
+    return _Overlaps(
+        jnp.max(iou, axis=0),
+        jnp.argmax(iou, axis=0).astype(jnp.int32),
+        jnp.max(iou, axis=1),
+        jnp.argmax(iou, axis=1).astype(jnp.int32),
+    )
+
+
+def _overlaps_by_row(gt_boxes: jax.Array, real: jax.Array, priors: jax.Array) -> _Overlaps:
+    """The same a ground truth at a time: a CPU finds it in its cache, and vectorised."""
+    priors_by_coordinate = priors.T
+
+    def add_row(carry, inputs):
+        largest, whose = carry
+        index, box, is_real = inputs
+        row = jnp.where(is_real, _row(box, priors_by_coordinate), -1.0)
+        larger = row > largest
+        carry = jnp.where(larger, row, largest), jnp.where(larger, index, whose)
+        return carry, _largest(row)
+
+    # No box overlaps by less than 0, and a padding's -1 is not larger than this.
+    start = jnp.full_like(priors[:, 0], -1.0), jnp.zeros_like(priors[:, 0], jnp.int32)
+    indices = jnp.arange(gt_boxes.shape[0], dtype=jnp.int32)
+    of_priors, of_gts = jax.lax.scan(add_row, start, (indices, gt_boxes, real))
+    return _Overlaps(*of_priors, *of_gts)
+
+
+def _row(box: jax.Array, priors_by_coordinate: jax.Array) -> jax.Array:
+    """`[P]` IoU of a box with the priors, `[4, P]`."""
+    return box_ops.pairwise_iou(box[None], priors_by_coordinate.T)[0]
+
+
+def _largest(row: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The largest value of `[P]` and its first index; a CPU vectorises no argmax."""
+    value = jnp.max(row)
+    # float32 counts to 2^24, and has no more than so many priors.
+    places = jnp.arange(row.size, dtype=jnp.float32)
+    return value, jnp.min(jnp.where(row == value, places, jnp.inf)).astype(jnp.int32)
+
+
+def _own_priors(gt_boxes: jax.Array, priors: jax.Array, overlaps: _Overlaps) -> jax.Array:
+    """The prior that each ground truth gets in the first stage, `[G]` int32, P for none.
+
+    The largest overlap of those that wait is an upper bound: it counts while its prior is free,
+    else that ground truth looks for its next best. So few look at all priors again.
+    """
+    num_gt = gt_boxes.shape[0]
+    priors_by_coordinate = priors.T
+
+    def first_waiting(state):
+        of_gt, prior, own = state
+        largest = jnp.max(of_gt)
+        # Of equal overlaps the lowest prior's, then the lowest ground truth's.
+        lowest = jnp.min(jnp.where(of_gt == largest, prior, len(priors)))
+        gt = jnp.argmax((of_gt == largest) & (prior == lowest))
+        return gt, largest > _LEAST_OVERLAP, jnp.all(own != prior[gt])
+
+    def can_fix(state):
+        _, waits, free = first_waiting(state)
+        return waits & free
+
+    def fix(state):
+        of_gt, prior, own = state
+        gt, *_ = first_waiting(state)
+        return of_gt.at[gt].set(-1.0), prior, own.at[gt].set(prior[gt])
+
+    def look_again(state):
+        of_gt, prior, own = jax.lax.while_loop(can_fix, fix, state)
+        gt, waits, _ = first_waiting((of_gt, prior, own))
+        row = _row(gt_boxes[gt], priors_by_coordinate)
+        value, place = _largest(row.at[own].set(-1.0, mode="drop"))
+        return of_gt.at[gt].set(jnp.where(waits, value, -1.0)), prior.at[gt].set(place), own
+
+    state = overlaps.of_gt, overlaps.prior, jnp.full(num_gt, len(priors), jnp.int32)
+    return jax.lax.while_loop(lambda state: first_waiting(state)[1], look_again, state)[2]

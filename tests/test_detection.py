@@ -249,6 +249,21 @@ def test_bfloat16_outputs_are_decoded_in_float32():
     check_detections(found, wide)
 
 
+@pytest.mark.parametrize("candidates", [1, 2, 7])
+def test_few_candidates_at_a_time_give_the_same(candidates, monkeypatch):
+    loc, conf, priors = random_outputs(55)
+    conf = np.round(conf)  # ties, also of the last of some candidates and the first of the next
+    options = {"score_threshold": 0.02, "top_k": 10, "max_detections": 12}
+    expected = jax.jit(functools.partial(detection.detect, **options))(loc, conf, priors)
+    assert expected.scores[-1] > 0
+    monkeypatch.setattr(detection, "_CANDIDATES", candidates)
+    outputs = (np.stack([array, array[::-1]]) for array in (loc, conf, priors))
+    found = jax.jit(jax.vmap(lambda *args: detection.detect(*args, **options)))(*outputs)
+    for got, wanted in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(got[0], wanted)
+    np.testing.assert_allclose(found.scores[1], expected.scores, atol=1e-6)
+
+
 def test_nms_of_decoded_boxes_is_what_detect_does():
     loc, conf, priors = random_outputs(54)
     options = {"score_threshold": 0.2, "top_k": 10, "max_detections": 12}

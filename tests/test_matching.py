@@ -1,5 +1,6 @@
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -100,6 +101,16 @@ def test_random_cases_hold_ties_and_shared_favourites():
     favourites = np.sort(np.where(best > 0, iou.argmax(2), -1 - np.arange(8)), axis=1)
     assert tied.any(1).mean() > 0.3
     assert (favourites[:, 1:] == favourites[:, :-1]).any(1).mean() > 0.5
+
+
+@pytest.mark.parametrize("padded", [0.0, 0.5, 1.0])
+def test_overlaps_by_row_are_those_of_all_pairs(padded):
+    gt, labels, defaults = random_case(5, num_gt=8, num_priors=20, make=on_grid, padded=padded)
+    cases = gt, labels > 0, np.asarray(boxes.cxcywh_to_xyxy(defaults))
+    at_once = jax.jit(jax.vmap(matching._overlaps))(*cases)
+    by_row = jax.jit(jax.vmap(matching._overlaps_by_row))(*cases)
+    chex.assert_trees_all_equal(by_row, at_once)
+    chex.assert_trees_all_equal_dtypes(by_row, at_once)
 
 
 def one_picture(seed):

@@ -1,0 +1,114 @@
+"""Matching, encoding, mining and loss of 32 pictures: ours beside torchvision's.
+
+  pip install -e . torch torchvision
+  python benchmarks/objective.py [--runs 15] [--batch 32]
+
+Pictures of 1 to 40 objects, outputs of SSD300 with 21 classes; the loss and its gradients to the
+outputs. Both get the same arrays and take turns in one process; the table shows medians and the
+median of the ratios of neighbours. `--step` adds the share that ours has of a train step of SSD300
+with 4 pictures.
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import torch
+import torchvision
+import turns
+
+from ssd_jax import boxes, losses, matching, priors
+
+SIDE, CLASSES, MOST = 300, 21, 40
+PRIORS = priors.default_boxes(priors.SSD300_VOC)
+Run = Callable[[], object]
+
+
+class Batch(NamedTuple):
+    """Outputs `[B, P, 4]` and `[B, P, C]`, boxes `[B, G, 4]` in 0..1, labels `[B, G]`."""
+
+    loc: np.ndarray
+    conf: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+
+
+def make_batch(count: int) -> Batch:
+    """So many pictures, whose numbers of objects go from 1 to 40."""
+    rng = np.random.default_rng(0)
+    low = rng.uniform(0, 0.8, (count, MOST, 2))
+    objects = np.concatenate([low, low + rng.uniform(0.02, 0.5, low.shape)], axis=-1).clip(0, 1)
+    present = np.arange(MOST) < np.linspace(1, MOST, count).round()[:, None]
+    return Batch(
+        rng.normal(0, 1, (count, len(PRIORS), 4)).astype(np.float32),
+        rng.normal(0, 1, (count, len(PRIORS), CLASSES)).astype(np.float32),
+        np.where(present[..., None], objects, 0).astype(np.float32),
+        np.where(present, rng.integers(1, CLASSES, present.shape), 0).astype(np.int32),
+    )
+
+
+def ours(batch: Batch) -> Run:
+    """Our matching and loss, compiled."""
+
+    def targets(gt_boxes: jax.Array, gt_labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+        matches = matching.match(gt_boxes, gt_labels, PRIORS)
+        return boxes.encode(matches.boxes, PRIORS), matches.labels
+
+    def objective(loc: jax.Array, conf: jax.Array, gt_boxes: jax.Array, gt_labels: jax.Array):
+        wanted = jax.vmap(targets)(gt_boxes, gt_labels)
+        gradient = jax.value_and_grad(losses.multibox_loss, (0, 1), has_aux=True)
+        return gradient(loc, conf, *wanted)
+
+    return turns.compiled(objective, *map(jax.device_put, batch))
+
+
+def torchvisions(batch: Batch) -> Run:
+    """What torchvision's SSD does with outputs and targets in training."""
+    model = torchvision.models.detection.ssd300_vgg16(
+        weights=None, weights_backbone=None, num_classes=CLASSES
+    )
+    low, high = PRIORS[:, :2] - PRIORS[:, 2:] / 2, PRIORS[:, :2] + PRIORS[:, 2:] / 2
+    anchors = [torch.from_numpy(np.concatenate([low, high], axis=1)) * SIDE] * len(batch.loc)
+    outputs = {
+        "bbox_regression": torch.from_numpy(batch.loc).requires_grad_(),
+        "cls_logits": torch.from_numpy(batch.conf).requires_grad_(),
+    }
+    targets = [
+        {
+            "boxes": torch.from_numpy(own[names > 0] * SIDE),
+            "labels": torch.from_numpy(names[names > 0].astype(np.int64)),
+        }
+        for own, names in zip(batch.boxes, batch.labels, strict=True)
+    ]
+
+    def run() -> object:
+        matched = [
+            model.proposal_matcher(torchvision.ops.box_iou(target["boxes"], own))
+            for own, target in zip(anchors, targets, strict=True)
+        ]
+        loss = sum(model.compute_loss(targets, outputs, anchors, matched).values())
+        return torch.autograd.grad(loss, list(outputs.values()))
+
+    return run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=15)
+    parser.add_argument("--batch", type=int, default=32)
+    options = parser.parse_args()
+    batch = make_batch(options.batch)
+    mine, theirs = turns.measure([ours(batch), torchvisions(batch)], options.runs)
+    ratio = statistics.median(a / b for a, b in zip(mine, theirs, strict=True))
+    print("| pictures | ours, ms | torchvision, ms | ratio |\n|---|---|---|---|")
+    print(
+        f"| {options.batch} | {statistics.median(mine):.1f} | {statistics.median(theirs):.1f} | "
+        f"{ratio:.2f} |"
+    )
+
+
+if __name__ == "__main__":
+    main()
