@@ -11,13 +11,13 @@ trained detector gives.
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 
 import jax
 import numpy as np
 import torch
 import torchvision
+import turns
 
 from ssd_jax import detection, priors
 
@@ -41,9 +41,8 @@ def outputs(kind: str, classes: int, rng: np.random.Generator) -> tuple[np.ndarr
 
 def ours(loc: np.ndarray, conf: np.ndarray) -> Callable[[], object]:
     """Our post-processing of the batch, compiled."""
-    run = jax.jit(jax.vmap(detection.detect, in_axes=(0, 0, None)))
-    arrays = jax.device_put((loc, conf, PRIORS))
-    return lambda: jax.block_until_ready(run(*arrays))
+    detect = jax.vmap(detection.detect, in_axes=(0, 0, None))
+    return turns.compiled(detect, *jax.device_put((loc, conf, PRIORS)))
 
 
 def torchvisions(loc: np.ndarray, conf: np.ndarray) -> Callable[[], object]:
@@ -63,12 +62,6 @@ def torchvisions(loc: np.ndarray, conf: np.ndarray) -> Callable[[], object]:
     return run
 
 
-def seconds(run: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    run()
-    return time.perf_counter() - began
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=15)
@@ -82,12 +75,12 @@ def main() -> None:
     for kind in ("trained", "dense"):
         for classes in (21, 81):
             arrays = outputs(kind, classes, np.random.default_rng(0))
-            a, b = ours(*arrays), torchvisions(*arrays)
-            a(), b()
-            pairs = [(seconds(a), seconds(b)) for _ in range(runs)]
-            mine, theirs = (statistics.median(times) * 1e3 for times in zip(*pairs, strict=True))
-            ratio = statistics.median(x / y for x, y in pairs)
-            print(f"| {kind} | {classes} | {mine:.1f} | {theirs:.1f} | {ratio:.2f} |")
+            ways = [ours(*arrays), torchvisions(*arrays)]
+            ways[1]()
+            mine, theirs = turns.measure(ways, runs)
+            ratio = statistics.median(a / b for a, b in zip(mine, theirs, strict=True))
+            medians = f"{statistics.median(mine):.1f} | {statistics.median(theirs):.1f}"
+            print(f"| {kind} | {classes} | {medians} | {ratio:.2f} |", flush=True)
 
 
 if __name__ == "__main__":
