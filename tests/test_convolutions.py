@@ -151,6 +151,24 @@ def test_gradients_in_bfloat16_are_summed_in_float32(convolve, shape):
     np.testing.assert_allclose(gradient[1, 1, 0].astype(jnp.float32), 4096)
 
 
+def test_a_wide_layer_has_a_gradient_in_bfloat16():
+    """In the scan over pictures, XLA's CPU refused this product of bfloat16 with sums in float32."""
+    x, kernel = random(2, 5, 5, 128), random(3, 3, 128, 256)
+
+    @jax.jit
+    def gradient(x, kernel):
+        return jax.grad(
+            lambda k: jnp.sum(convolutions.convolution(x, k, padding=((1, 1), (1, 1))) ** 2)
+        )(kernel)
+
+    got = gradient(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
+    assert got.dtype == jnp.bfloat16
+    wanted = gradient(x, kernel)
+    np.testing.assert_allclose(
+        got.astype(jnp.float32), wanted, atol=2e-2 * float(jnp.abs(wanted).max())
+    )
+
+
 @pytest.mark.parametrize("features", [0, 4])
 def test_an_affine_layer_scales_and_shifts_what_the_convolution_gives(features):
     layer = layers.ConvAffine(features, 3, stride=2)

@@ -144,7 +144,8 @@ def _kernel_gradient(
     height, width = gradient.shape[1:3]
 
     def add_picture(total: jax.Array, pair: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        picture, wanted = pair
+        # In float32, for in a loop XLA's CPU knows no product of bfloat16 whose sum is float32.
+        picture, wanted = jax.tree.map(lambda values: values.astype(jnp.float32), pair)
         padded = jnp.pad(picture, (*padding, (0, 0)))
         starts = range(0, shape[1] * dilation, dilation)
         shifts = jnp.concatenate([padded[:, start : start + width] for start in starts], axis=-1)
