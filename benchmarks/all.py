@@ -5,8 +5,8 @@
 
 Each is also a command of its own. The JSON holds the machine, the versions and, for each benchmark,
 its command, seconds and rows by the headings of its tables. One that fails is reported, the others
-go on. Nothing else should run on the machine meanwhile. Those that need VOC or a package that is not
-there are left out, and named.
+go on. Those that need VOC or a package that is not there are left out, and named. Nothing else
+should run on the machine meanwhile.
 """
 
 import argparse

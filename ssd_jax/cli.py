@@ -115,6 +115,7 @@ def keep_compiled(cache_dir: str) -> None:
 
         folder = Path(cache_dir).expanduser() / "compiled"
         jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)  # there are dozens
 
 
 def config_name(argv: Sequence[str]) -> str:

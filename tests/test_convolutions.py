@@ -152,7 +152,7 @@ def test_gradients_in_bfloat16_are_summed_in_float32(convolve, shape):
 
 
 def test_a_wide_layer_has_a_gradient_in_bfloat16():
-    """In the scan over pictures, XLA's CPU refused this product of bfloat16 with sums in float32."""
+    """In a loop, XLA's CPU refuses products of bfloat16 that are summed in float32."""
     x, kernel = random(2, 5, 5, 128), random(3, 3, 128, 256)
 
     @jax.jit
