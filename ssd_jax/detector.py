@@ -16,11 +16,10 @@ from PIL import Image
 
 from ssd_jax import augment, detection, errors, visualize
 from ssd_jax import config as config_lib
-from ssd_jax.data import classes, loader
+from ssd_jax.data import classes
 from ssd_jax.data import images as image_files
 from ssd_jax.detection import Detections
 from ssd_jax.models import ssd, vgg
-from ssd_jax.training import checkpoint
 from ssd_jax.weights import hub, layouts, loading, transfer
 
 Picture = str | Path | Image.Image | np.ndarray
@@ -274,7 +273,7 @@ class Detector:
         return Image.fromarray(drawn)
 
     def _detect(self, pictures: list[np.ndarray], score_threshold: float) -> list[Detections]:
-        placed = [loader.place(picture, self.config.data.canvas) for picture in pictures]
+        placed = [image_files.place(picture, self.config.data.canvas) for picture in pictures]
         rows = padded_rows(len(placed), most=self.config.eval.batch_size)
         placed += placed[-1:] * (rows - len(placed))
         canvases, extents = (np.stack(arrays) for arrays in zip(*placed, strict=True))
@@ -453,6 +452,8 @@ def find_run(path: str | Path) -> Trained:
     Raises:
       UserError: If there is no checkpoint, or its config is missing.
     """
+    from ssd_jax.training import checkpoint  # here, for it imports Orbax, which is slow
+
     folder = checkpoint.find(path)
     config, _ = config_lib.load(_config_of(folder))
     return Trained(
@@ -613,6 +614,8 @@ def restore(config: config_lib.Config, folder: Path) -> Detector:
     Raises:
       UserError: If the config describes another network than the checkpoint's.
     """
+    from ssd_jax.training import checkpoint
+
     trained, class_names = config_lib.load(_config_of(folder))
     for field in (
         "backbone", "image_size", "image_width", "padding", "width", "atrous", "source_maps",

@@ -94,6 +94,32 @@ def shrink(image: np.ndarray, *, height: int, width: int) -> np.ndarray:
     return np.asarray(resized)
 
 
+def put(picture: np.ndarray, canvas: np.ndarray) -> None:
+    """Writes a picture into the upper left corner of a canvas and black around it.
+
+    Args:
+      picture: `[H, W, 3]` uint8, perhaps a view of the canvas, where it then lies already.
+      canvas: `[height, width, 3]` uint8 with room for it.
+    """
+    height, width = picture.shape[:2]
+    if not np.may_share_memory(picture, canvas):  # else it was decoded there
+        canvas[:height, :width] = picture
+    canvas[:height, width:] = 0
+    canvas[height:] = 0
+
+
+def place(picture: np.ndarray, canvas: int) -> tuple[np.ndarray, np.ndarray]:
+    """Puts `[H, W, 3]` uint8 into the upper left corner of a square canvas, shrunk if it must be.
+
+    Returns:
+      `[canvas, canvas, 3]` uint8, and `[2]` float32 (height, width) of the picture on it.
+    """
+    picture = shrink(picture, height=canvas, width=canvas)
+    image = np.empty((canvas, canvas, 3), np.uint8)
+    put(picture, image)
+    return image, np.array(picture.shape[:2], np.float32)
+
+
 def _fitted_size(height: int, width: int, fit: tuple[int, int]) -> tuple[int, int]:
     scale = min(1.0, fit[0] / height, fit[1] / width)
     return max(1, round(height * scale)), max(1, round(width * scale))

@@ -227,26 +227,5 @@ def _draw(record: Mapping[str, Any], batch: Batch, row: int) -> None:
     """Decodes a picture to its place in a batch."""
     canvas = batch["image"][row]
     picture = images.decode(record["image"], name=record["name"], fit=canvas.shape[:2], into=canvas)
-    _put(picture, canvas)
+    images.put(picture, canvas)
     batch["extent"][row] = picture.shape[:2]
-
-
-def _put(picture: np.ndarray, canvas: np.ndarray) -> None:
-    """Writes a picture into the upper left corner of a canvas and black around it."""
-    height, width = picture.shape[:2]
-    if not np.may_share_memory(picture, canvas):  # else it was decoded there
-        canvas[:height, :width] = picture
-    canvas[:height, width:] = 0
-    canvas[height:] = 0
-
-
-def place(picture: np.ndarray, canvas: int) -> tuple[np.ndarray, np.ndarray]:
-    """Puts `[H, W, 3]` uint8 into the upper left corner of a square canvas, shrunk if it must be.
-
-    Returns:
-      `[canvas, canvas, 3]` uint8, and `[2]` float32 (height, width) of the picture on it.
-    """
-    picture = images.shrink(picture, height=canvas, width=canvas)
-    image = np.empty((canvas, canvas, 3), np.uint8)
-    _put(picture, image)
-    return image, np.array(picture.shape[:2], np.float32)

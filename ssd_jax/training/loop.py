@@ -483,7 +483,7 @@ def _first_pictures(config: config_lib.Config, split: datasets.Split, *, count: 
     """`[B, H, W, 3]` of the first pictures of a split, as the network takes them."""
     records = [split.source[index] for index in range(min(count, len(split.source)))]
     placed = [
-        loader.place(images.decode(record["image"], name=record["name"]), config.data.canvas)
+        images.place(images.decode(record["image"], name=record["name"]), config.data.canvas)
         for record in records
     ]
     side = detector_lib.input_size(config.model)
