@@ -38,7 +38,7 @@ def our_forward(batch: int) -> Run:
     model = ssd.SSD(num_classes=CLASSES)
     images = np.random.default_rng(0).normal(0, 60, (batch, *SIZE, 3)).astype(np.float32)
     params = ssd.init(jax.random.key(0), model, SIZE)
-    return turns.compiled(lambda p, x: ssd.apply(model, p, x), params, images)
+    return turns.compiled(lambda p, x: ssd.predict(model, p, x), params, images)
 
 
 def our_step(batch: int) -> Run:

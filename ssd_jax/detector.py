@@ -194,7 +194,7 @@ def _look(
     """Outputs of one view of `[B, H, W, 3]` canvases, and its priors, in the pictures' frame."""
     resized = jax.vmap(functools.partial(augment.resize, size=view.image_size))(images, extents)
     seen = resized[:, :, ::-1] if view.mirrored else resized
-    loc, conf = ssd.apply(model, params, vgg.normalise(seen, mean=mean))
+    loc, conf = ssd.predict(model, params, vgg.normalise(seen, mean=mean))
     priors = jnp.asarray(view.priors_cxcywh)
     if view.mirrored:
         loc, priors = detection.unmirror(loc, priors)

@@ -104,7 +104,7 @@ def _overlaps_by_row(gt_boxes: jax.Array, real: jax.Array, priors: jax.Array) ->
     # No box overlaps by less than 0, and a padding's -1 is not larger than this.
     start = jnp.full_like(priors[:, 0], -1.0), jnp.zeros_like(priors[:, 0], jnp.int32)
     indices = jnp.arange(gt_boxes.shape[0], dtype=jnp.int32)
-    of_priors, of_gts = jax.lax.scan(add_row, start, (indices, gt_boxes, real))
+    of_priors, of_gts = jax.lax.scan(add_row, start, (indices, gt_boxes, real), unroll=4)
     return _Overlaps(*of_priors, *of_gts)
 
 

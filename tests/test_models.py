@@ -118,6 +118,26 @@ def test_the_gradient_of_every_parameter_is_nonzero(side):
         assert np.abs(gradient).max() > 0, path
 
 
+def test_pictures_one_after_the_other_give_what_the_batch_gives():
+    model = models.SSD(num_classes=4, width=0.125)
+    params = ssd.init(jax.random.key(0), model, (300, 300))
+    images = random_images(300, count=3)
+    together = jax.jit(functools.partial(ssd.apply, model))(params, images)
+    each = jax.jit(functools.partial(ssd.predict, model))(params, images)
+    for got, wanted in zip(each, together, strict=True):
+        np.testing.assert_allclose(got, wanted, atol=1e-5 * float(jnp.abs(wanted).max()))
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_only_a_cpu_takes_one_picture_after_the_other(platform):
+    model = models.SSD(num_classes=4, width=0.125)
+    images = jax.ShapeDtypeStruct((3, 300, 300, 3), jnp.float32)
+    params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+    traced = jax.jit(functools.partial(ssd.predict, model)).trace(params, images)
+    lowered = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert ("stablehlo.while" in lowered) == (platform == "cpu")
+
+
 def test_pictures_of_a_batch_do_not_mix():
     model, params = small(300)
     images = random_images(300, count=2)
