@@ -14,31 +14,16 @@ import time
 from collections.abc import Callable
 
 import jax
-import numpy as np
 import turns
 
 from ssd_jax import augment
 from ssd_jax.training import step as step_lib
 
-SIZE, CANVAS, OBJECTS = (300, 300), 512, 40
-
-
-def make_batch(count: int) -> step_lib.Batch:
-    """Noise on canvases; its content changes no time."""
-    rng = np.random.default_rng(0)
-    low = rng.uniform(0, 0.6, (count, OBJECTS, 2))
-    labels = rng.integers(1, 21, (count, OBJECTS)) * (np.arange(OBJECTS) < 4)
-    return {
-        "image": rng.integers(0, 256, (count, CANVAS, CANVAS, 3), dtype=np.uint8),
-        "extent": np.tile(np.float32([375, 500]), (count, 1)),
-        "boxes": np.concatenate([low, low + 0.3], -1).astype(np.float32),
-        "labels": labels.astype(np.int32),
-        "position": np.arange(count, dtype=np.int32),
-    }
+SIZE, CANVAS = (300, 300), 512
 
 
 def augmentation(count: int, policy: str) -> Callable[[], object]:
-    batch = jax.device_put(make_batch(count))
+    batch = jax.device_put(turns.noise(count, canvas=CANVAS))
     transform = functools.partial(augment.augment, size=SIZE, policy=policy)
 
     @jax.jit
@@ -63,7 +48,7 @@ def main() -> None:
     parser.add_argument("--step_batch", type=int, default=4)
     parser.add_argument("--runs", type=int, default=5)
     options = parser.parse_args()
-    step = turns.train_step(make_batch(options.step_batch))
+    step, _ = turns.train_step(turns.noise(options.step_batch, canvas=CANVAS))
     step()
     print(
         f"jax {jax.__version__} on {jax.devices()[0].device_kind}; batch {options.batch}, "

@@ -13,7 +13,7 @@ import itertools
 import os
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent import futures
 
 import simplejpeg
@@ -40,9 +40,9 @@ def _decode(files: Iterable[bytes]) -> None:
         simplejpeg.decode_jpeg(file)
 
 
-def ours(split: datasets.Split, count: int, threads: int, workers: int) -> float:
-    """Seconds that `count` pictures take once the stream flows."""
-    batches = loader.training_batches(
+def stream(split: datasets.Split, threads: int, workers: int = 0) -> Iterator[loader.Batch]:
+    """Batches of canvases without end."""
+    return loader.training_batches(
         split.source,
         batch_size=BATCH,
         canvas=config.DataConfig.canvas,
@@ -51,6 +51,11 @@ def ours(split: datasets.Split, count: int, threads: int, workers: int) -> float
         threads=threads,
         workers=workers,
     )
+
+
+def ours(split: datasets.Split, count: int, threads: int, workers: int) -> float:
+    """Seconds that `count` pictures take once the stream flows."""
+    batches = stream(split, threads, workers)
     for _ in itertools.islice(batches, WARM_UP):
         pass
     began = time.perf_counter()

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import loader as loader_alone
 import torch
 import torchvision
 from PIL import Image
@@ -29,7 +30,7 @@ from torch.utils import data
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from ssd_jax import augment, config
+from ssd_jax import augment
 from ssd_jax.data import datasets, loader
 
 BATCH, SIZE = 32, (300, 300)
@@ -87,19 +88,6 @@ def torchvisions(split: datasets.Split, total: int, workers: int) -> data.DataLo
     )
 
 
-def ours(split: datasets.Split, total: int, threads: int) -> Iterator[loader.Batch]:
-    """So many batches of canvases."""
-    endless = loader.training_batches(
-        split.source,
-        batch_size=BATCH,
-        canvas=config.DataConfig.canvas,
-        max_objects=split.max_objects,
-        seed=0,
-        threads=threads,
-    )
-    return itertools.islice(endless, total)
-
-
 @jax.jit
 def transform(batch: loader.Batch) -> augment.Augmented:
     """Our augmentation of a batch."""
@@ -131,7 +119,10 @@ def seconds(start: Callable[[], Iterator[Any]], count: int) -> float:
 def make_ways(split: datasets.Split, count: int, workers: int) -> dict[str, Callable]:
     """Of each pipeline what starts it."""
     total = WARM_UP + count + 2 * workers  # torch's workers are that far ahead
-    canvases = functools.partial(ours, split, total, workers)
+
+    def canvases() -> Iterator[loader.Batch]:
+        return itertools.islice(loader_alone.stream(split, workers), total)
+
     return {
         "ours, the loader": canvases,
         "ours, with augmentation": lambda: map(augmented, canvases()),

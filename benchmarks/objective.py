@@ -10,6 +10,7 @@ with 4 pictures.
 """
 
 import argparse
+import functools
 import statistics
 from collections.abc import Callable
 from typing import NamedTuple
@@ -20,7 +21,7 @@ import torch
 import torchvision
 import turns
 
-from ssd_jax import boxes, losses, matching, priors
+from ssd_jax import priors
 
 SIDE, CLASSES, MOST = 300, 21, 40
 PRIORS = priors.default_boxes(priors.SSD300_VOC)
@@ -52,17 +53,7 @@ def make_batch(count: int) -> Batch:
 
 def ours(batch: Batch) -> Run:
     """Our matching and loss, compiled."""
-
-    def targets(gt_boxes: jax.Array, gt_labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-        matches = matching.match(gt_boxes, gt_labels, PRIORS)
-        return boxes.encode(matches.boxes, PRIORS), matches.labels
-
-    def objective(loc: jax.Array, conf: jax.Array, gt_boxes: jax.Array, gt_labels: jax.Array):
-        wanted = jax.vmap(targets)(gt_boxes, gt_labels)
-        gradient = jax.value_and_grad(losses.multibox_loss, (0, 1), has_aux=True)
-        return gradient(loc, conf, *wanted)
-
-    return turns.compiled(objective, *map(jax.device_put, batch))
+    return turns.compiled(functools.partial(turns.objective, PRIORS), *map(jax.device_put, batch))
 
 
 def torchvisions(batch: Batch) -> Run:

@@ -25,15 +25,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import turns
 
-from ssd_jax import augment, boxes, config, detection, losses, matching
+from ssd_jax import augment, config, detection
 from ssd_jax.models import ssd, summary
-from ssd_jax.training import optimizer as optimizers
 from ssd_jax.training import step as step_lib
 
-CLASSES, OBJECTS, SEEN = 21, 40, 100  # SEEN: priors that see an object in a picture
+CLASSES, SEEN = 21, 100  # SEEN: priors that see an object in a picture
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 Size = tuple[int, int]
 
@@ -86,20 +84,6 @@ def make_copy() -> Part:
     return Part("copy", run, array.size, 2 * array.nbytes)
 
 
-def make_batch(count: int) -> step_lib.Batch:
-    """Noise on canvases, four objects on each."""
-    rng, canvas = np.random.default_rng(0), config.DataConfig.canvas
-    low = rng.uniform(0, 0.6, (count, OBJECTS, 2))
-    labels = rng.integers(1, CLASSES, (count, OBJECTS)) * (np.arange(OBJECTS) < 4)
-    return {
-        "image": rng.integers(0, 256, (count, canvas, canvas, 3), dtype=np.uint8),
-        "extent": np.tile(np.float32([canvas * 3 // 4, canvas]), (count, 1)),
-        "boxes": np.concatenate([low, low + 0.3], -1).astype(np.float32),
-        "labels": labels.astype(np.int32),
-        "position": np.arange(count, dtype=np.int32),
-    }
-
-
 def make_outputs(count: int, priors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Offsets and logits like a trained network's: background, but for `SEEN` priors."""
     rng = np.random.default_rng(0)
@@ -120,22 +104,7 @@ def forward(model: ssd.SSD, size: Size, count: int, flops: float) -> Part:
 
 def train_step(model: ssd.SSD, size: Size, batch: step_lib.Batch, flops: float) -> Part:
     """The whole step: augmentation, matching, forward, loss, backward and update."""
-    optimizer = optimizers.make_optimizer(optax.constant_schedule(1e-6))
-    mesh = step_lib.make_mesh(jax.devices()[:1])
-    priors = ssd.default_boxes(model, size)
-    step = step_lib.make_train_step(model, optimizer, priors, mesh=mesh, image_size=size)
-    state = jax.device_put(
-        step_lib.init_state(model, optimizer, size, 0), step_lib.replicated(mesh)
-    )
-    placed = step_lib.shard_batch(batch, mesh)
-    program = step.lower(state, placed).compile()
-
-    def run() -> None:
-        nonlocal state
-        state, metrics = program(state, placed)
-        jax.block_until_ready((state, metrics))
-
-    run()
+    run, program = turns.train_step(batch, model, size)
     return Part("train step", run, flops, program.cost_analysis()["bytes accessed"])
 
 
@@ -146,17 +115,8 @@ def detect(priors: np.ndarray, count: int) -> Part:
 
 def objective(priors: np.ndarray, batch: step_lib.Batch) -> Part:
     """Matching and encoding, the loss, and its gradients to the outputs."""
-
-    def targets(own: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-        matches = matching.match(own, labels, priors)
-        return boxes.encode(matches.boxes, priors), matches.labels
-
-    def run(loc: jax.Array, conf: jax.Array, own: jax.Array, labels: jax.Array) -> object:
-        gradient = jax.value_and_grad(losses.multibox_loss, (0, 1), has_aux=True)
-        return gradient(loc, conf, *jax.vmap(targets)(own, labels))
-
-    outputs = make_outputs(len(batch["boxes"]), priors)
-    return make_part("matching, loss", run, *outputs, batch["boxes"], batch["labels"])
+    arrays = *make_outputs(len(batch["boxes"]), priors), batch["boxes"], batch["labels"]
+    return make_part("matching, loss", functools.partial(turns.objective, priors), *arrays)
 
 
 def augmentation(size: Size, batch: step_lib.Batch) -> Part:
@@ -171,7 +131,10 @@ def augmentation(size: Size, batch: step_lib.Batch) -> Part:
 def whole(model: ssd.SSD, size: Size, count: int) -> list[Part]:
     """The parts of training and of detection."""
     flops = count * sum(layer.flops for layer in summary.summarize(model, size))
-    priors, batch = ssd.default_boxes(model, size), make_batch(count)
+    priors, batch = (
+        ssd.default_boxes(model, size),
+        turns.noise(count, canvas=config.DataConfig.canvas),
+    )
     return [
         forward(model, size, count, flops),
         train_step(model, size, batch, 3 * flops),

@@ -4,8 +4,10 @@ import time
 from collections.abc import Callable
 
 import jax
+import numpy as np
 import optax
 
+from ssd_jax import boxes, losses, matching
 from ssd_jax.models import ssd
 from ssd_jax.training import optimizer as optimizers
 from ssd_jax.training import step as step_lib
@@ -18,10 +20,17 @@ def compiled(function: Callable, *arguments: object) -> Callable[[], object]:
     return lambda: jax.block_until_ready(run(*arguments))
 
 
-def train_step(batch: step_lib.Batch) -> Callable[[], object]:
-    """The whole train step of SSD300 with 21 classes, on a batch in host memory."""
-    size = (300, 300)
-    model = ssd.SSD(num_classes=21)
+def train_step(
+    batch: step_lib.Batch, model: ssd.SSD | None = None, size: tuple[int, int] = (300, 300)
+) -> tuple[Callable[[], object], jax.stages.Compiled]:
+    """The whole train step on a batch in host memory, once done, and its program.
+
+    Args:
+      batch: See `noise`.
+      model: None: SSD300 with 21 classes.
+      size: (height, width) of the network's input in pixels.
+    """
+    model = model or ssd.SSD(num_classes=21)
     optimizer = optimizers.make_optimizer(optax.constant_schedule(1e-6))
     mesh = step_lib.make_mesh(jax.devices()[:1])
     priors = ssd.default_boxes(model, size)
@@ -30,13 +39,42 @@ def train_step(batch: step_lib.Batch) -> Callable[[], object]:
         step_lib.init_state(model, optimizer, size, 0), step_lib.replicated(mesh)
     )
     placed = step_lib.shard_batch(batch, mesh)
+    program = step.lower(state, placed).compile()
 
     def run() -> None:
         nonlocal state
-        state, metrics = step(state, placed)
+        state, metrics = program(state, placed)
         jax.block_until_ready((state, metrics))
 
-    return run
+    run()
+    return run, program
+
+
+def objective(
+    priors: np.ndarray, loc: jax.Array, conf: jax.Array, gt_boxes: jax.Array, gt_labels: jax.Array
+) -> object:
+    """Matching, encoding, mining and the loss of a batch, and its gradients to the outputs."""
+
+    def targets(gt_boxes: jax.Array, gt_labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+        matches = matching.match(gt_boxes, gt_labels, priors)
+        return boxes.encode(matches.boxes, priors), matches.labels
+
+    gradient = jax.value_and_grad(losses.multibox_loss, (0, 1), has_aux=True)
+    return gradient(loc, conf, *jax.vmap(targets)(gt_boxes, gt_labels))
+
+
+def noise(count: int, *, canvas: int) -> step_lib.Batch:
+    """A batch of noise on canvases, four objects of 21 classes on each; it changes no time."""
+    rng, most = np.random.default_rng(0), 40
+    low = rng.uniform(0, 0.6, (count, most, 2))
+    labels = rng.integers(1, 21, (count, most)) * (np.arange(most) < 4)
+    return {
+        "image": rng.integers(0, 256, (count, canvas, canvas, 3), dtype=np.uint8),
+        "extent": np.tile(np.float32([375, 500]), (count, 1)),
+        "boxes": np.concatenate([low, low + 0.3], -1).astype(np.float32),
+        "labels": labels.astype(np.int32),
+        "position": np.arange(count, dtype=np.int32),
+    }
 
 
 def measure(ways: list[Callable[[], object]], runs: int) -> list[list[float]]:

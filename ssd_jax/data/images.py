@@ -109,7 +109,11 @@ def put(picture: np.ndarray, canvas: np.ndarray) -> None:
 
 
 def place(picture: np.ndarray, canvas: int) -> tuple[np.ndarray, np.ndarray]:
-    """Puts `[H, W, 3]` uint8 into the upper left corner of a square canvas, shrunk if it must be.
+    """Puts a picture into the upper left corner of a square canvas, shrunk if it must be.
+
+    Args:
+      picture: `[H, W, 3]` uint8.
+      canvas: The canvas's side in pixels.
 
     Returns:
       `[canvas, canvas, 3]` uint8, and `[2]` float32 (height, width) of the picture on it.

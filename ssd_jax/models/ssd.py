@@ -263,6 +263,14 @@ def predict(model: SSD, params: Any, images: jax.Array) -> Predictions:
     """`apply` for detection, where no gradient is wanted: on a CPU one picture after the other.
 
     There the maps of one picture fit into the cache, or nearly.
+
+    Args:
+      model: The network.
+      params: Its parameters, by name.
+      images: `[B, H, W, 3]` normalised pictures.
+
+    Returns:
+      What `apply` gives, up to rounding.
     """
 
     def of_one(image: jax.Array) -> Predictions:
