@@ -254,7 +254,11 @@ def test_a_run_begins_with_another_run(cfg, tmp_path, capsys, monkeypatch):
             train=dataclasses.replace(cfg.train, freeze=("vgg16",), rates=("conf*=2",)),
         )
         loop.train(second, tmp_path / f"b{number}")
-        assert f"{len(names)} of {len(names)} classes kept" in capsys.readouterr().out
+        shown = capsys.readouterr().out
+        assert f"{len(names)} of {len(names)} classes kept" in shown
+        assert f"{len(before)} loaded: conf0, " in shown
+        listed = (tmp_path / f"b{number}" / "weights.txt").read_text()
+        assert all(f"  {path} {values.shape}\n" in listed for path, values in before.items())
         after = detector_lib.load_detector(tmp_path / f"b{number}")
         for path, values in flax.traverse_util.flatten_dict(after.params, sep="/").items():
             same = np.array_equal(values, before[path])

@@ -156,7 +156,7 @@ def _train(
         manager = stack.enter_context(
             checkpoint.open_manager(workdir, keep=options.keep_checkpoints, clean=True)
         )
-        state, position, origin = _start(manager, state, config, model, source, data)
+        state, position, origin = _start(manager, state, config, model, source, data, workdir)
         first = int(state.step)
         _announce(config, data, model, state, mesh, origin)
         batches = step_lib.prefetch(_batches(config, data.train, position), mesh)
@@ -451,6 +451,7 @@ def _start(
     model: ssd.SSD,
     source: Callable[[], detector_lib.Source],
     data: Data,
+    workdir: Path,
 ) -> Start:
     """The state to begin with or to go on from."""
     if (restored := checkpoint.restore(manager, state)) is not None:
@@ -475,7 +476,10 @@ def _start(
         lines += [f"{path} scaled by {factor:.2g}" for path, factor in factors.items()]
     params = jax.device_put(loaded, jax.tree.map(lambda x: x.sharding, state.params))
     average = None if state.ema is None else jax.tree.map(jnp.copy, params)
-    origin = "\n           ".join([report.title, *lines, *report.lines()])
+    if distributed.is_primary():
+        (workdir / "weights.txt").write_text(report.whole())
+    lines += [*report.lines(), f"each by name and shape in {workdir / 'weights.txt'}"]
+    origin = "\n           ".join([report.title, *lines])
     return Start(dataclasses.replace(state, params=params, ema=average), 0, origin)
 
 

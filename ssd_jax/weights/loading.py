@@ -1,6 +1,7 @@
 """From a file of weights to parameters of our network, and what became of each array."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,9 +54,22 @@ class Report(NamedTuple):
     ignored: dict[str, tuple[int, ...]]
 
     def lines(self) -> list[str]:
-        """One line for each of the three."""
-        parts = {"loaded": self.loaded, "left fresh": self.fresh, "ignored": self.ignored}
-        return [f"{len(shapes)} {word}: {_listed(shapes)}" for word, shapes in parts.items()]
+        """One line for each of the three: how many, and the modules that they belong to."""
+        return [
+            f"{len(shapes)} {word}: {', '.join(_modules(shapes)) or 'none'}"
+            for word, shapes in self._parts().items()
+        ]
+
+    def whole(self) -> str:
+        """Every array of the three by name and shape, one a line."""
+        parts = [
+            "\n".join([f"{len(shapes)} {word}", *(f"  {n} {s}" for n, s in shapes.items())])
+            for word, shapes in self._parts().items()
+        ]
+        return "\n\n".join([self.title, *parts]) + "\n"
+
+    def _parts(self) -> dict[str, dict[str, tuple[int, ...]]]:
+        return {"loaded": self.loaded, "left fresh": self.fresh, "ignored": self.ignored}
 
 
 def read(path: str | Path, *, backbone: str = "", atrous: bool = True) -> Weights:
@@ -205,8 +219,9 @@ def _levels(weights: Weights) -> int:
     return sum(f"loc{level}/bias" in weights.arrays for level in range(8))
 
 
-def _listed(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    return ", ".join(f"{name} {shape}" for name, shape in shapes.items()) or "none"
+def _modules(names: Iterable[str]) -> list[str]:
+    """What stands before the first / of our names, the first dot of PyTorch's."""
+    return list(dict.fromkeys(re.split("[/.]", name)[0] for name in names))
 
 
 def _our_path(name: str) -> str:
