@@ -5,8 +5,7 @@
 
 Pictures of 1 to 40 objects, outputs of SSD300 with 21 classes; the loss and its gradients to the
 outputs. Both get the same arrays and take turns in one process; the table shows medians and the
-median of the ratios of neighbours. `--step` adds the share that ours has of a train step of SSD300
-with 4 pictures.
+median of the ratios of neighbours.
 """
 
 import argparse

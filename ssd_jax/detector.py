@@ -311,7 +311,18 @@ class Detector:
 def _predict_of(
     config: config_lib.Config, num_classes: int, *, mesh: Mesh | None = None
 ) -> Predict:
-    """`make_predict` of a config's network."""
+    """`make_predict` of a config's network, compiled once for configs that are alike."""
+    model, options = (_hashable(dataclasses.astuple(part)) for part in (config.model, config.eval))
+    return _compiled_predict(model, options, num_classes, mesh)
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled_predict(
+    model_fields: tuple, eval_fields: tuple, num_classes: int, mesh: Mesh | None
+) -> Predict:
+    config = config_lib.Config(
+        model=config_lib.ModelConfig(*model_fields), eval=config_lib.EvalConfig(*eval_fields)
+    )
     model = build_model(config.model, num_classes)
     return make_predict(
         model,
@@ -324,6 +335,10 @@ def _predict_of(
         clip_before_nms=config.eval.clip_before_nms,
         mesh=mesh,
     )
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(map(_hashable, value)) if isinstance(value, (list, tuple)) else value
 
 
 def padded_rows(count: int, *, most: int) -> int:
@@ -599,7 +614,7 @@ def _with_weights(
 ) -> Detector:
     model = build_model(config.model, len(class_names))
     weights = loading.with_mean(weights, picture_mean(config.model))
-    params, report = loading.fit(abstract_params(model, config.model), weights)
+    params, report = loading.fit(ssd.abstract_params(model, input_size(config.model)), weights)
     if report.fresh:
         missing = ", ".join(report.fresh)
         raise errors.UserError(
@@ -628,15 +643,9 @@ def restore(config: config_lib.Config, folder: Path) -> Detector:
                 f"config.model.{field} is {here}, but {folder} was trained with {there}"
             )
     model = build_model(config.model, len(class_names))
-    like = abstract_params(model, config.model)
+    like = ssd.abstract_params(model, input_size(config.model))
     params = checkpoint.restore_params(folder, like, ema=config.eval.ema)
     return Detector(config, class_names, params)
-
-
-def abstract_params(model: ssd.SSD, config: config_lib.ModelConfig) -> Any:
-    """Shapes and types of a network's parameters."""
-    image = jax.ShapeDtypeStruct((1, *input_size(config), 3), jnp.float32)
-    return jax.eval_shape(model.init, jax.random.key(0), image)["params"]
 
 
 def _config_of(folder: Path) -> Path:

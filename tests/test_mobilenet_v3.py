@@ -54,7 +54,7 @@ def test_maps_and_layers_are_torchvisions(shapes):
 @pytest.fixture(scope="module")
 def shapes():
     """Of the parameters of the network with COCO's classes, by path."""
-    params = detector.abstract_params(MODEL, config_lib.ModelConfig(image_size=320))
+    params = ssd.abstract_params(MODEL, (320, 320))
     return flax.traverse_util.flatten_dict(params, sep="/")
 
 
@@ -181,7 +181,7 @@ def test_onnx_has_one_node_for_each_of_its_functions(tmp_path):
             spread /= 64  # of pixels: large maps would turn rounding into differences
         return rng.normal(middle, spread, leaf.shape).astype(np.float32)
 
-    like = detector.abstract_params(model, config.model)
+    like = ssd.abstract_params(model, detector.input_size(config.model))
     params = jax.tree_util.tree_map_with_path(fill, like)
     export.write(
         detector.Detector(config, ("ant", "bee"), params), tmp_path / "x.onnx", outputs="raw"

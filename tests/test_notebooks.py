@@ -13,6 +13,7 @@ from PIL import Image
 from ssd_jax import config as config_lib
 from ssd_jax import detector as detector_lib
 from ssd_jax import export
+from ssd_jax.models import ssd
 
 ROOT = Path(__file__).parent.parent
 # In a process of its own: what Jupyter warns of is not ours.
@@ -31,7 +32,7 @@ def files(tmp_path_factory):
     config = config_lib.Config()
     config.model.width = 0.125
     model = detector_lib.build_model(config.model, 2)
-    shapes = detector_lib.abstract_params(model, config.model)
+    shapes = ssd.abstract_params(model, detector_lib.input_size(config.model))
     params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
     for level in range(6):
         logits = params[f"conf{level}"]["bias"].reshape(-1, 3)

@@ -237,3 +237,26 @@ def test_load_detector_takes_views(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, loaded.params, parameters())
     with pytest.raises(errors.UserError, match=r"config\.eval\.sizes is \(3,\)"):
         detector_lib.load_detector(path, sizes=[3])
+
+
+def test_configs_that_are_alike_share_what_is_compiled():
+    config = config_lib.Config()
+    config.eval.sizes = [300, 400]  # a list, as a notebook may give it
+    first = detector_lib._predict_of(config, 2)
+    alike = config_lib.Config()
+    alike.eval.sizes, alike.train.steps = (300, 400), 7
+    assert detector_lib._predict_of(alike, 2) is first
+    assert detector_lib._predict_of(alike, 3) is not first
+    alike.eval.top_k = 7
+    assert detector_lib._predict_of(alike, 2) is not first
+
+
+def test_fresh_parameters_are_those_of_the_network_and_have_the_shapes_foretold():
+    model = ssd.SSD(num_classes=3, width=0.125)
+    images = jnp.zeros((1, 300, 300, 3))
+    fresh = ssd.init(jax.random.key(3), model, (300, 300))
+    expected = jax.jit(model.init)(jax.random.key(3), images)["params"]
+    foretold = ssd.abstract_params(model, (300, 300))
+    for got, wanted, shape in zip(*map(jax.tree.leaves, (fresh, expected, foretold)), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-7)
+        assert (got.shape, got.dtype) == (shape.shape, shape.dtype)

@@ -32,7 +32,7 @@ def fits(weights):
     """What `loading.fit` gives for a whole SSD of these weights."""
     config, names = detector_lib._describe(weights)
     model = detector_lib.build_model(config.model, len(names))
-    return loading.fit(detector_lib.abstract_params(model, config.model), weights)
+    return loading.fit(ssd.abstract_params(model, detector_lib.input_size(config.model)), weights)
 
 
 def caffe_layers(whose, side):
@@ -242,7 +242,7 @@ def test_merged_gaps_keep_the_probabilities_of_the_classes():
 def test_real_convolutions_load(shared):
     weights = loading.read(shared / "weights/vgg16_conv1_to_conv3.npz")
     model = detector_lib.build_model(config_lib.ModelConfig(), 20)
-    params = detector_lib.abstract_params(model, config_lib.ModelConfig())
+    params = ssd.abstract_params(model, (300, 300))
     _, report = loading.fit(params, weights)
     assert len(report.loaded) == 14
     assert report.ignored == {}

@@ -1,6 +1,7 @@
 """The SSD network: a backbone, extra feature layers, and a pair of heads on each source map."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -248,10 +249,23 @@ def init(key: jax.Array, model: SSD, image_size: tuple[int, int]) -> Any:
     Returns:
       Tree of float32 arrays.
     """
+    return _compiled_init(model, image_size)(key)
+
+
+@functools.cache
+def _compiled_init(model: SSD, image_size: tuple[int, int]) -> Callable[[jax.Array], Any]:
     # On the CPU, LLVM spends two thirds of this compilation on random numbers that are drawn once.
     options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-    images = jnp.zeros((1, *image_size, 3), jnp.float32)
-    return jax.jit(model.init, compiler_options=options)(key, images)["params"]
+
+    def fresh(key: jax.Array) -> Any:
+        return model.init(key, jnp.zeros((1, *image_size, 3), jnp.float32))["params"]
+
+    return jax.jit(fresh, compiler_options=options)
+
+
+def abstract_params(model: SSD, image_size: tuple[int, int]) -> Any:
+    """Shapes and types of a network's parameters, by name; `image_size` as for `init`."""
+    return jax.eval_shape(_compiled_init(model, image_size), jax.random.key(0))
 
 
 def apply(model: SSD, params: Any, images: jax.Array) -> Predictions:

@@ -497,7 +497,8 @@ def _first_pictures(config: config_lib.Config, split: datasets.Split, *, count: 
 
 def _paths(config: config_lib.ModelConfig, num_classes: int) -> list[str]:
     """Of the parameters of a config's network."""
-    params = detector_lib.abstract_params(detector_lib.build_model(config, num_classes), config)
+    model = detector_lib.build_model(config, num_classes)
+    params = ssd.abstract_params(model, detector_lib.input_size(config))
     return list(flax.traverse_util.flatten_dict(params, sep="/"))
 
 
