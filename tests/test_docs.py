@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import tiny_run
+import try_commands
 
 from ssd_jax import config as config_lib
 
@@ -52,9 +53,7 @@ def test_links_between_files_lead_somewhere():
 
 def commands(page):
     """The lines of a page's blocks that call one of our scripts, joined where they go on."""
-    text = re.sub(r"\\\n\s*", "", page.read_text(encoding="utf-8"))
-    blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    for line in "\n".join(blocks).splitlines():
+    for line in try_commands.lines(page):
         found = re.search(r"(?:^|&& |srun |\S*/)python3? (\w+\.py.*)", line)
         if found and "..." not in line:
             command = found[1].split(" && ")[0].replace(";", " ")
