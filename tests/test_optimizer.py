@@ -76,7 +76,10 @@ def test_unknown_names_are_refused():
 
 def test_muon_moves_a_kernel_orthogonally_and_the_rest_as_nesterovs_adam():
     rng = np.random.default_rng(0)
-    params = {"conv": {"kernel": jnp.zeros((3, 3, 4, 8)), "bias": jnp.zeros(8)}}
+    params = {
+        "conv": {"kernel": jnp.zeros((3, 3, 4, 8)), "bias": jnp.zeros(8)},
+        "depthwise": {"kernel": jnp.zeros((3, 3, 1, 8))},
+    }
     grads = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), params)
     muon = optimizer.make_optimizer(
         optax.constant_schedule(0.1), optimizer="muon", weight_decay=0.0, bias_rate=1.0
@@ -90,4 +93,5 @@ def test_muon_moves_a_kernel_orthogonally_and_the_rest_as_nesterovs_adam():
     assert np.sum(matrix * np.asarray(grads["conv"]["kernel"]).reshape(36, 8)) < 0  # downhill
     adam = optax.nadam(0.1)
     expected, _ = adam.update(grads, adam.init(params), params)
-    np.testing.assert_allclose(updates["conv"]["bias"], expected["conv"]["bias"], rtol=1e-5)
+    for layer, name in (("conv", "bias"), ("depthwise", "kernel")):
+        np.testing.assert_allclose(updates[layer][name], expected[layer][name], rtol=1e-5)

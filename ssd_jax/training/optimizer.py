@@ -67,7 +67,8 @@ def make_optimizer(
     Args:
       rate: Learning rate as a function of the step.
       optimizer: `"sgd"`, `"adam"` or `"muon"`, which makes each kernel's step orthogonal (Jordan
-        2024) and as large as one of Adam's; biases and scales then take Adam's.
+        2024) and as large as one of Adam's; biases, scales and kernels with one input, as those of
+        channels on their own, then take Adam's.
       momentum: Of SGD.
       weight_decay: Of all parameters but biases; L2, added to the gradient, for SGD.
       bias_rate: Multiplier of the biases' rate.
@@ -143,9 +144,12 @@ def _scaled_by_path(rates: Mapping[str, float]) -> optax.GradientTransformation:
 
 def _kernels_as_matrices(params: PyTree) -> PyTree:
     """How Muon reads `[rows, columns, in, out]` kernels: inputs of an output as one axis."""
-    return jax.tree.map(
-        lambda x: contrib.MuonDimensionNumbers((0, 1, 2), 3) if x.ndim == 4 else None, params
-    )
+
+    def axes(x: jax.Array) -> contrib.MuonDimensionNumbers | None:
+        is_matrix = x.ndim == 4 and x.shape[2] > 1
+        return contrib.MuonDimensionNumbers((0, 1, 2), 3) if is_matrix else None
+
+    return jax.tree.map(axes, params)
 
 
 def _is_bias(params: PyTree) -> PyTree:
