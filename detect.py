@@ -6,8 +6,9 @@
   python detect.py --onnx runs/quickstart/export/detector.onnx PICTURE.jpg
   python detect.py --workdir runs/quickstart --camera 0          until Ctrl-C
 
-Writes each with its boxes, and detections.json with all boxes in pixels, into --output. What cannot
-be read is named at the end; the others are done all the same.
+Writes each with its boxes, and detections.json with all boxes in pixels, into --output, by default
+the first of detections, detections-2, ... that holds nothing yet. What cannot be read is named at
+the end; the others are done all the same.
 """
 
 import functools
@@ -28,7 +29,7 @@ flags.DEFINE_string("workdir", None, "Workdir of the run; its best checkpoint is
 flags.DEFINE_string("checkpoint", None, "One checkpoint, WORKDIR/checkpoints/STEP.")
 flags.DEFINE_string("weights", None, "A detector's weights: a file of any framework, or a name.")
 flags.DEFINE_string("onnx", None, "A file of export.py, run by ONNX Runtime.")
-flags.DEFINE_string("output", "detections", "Folder of the results.")
+flags.DEFINE_string("output", None, "Folder of the results; a new one by default.")
 flags.DEFINE_bool("overwrite", False, "Write into a folder that holds files already.")
 flags.DEFINE_bool("crops", False, "Also write a picture of each object, OUTPUT/crops/CLASS/.")
 flags.DEFINE_string(
@@ -59,7 +60,9 @@ def main(argv: Sequence[str]) -> None:
     from ssd_jax import adapters, media
 
     cli.keep_compiled(FLAGS.config.data.cache_dir)
-    output = Path(FLAGS.output)
+    output = Path(FLAGS.output or "detections")
+    if not (FLAGS.output or FLAGS.overwrite):
+        output = media.free_folder(output)
     files = media.find(names) if names or FLAGS.camera is None else []
     targets = media.places(files, output)
     ids = None

@@ -175,6 +175,17 @@ def in_words(found: Mapping[str, Any]) -> str:
     return _counted(found["labels"])
 
 
+def free_folder(path: Path) -> Path:
+    """The folder, or the first of `PATH-2`, `PATH-3`, ..., that is not there or holds nothing."""
+    names = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
+    places = itertools.chain([path], names)
+    return next(
+        place
+        for place in places
+        if not place.exists() or (place.is_dir() and not any(place.iterdir()))
+    )
+
+
 def make_folder(path: Path, *, overwrite: bool = False) -> None:
     """Makes a folder, and those above it, where there is none yet.
 

@@ -35,13 +35,13 @@ def workdir(tmp_path_factory):
     return folder
 
 
-def detect(*arguments):
+SCRIPT = Path(__file__).parent.parent / "detect.py"
+
+
+def detect(*arguments, cwd=SCRIPT.parent):
     """Runs the script; what it wrote to stdout and stderr is text."""
     return subprocess.run(
-        [sys.executable, "detect.py", *map(str, arguments)],
-        cwd=Path(__file__).parent.parent,
-        capture_output=True,
-        text=True,
+        [sys.executable, SCRIPT, *map(str, arguments)], cwd=cwd, capture_output=True, text=True
     )
 
 
@@ -134,6 +134,16 @@ def test_a_broken_video_is_named_and_its_beginning_done(workdir, tmp_path):
     assert refused(done, path, "frames are kept")
     found = json.loads((tmp_path / "out" / "detections.json").read_text())
     assert 5 <= len(found[str(path)]["frames"]) < 20
+
+
+def test_a_second_run_gets_a_folder_of_its_own(workdir, tmp_path):
+    path = noise(tmp_path / "a.png", size=(40, 40))
+    for folder in ("detections", "detections-2"):
+        done = detect("--workdir", workdir, path, cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert f"{folder}/detections.json" in done.stdout
+        assert (tmp_path / folder / "a.png").exists()
+    assert refused(detect("--workdir", workdir, path, "--output", "detections", cwd=tmp_path))
 
 
 def test_no_input_is_refused(workdir):

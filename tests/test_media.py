@@ -518,6 +518,16 @@ def test_nothing_is_overwritten_unasked(tmp_path):
     media.make_folder(tmp_path / "out", overwrite=True)
 
 
+def test_a_folder_of_its_own_for_each_run_that_names_none(tmp_path):
+    path = tmp_path / "out"
+    assert media.free_folder(path) == path
+    path.mkdir()
+    assert media.free_folder(path) == path  # nothing is in it
+    picture(path / "a.png")
+    (tmp_path / "out-2").write_text("a file")
+    assert media.free_folder(path) == tmp_path / "out-3"
+
+
 def test_counts_in_words():
     assert media.in_words({"labels": []}) == "nothing"
     assert media.in_words({"labels": ["person", "dog", "dog"]}) == "2 dog, 1 person"
