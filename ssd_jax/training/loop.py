@@ -453,7 +453,7 @@ def _start(
     data: Data,
     workdir: Path,
 ) -> Start:
-    """The state to begin with or to go on from."""
+    """The state to begin with or to go on from; `weights.txt` says what came of a file's arrays."""
     if (restored := checkpoint.restore(manager, state)) is not None:
         state, run = restored
         return Start(state, run["position"], f"checkpoint of step {int(state.step)}")
@@ -477,7 +477,7 @@ def _start(
     params = jax.device_put(loaded, jax.tree.map(lambda x: x.sharding, state.params))
     average = None if state.ema is None else jax.tree.map(jnp.copy, params)
     if distributed.is_primary():
-        (workdir / "weights.txt").write_text(report.whole())
+        (workdir / "weights.txt").write_text(report.whole(), encoding="utf-8")
     lines += [*report.lines(), f"each by name and shape in {workdir / 'weights.txt'}"]
     origin = "\n           ".join([report.title, *lines])
     return Start(dataclasses.replace(state, params=params, ema=average), 0, origin)
