@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from ssd_jax.evaluation import coco, evaluated, report, voc
+from ssd_jax.evaluation import page as page_lib
 
 VOID = {"meta", "img", "br"}
 NASTY = '<b>cat & "dog"</b>'
@@ -139,6 +140,27 @@ def test_gallery_shows_the_picture_with_the_boxes_of_truth_and_detection(tmp_pat
     ]
     assert ("truth subject", "0.0", "50.0") in drawn
     assert any(a.get("class") == "found subject" for a in page.attributes)
+
+
+def test_labels_of_boxes_lie_in_the_picture_and_not_over_each_other():
+    """Six detections and an object at one place, and one at the right edge."""
+    edges = np.array([2.0, 3.0, 90.0, 70.0])
+    boxes = [page_lib.Box(edges, "found", f"person 0.{k}") for k in range(6)]
+    boxes += [page_lib.Box(np.array([95.0, 0.0, 100.0, 9.0]), "found", "pottedplant 0.9")]
+    boxes += [page_lib.Box(edges, "truth subject", "person")]
+    page = Page(page_lib.shot(None, (80, 100), boxes, "all"))
+    texts = [a for a in page.attributes if "font-size" in a.get("style", "")]
+    assert len(texts) == 8
+    places = [(float(a["x"]), float(a["y"])) for a in texts]
+    assert places[0][1] > 60  # the truth below
+    letters = 5
+    for k, (x, y) in enumerate(places):
+        assert letters <= y <= 80
+        assert x >= 0
+        for other_x, other_y in places[:k]:
+            assert abs(y - other_y) >= letters or abs(x - other_x) > 6 * letters
+    plant, _ = places[page.text.index("pottedplant 0.9")]
+    assert plant + len("pottedplant 0.9") * letters * 0.6 <= 100
 
 
 def test_pictures_are_of_bounded_size(tmp_path):

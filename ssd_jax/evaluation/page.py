@@ -92,7 +92,7 @@ class Box(NamedTuple):
     Attributes:
       edges: `[4]` xyxy, continuous edges in pixels of the picture.
       kind: `truth` or `found`, and `subject` in addition for what the picture is about.
-      text: Written at its corner; empty: nothing.
+      text: Written at its upper left corner, of `truth` at the lower one; empty: nothing.
     """
 
     edges: np.ndarray
@@ -293,7 +293,6 @@ def shot(
       caption: Plain text.
     """
     height, width = size
-    letters = max(width, height) / 20
     shapes = []
     for box in boxes:
         left, top, right, bottom = np.clip(box.edges, 0, [width, height, width, height])
@@ -301,12 +300,7 @@ def shot(
             f'<rect class="{box.kind}" x="{left:.1f}" y="{top:.1f}" width="{right - left:.1f}" '
             f'height="{bottom - top:.1f}"/>'
         )
-        if box.text:
-            x, y = min(left, width * 0.7) + letters / 5, max(top, letters * 1.1)
-            shapes.append(
-                f'<text x="{x:.1f}" y="{y - letters / 5:.1f}" style="font-size:{letters:.0f}px">'
-                f"{html.escape(box.text)}</text>"
-            )
+    shapes += _labels(boxes, size)
     inner = "" if picture is None else _jpeg(picture, html.escape(caption))
     return (
         f'<figure><div class="shot" style="aspect-ratio:{width}/{height}">{inner}'
@@ -350,6 +344,36 @@ def bar(value: float, *, largest: float = 1.0) -> str:
         return ""
     kind = ' class="fall"' if value < 0 else ""
     return f'<i{kind} style="width:{100 * min(abs(value) / largest, 1):.1f}%"></i>'
+
+
+def _labels(boxes: Sequence[Box], size: tuple[int, int]) -> list[str]:
+    """Texts of boxes, the last one's first: in the picture, on the nearest line that is free."""
+    height, width = size
+    letters = max(width, height) / 20
+    taken: list[tuple[float, float, float]] = []  # left, right, foot
+    shapes = []
+    for box in reversed([box for box in boxes if box.text]):
+        long = 0.6 * letters * len(box.text)
+        left = max(0.0, min(box.edges[0] + letters / 5, width - long))
+        truth = box.kind.startswith("truth")
+        nearest = box.edges[3] - letters / 4 if truth else box.edges[1] - letters / 5
+        feet = np.arange(letters, max(height, letters + 1), letters / 4)
+        feet = feet[np.argsort(np.abs(feet - nearest), kind="stable")]
+        free = (
+            foot
+            for foot in feet
+            if not any(
+                left < other_right and other_left < left + long and abs(foot - other) < letters
+                for other_left, other_right, other in taken
+            )
+        )
+        foot = next(free, feet[0])
+        taken.append((left, left + long, foot))
+        shapes.append(
+            f'<text x="{left:.1f}" y="{foot:.1f}" style="font-size:{letters:.0f}px">'
+            f"{html.escape(box.text)}</text>"
+        )
+    return shapes
 
 
 def _few(x: np.ndarray, right: float) -> np.ndarray:
