@@ -1,8 +1,8 @@
 """Finds objects in pictures and videos.
 
-  python detect.py --workdir runs/quickstart PICTURE.jpg FOLDER 'photos/*.png' FILM.mp4
-  python detect.py --checkpoint runs/quickstart/checkpoints/500 FOLDER --score_threshold 0.3
   python detect.py --weights ssd300-coco PICTURE.jpg
+  python detect.py --checkpoint runs/quickstart/checkpoints/500 FOLDER --score_threshold 0.3
+  python detect.py --workdir runs/quickstart PICTURE.jpg FOLDER 'photos/*.png' FILM.mp4
   python detect.py --onnx runs/quickstart/export/detector.onnx PICTURE.jpg
   python detect.py --workdir runs/quickstart --camera 0          until Ctrl-C
 
@@ -99,6 +99,14 @@ def main(argv: Sequence[str]) -> None:
         if ids:
             written["COCO's results"] = output / "coco_results.json"
             media.write_coco(written["COCO's results"], outcomes, ids)
+    read = [outcome.found for outcome in outcomes if outcome.found is not None]
+    if read and not any(map(media.found_labels, read)):
+        what = FLAGS.classes or [f"object of the {len(detector.class_names)} classes"]
+        cli.stdout.print(
+            f"No {' or '.join(what)} scores more than {FLAGS.score_threshold:g}: a lower "
+            "--score_threshold shows more.",
+            markup=False,
+        )
     cli.show_places(written)
     problems = [outcome.problem for outcome in outcomes if outcome.problem]
     for problem in problems:

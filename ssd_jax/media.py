@@ -169,10 +169,17 @@ def annotate_camera(
 
 def in_words(found: Mapping[str, Any]) -> str:
     """Counts of an outcome's `found`: `"2 dog, 1 person"`, of a video over all its frames."""
+    labels = found_labels(found)
     if "frames" in found:
-        labels = [label for frame in found["frames"] for label in frame["labels"]]
         return f"{len(found['frames'])} frames, {_counted(labels)}"
-    return _counted(found["labels"])
+    return _counted(labels)
+
+
+def found_labels(found: Mapping[str, Any]) -> list[str]:
+    """Names in an outcome's `found`, one for each box, of a video over all its frames."""
+    if "frames" in found:
+        return [label for frame in found["frames"] for label in frame["labels"]]
+    return list(found["labels"])
 
 
 def free_folder(path: Path) -> Path:

@@ -146,6 +146,26 @@ def test_a_second_run_gets_a_folder_of_its_own(workdir, tmp_path):
     assert refused(detect("--workdir", workdir, path, "--output", "detections", cwd=tmp_path))
 
 
+def test_where_nothing_is_found_it_says_what_was_looked_for(workdir, tmp_path):
+    path = noise(tmp_path / "a.png", size=(40, 40))
+    any_name = f"object of the {len(synthetic.CLASS_NAMES)} classes"
+    for threshold, flags, names in (
+        (1, [], any_name),
+        (1, ["--classes", "ring,star"], "ring or star"),
+        (0, [], None),
+    ):
+        done = detect(
+            "--workdir", workdir, path, "--score_threshold", threshold, *flags, cwd=tmp_path
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        said = " ".join(done.stdout.split())
+        if names:
+            assert "a.png: nothing -> " in said
+            assert f"No {names} scores more than 1: a lower --score_threshold shows more." in said
+        else:
+            assert "scores more than" not in said
+
+
 def test_no_input_is_refused(workdir):
     assert refused(detect("--workdir", workdir), "picture")
 
