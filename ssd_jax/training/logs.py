@@ -52,6 +52,9 @@ class MetricsLog:
           active: If not, nothing is written.
           wandb: Project of Weights & Biases that is shown the rows too; empty: none.
           settings: What is shown there as the run's config.
+
+        Raises:
+          UserError: If Weights & Biases is wanted, and is not installed or does not start.
         """
         self._active = active
         if not active:
@@ -108,28 +111,47 @@ def check_wandb(project: str) -> None:
     if not project:
         return
     try:
-        importlib.import_module("wandb")
+        module = importlib.import_module("wandb")
+        problem = "" if hasattr(module, "init") else f"{_place(module)} is not it"
     except ImportError as error:
+        problem = str(error)
+    if problem:
         raise errors.UserError(
-            f"config.train.wandb is {project!r} and wandb cannot be imported ({error}): "
+            f"config.train.wandb is {project!r} and wandb cannot be imported ({problem}): "
             "pip install 'ssd-jax[wandb]', or leave the field empty"
-        ) from None
+        )
+
+
+def _place(module: Any) -> str:
+    """Where a module lies; a mere folder on the path is one too, without a file."""
+    return module.__file__ or next(iter(module.__path__))
 
 
 def _open_wandb(project: str, workdir: Path, settings: Mapping[str, Any]) -> Any:
-    """The run of Weights & Biases of a workdir: the same one when the training goes on."""
+    """The run of Weights & Biases of a workdir: the same one when the training goes on.
+
+    Raises:
+      UserError: If it is not installed, or does not start.
+    """
     check_wandb(project)
     place = workdir / "wandb_id.txt"
     if not place.exists():
         place.write_text(uuid.uuid4().hex[:12] + "\n", encoding="utf-8")
-    return importlib.import_module("wandb").init(
-        project=project,
-        id=place.read_text(encoding="utf-8").strip(),
-        name=workdir.name,
-        dir=str(workdir),
-        config=dict(settings),
-        resume="allow",
-    )
+    try:
+        return importlib.import_module("wandb").init(
+            project=project,
+            id=place.read_text(encoding="utf-8").strip(),
+            name=workdir.name,
+            dir=str(workdir),
+            config=dict(settings),
+            resume="allow",
+        )
+    except Exception as error:  # of many kinds: no account, no network, a refusal
+        raise errors.UserError(
+            f"config.train.wandb is {project!r} and wandb does not start ({error}): give it your "
+            "account by wandb login, set WANDB_MODE=offline to keep the figures in the workdir "
+            "alone, or leave the field empty"
+        ) from None
 
 
 def _plain(value: Any) -> float | None:
