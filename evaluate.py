@@ -12,9 +12,13 @@ The last looks at each picture four times and joins what it sees before the supp
 The config is that of the run; --config.PART.FIELD=VALUE changes a field, --config FILE replaces it.
 Detections in VOC or COCO are also written as the dataset's server takes them; of a split without
 annotations there is nothing else. --results evaluates such files again, without a network.
+
+Results go into --output. Without it, they replace those of the run in its workdir; of --weights and
+--results they go into the first of runs/NAME, runs/NAME-2, ... that holds nothing yet.
 """
 
 import functools
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,6 +33,7 @@ flags.DEFINE_string("checkpoint", None, "One checkpoint, WORKDIR/checkpoints/STE
 flags.DEFINE_string("weights", None, "A detector's weights: a file of any framework, or a name.")
 flags.DEFINE_string("results", None, "Detections instead: COCO's JSON, or a folder of VOC's files.")
 flags.DEFINE_string("output", None, "Folder of the results; by default the workdir, or runs/NAME.")
+flags.DEFINE_bool("overwrite", False, "Write into an --output that holds files already.")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -42,19 +47,22 @@ def main(argv: Sequence[str]) -> None:
     if FLAGS.results:
         if FLAGS.workdir or FLAGS.checkpoint or FLAGS.weights:
             raise errors.UserError("--results needs no --workdir, --checkpoint and --weights")
-        place, home = Path(FLAGS.results), Path("runs") / Path(FLAGS.results).stem
+        place, home = Path(FLAGS.results), Path("runs") / Path(FLAGS.results).resolve().stem
     else:
         place, home = trained().place, trained().folder
         cli.keep_compiled(config.data.cache_dir)
         detector = trained().build(config)
-    folder = Path(FLAGS.output or home)
     split = run.open_split(config.data, config.data.eval_split)
     key = results.key_of(split)
-    cli.stdout.print(f"evaluating {place} on {config.data.dataset}, {config.data.eval_split}")
+    cli.stdout.print(
+        cli.plain(f"evaluating {place} on {config.data.dataset}, {config.data.eval_split}")
+    )
     if FLAGS.results:
         found, pictures, places = results.read(place, key), [], {}
+        folder = make_folder(home)
     else:
         run.check_classes(detector, split)
+        folder = make_folder(home)
         total = min(config.eval.max_images or len(key.names), len(key.names))
         with cli.counter("pictures", total) as count:
             found = run.detect(detector, split, count=total, on_picture=count)
@@ -66,16 +74,48 @@ def main(argv: Sequence[str]) -> None:
         truth = run.truth_of(split, max_images=config.eval.max_images)
         result = run.figures(found, truth, class_names=split.class_names)
         cli.stdout.print(tables.evaluation(result))
-        rows = logs.read(home / "metrics.jsonl")
         places |= run.write(
-            folder, result, config=config, split=split, metrics=rows, pictures=pictures
+            folder,
+            result,
+            origin=str(place),
+            network=not FLAGS.results,
+            config=config,
+            split=split,
+            metrics=logs.read(home / "metrics.jsonl") if of_run() else [],
+            pictures=pictures,
         )
     else:
         cli.stdout.print(
-            f"{config.data.eval_split} has no annotations, so there are no figures: the server of "
-            "the dataset takes the results and gives them"
+            cli.plain(
+                f"{config.data.eval_split} has no annotations, so there are no figures: the server "
+                "of the dataset takes the results and gives them"
+            )
         )
     cli.show_places(places)
+
+
+def of_run() -> bool:
+    """Whether a run of train.py is evaluated, and no file."""
+    return not (FLAGS.results or FLAGS.weights)
+
+
+def make_folder(home: Path) -> Path:
+    """The folder of the results, made and tried before what takes minutes.
+
+    Raises:
+      UserError: It can't be written to, or is an --output that holds files.
+    """
+    from ssd_jax import media
+
+    folder = Path(FLAGS.output or (home if of_run() else media.free_folder(home)))
+    media.make_folder(folder, overwrite=FLAGS.overwrite or not FLAGS.output)
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise errors.UserError(
+            f"--output {folder}: it cannot be written to: {error.strerror}"
+        ) from None
+    return folder
 
 
 if __name__ == "__main__":

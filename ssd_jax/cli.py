@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from absl import flags, logging
 from ml_collections import config_flags
-from rich import console, progress
+from rich import console, progress, text
 
 from ssd_jax import config as config_lib
 from ssd_jax import errors
@@ -146,7 +146,12 @@ def counter(what: str, total: int) -> Iterator[Callable[[int], None]]:
 def show_places(places: Mapping[str, Path]) -> None:
     """Says where everything lies."""
     for name, path in places.items():
-        stdout.print(f"[bold]{name:>11}[/bold]  {path}")
+        stdout.print(text.Text.assemble((f"{name:>11}", "bold"), "  ", plain(path)))
+
+
+def plain(said: str | Path) -> text.Text:
+    """What `stdout.print` prints as it is, such as a path: brackets, colons, and no UTF-8."""
+    return text.Text(str(said).encode(errors="replace").decode())
 
 
 def _with_underscores(argument: str) -> str:

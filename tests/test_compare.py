@@ -1,4 +1,5 @@
 import io
+import json
 import re
 import types
 
@@ -9,7 +10,7 @@ from test_report import NASTY, Page, source
 from test_voc_evaluation import found, objects
 
 from ssd_jax import config as config_lib
-from ssd_jax import errors
+from ssd_jax import download, errors
 from ssd_jax.data import datasets
 from ssd_jax.evaluation import coco, compare, evaluated, report, run, voc
 
@@ -91,8 +92,10 @@ def test_page_of_two_runs(tmp_path, capsys):
     text = path.read_text(encoding="utf-8")
     page = Page(text)
     words = " ".join(page.text)
-    for said in ("Right in A alone: 1", "Right in B alone: 1", "learning_rate"):
+    for said in ("Right in A alone: 1", "Right in B alone: 1", "learning_rate", "on 3 pictures"):
         assert said in words
+    for said in ("mAP (VOC07) of A", "AP (area) in A"):  # which metric each figure is
+        assert said in page.text
     assert "nan" not in text.lower()
     assert NASTY in words
     assert NASTY not in text
@@ -100,6 +103,97 @@ def test_page_of_two_runs(tmp_path, capsys):
     cells = re.findall(r"<td class=\"number\">(.*?)</td>", dogs)
     assert cells == ["1", "0.0&nbsp;%", "100.0&nbsp;%", "+100.0"]
     assert not re.search(r"https?:|url\(|@import|<script", text)
+
+
+def test_page_that_is_there_is_replaced_where_asked_to(tmp_path, capsys):
+    a, b = folders(tmp_path)
+    path = tmp_path / "page.html"
+    path.write_text("mine")
+    command = ["compare", str(a), str(b), "--no_pictures", "--output", str(path)]
+    assert report.main(command) == 2
+    assert capsys.readouterr().err == (
+        f"error: {path} is there already; give another --output, or --overwrite\n"
+    )
+    assert path.read_text() == "mine"
+    assert report.main([*command, "--overwrite"]) == 0
+    assert Page(path.read_text()).tags
+
+
+@pytest.mark.parametrize("place", ["gone/page.html", "a", "a/detections.npz/page.html"])
+def test_page_that_cannot_be_written_is_one_line(tmp_path, capsys, place):
+    a, b = folders(tmp_path)
+    command = ["compare", str(a), str(b), "--no_pictures", "--overwrite"]
+    assert report.main([*command, "--output", str(tmp_path / place)]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: {tmp_path / place} cannot be written (")
+    assert err.count("\n") == 1
+
+
+def test_folders_of_any_name(tmp_path, capsys):
+    """Brackets that rich takes for markup, and a name that is no UTF-8."""
+    path = tmp_path / "my[/run]"
+    path.mkdir(parents=True)
+    a, b = folders(path)
+    there = a.rename(path / "a\udcff")
+    page = path / "page.html"
+    command = ["compare", str(there), str(b), "--no_pictures", "--output", str(page)]
+    assert report.main(command) == 0
+    assert capsys.readouterr() == (f"{page}\n", "")
+    assert "my[/run]/a\\udcff" in page.read_text(encoding="utf-8")
+
+
+def written(tmp_path, capsys, config):
+    """What is said of the pictures of a page of two runs of that config."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        evaluated.save(tmp_path / name, source(FIRST, TRUTH, CLASSES, config))
+    page = tmp_path / "page.html"
+    command = ["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--output", str(page)]
+    assert report.main(command) == 0
+    out, err = capsys.readouterr()
+    assert out == f"{page}\n"
+    assert err.startswith("the page shows boxes without pictures: ")
+    assert err.count("\n") == 1
+    assert Page(page.read_text(encoding="utf-8")).tags.count("img") == 0
+    return err
+
+
+def test_nothing_is_downloaded_for_a_page(tmp_path, capsys, monkeypatch):
+    asked = []
+    monkeypatch.setattr(download, "fetch", lambda *args, **options: asked.append(args))
+    monkeypatch.setattr(datasets.synthetic, "write", lambda *args, **options: asked.append(args))
+    for dataset, split, why in (
+        ("voc", "2007/test", "is not prepared in"),
+        ("coco", "val2017", "is not prepared in"),
+        ("synthetic", "test", "no such folder"),
+    ):
+        data = {"dataset": dataset, "eval_split": split, "cache_dir": str(tmp_path / "cache")}
+        (tmp_path / dataset).mkdir()
+        assert why in written(tmp_path / dataset, capsys, {"data": data})
+    assert asked == []
+
+
+def test_a_dataset_that_cannot_be_opened_is_not_the_pages_fault(tmp_path, capsys, monkeypatch):
+    def fails(*args, **options):
+        raise OSError(5, "Input/output error", "shard-0")
+
+    monkeypatch.setattr(run, "open_split", fails)
+    assert "Input/output error: 'shard-0'" in written(tmp_path, capsys, CONFIG)
+
+
+@pytest.mark.parametrize("config", [{"model": 3}, {"data": None}, {"data": {"cache_dir": 3}}])
+def test_config_of_another_shape_has_a_page(tmp_path, capsys, config):
+    written(tmp_path, capsys, config)
+
+
+@pytest.mark.parametrize("config", [[1, 2], 3, None])
+def test_config_that_is_none_is_one_line(tmp_path, config):
+    evaluated.save(tmp_path, source(FIRST, TRUTH, CLASSES, config or {}))
+    with np.load(tmp_path / evaluated.NAME) as file:
+        columns = dict(file)
+    np.savez(tmp_path / evaluated.NAME, **{**columns, "config": np.array(json.dumps(config))})
+    with pytest.raises(errors.UserError, match=r"not the detections .* \(its config is"):
+        evaluated.load(tmp_path)
 
 
 def test_two_runs_without_detections_and_without_objects(tmp_path):
@@ -124,6 +218,42 @@ def test_broken_file_is_one_line(tmp_path, content):
     (tmp_path / evaluated.NAME).write_bytes(content)
     with pytest.raises(errors.UserError, match="is not the detections of an evaluation"):
         evaluated.load(tmp_path)
+
+
+def test_damaged_file_is_one_line(tmp_path):
+    """Some bytes of 3,000 rows are others: the same is read, or it is said; nothing else."""
+    rng = np.random.default_rng(0)
+    names = [f"{number:06}.jpg" for number in range(30)]
+    truth = {name: objects((CAT, 1, False), (DOG, 2, False)) for name in names}
+    detections = {
+        name: (rng.uniform(1, 300, (100, 4)), rng.random(100), rng.integers(1, 4, 100))
+        for name in names
+    }
+    evaluated.save(tmp_path, source(detections, truth, CLASSES, CONFIG))
+    path = tmp_path / evaluated.NAME
+    whole, bytes_ = evaluated.load(tmp_path), path.read_bytes()
+    said = set()
+    for number in range(300):
+        damaged = bytearray(bytes_)
+        near = len(bytes_) if number % 3 else 900  # the end has zip's directory
+        place = len(bytes_) - 1 - rng.integers(near)
+        damaged[place] ^= rng.integers(1, 256)
+        path.write_bytes(damaged)
+        try:
+            assert_same(evaluated.load(tmp_path), whole)
+        except errors.UserError as error:
+            said.add((type(error.__context__).__name__, len(str(error).splitlines())))
+    assert {("BadZipFile", 1), ("error", 1), ("NotImplementedError", 1)} <= said
+    assert {count for _, count in said} == {1}
+
+
+def assert_same(ours, theirs):
+    assert ours[:3] == theirs[:3]
+    for part, expected in zip(ours[3:], theirs[3:], strict=True):
+        assert part.keys() == expected.keys()
+        for name, columns in expected.items():
+            for a, b in zip(part[name], columns, strict=True):
+                np.testing.assert_array_equal(a, b)
 
 
 def test_what_cannot_be_compared_is_refused():
@@ -167,10 +297,20 @@ def test_evaluation_leaves_what_two_runs_are_compared_by(config, tmp_path, capsy
     for folder, detections in (("a", everything), ("b", less)):
         result = figures(detections, truth, split.class_names)
         places = run.write(
-            tmp_path / folder, result, config=config, split=split, metrics=(), pictures=()
+            tmp_path / folder,
+            result,
+            origin="step 4",
+            config=config,
+            split=split,
+            metrics=(),
+            pictures=(),
         )
         assert all(path.is_file() for path in places.values())
-    assert "Default boxes" in places["report"].read_text(encoding="utf-8")
+    text = places["report"].read_text(encoding="utf-8")
+    assert "Default boxes" in text
+    settings = dict(re.findall("<tr><th>(.*?)</th><td>(.*?)</td></tr>", text))
+    assert (settings["detections"], settings["pictures"]) == ("step 4", str(len(truth)))
+    assert settings["model.backbone"] == "vgg16"
     assert evaluated.load(tmp_path / "a").sizes[first] == (
         split.source[0]["height"],
         split.source[0]["width"],
@@ -182,6 +322,29 @@ def test_evaluation_leaves_what_two_runs_are_compared_by(config, tmp_path, capsy
     text = page.read_text(encoding="utf-8")
     assert text.count("data:image/jpeg;base64,") == 2  # the picture that flipped, from both sides
     assert f"B: {len(truth[first][1])} error" in text
+
+
+def test_detections_of_another_network_are_not_shown_with_the_configs(config, tmp_path):
+    split = run.open_split(config.data, config.data.eval_split)
+    result = figures({}, datasets.ground_truth(split), split.class_names)
+    places = run.write(
+        tmp_path,
+        result,
+        origin="theirs.json",
+        network=False,
+        config=config,
+        split=split,
+        metrics=(),
+        pictures=(),
+    )
+    text = places["report"].read_text(encoding="utf-8")
+    settings = dict(re.findall("<tr><th>(.*?)</th><td>(.*?)</td></tr>", text))
+    assert settings["detections"] == "theirs.json"
+    assert settings["pictures"] == str(result.images)
+    assert {name.partition(".")[0] for name in settings} == {"detections", "pictures", "data"}
+    assert "Default boxes" not in text
+    assert "<h1>Detections on synthetic, test</h1>" in text
+    assert evaluated.load(tmp_path).config.keys() == {"data"}
 
 
 def figures(detections, truth, class_names):

@@ -107,6 +107,7 @@ def load(
     archives: str = "",
     cache_dir: str | os.PathLike,
     max_bad_share: float | None = None,
+    prepare: bool = True,
 ) -> Split:
     """Opens a split of a dataset, which is prepared first where it has not been.
 
@@ -125,21 +126,23 @@ def load(
       max_bad_share: Which share of the split's pictures, in [0, 1], may be left out because they or
         their annotations cannot be read; they are named once in the log. None, for evaluation:
         not one. It is taken over the whole splits that `split` names, also where they are sliced.
+      prepare: Whether it may be prepared, and downloaded, now.
 
     Returns:
       The split; its order is always the same.
 
     Raises:
-      UserError: There is no such dataset, split, folder or archive, or it holds more broken data
-        than may be left out.
+      UserError: There is no such dataset, split, folder or archive, it holds more broken data
+        than may be left out, or it has not been prepared and may not be.
     """
     cache = _writable(cache_dir)
+    how: dict[str, Any] = {"cache": cache, "prepare": prepare}
     official = dataset == "coco" and not path
     find = {
-        "voc": functools.partial(_voc, archives=archives, cache=cache),
-        "synthetic": functools.partial(_synthetic, cache=cache),
-        **{name: functools.partial(_own, dataset=name, path=path, cache=cache) for name in OWN},
-        **({"coco": functools.partial(_coco, archives=archives, cache=cache)} if official else {}),
+        "voc": functools.partial(_voc, archives=archives, **how),
+        "synthetic": functools.partial(_synthetic, **how),
+        **{name: functools.partial(_own, dataset=name, path=path, **how) for name in OWN},
+        **({"coco": functools.partial(_coco, archives=archives, **how)} if official else {}),
     }.get(dataset)
     if find is None:
         raise errors.UserError(
@@ -246,7 +249,7 @@ def _writable(cache_dir: str | os.PathLike) -> pathlib.Path:
     return cache
 
 
-def _voc(year: str, split: str, *, archives: str, cache: pathlib.Path) -> str:
+def _voc(year: str, split: str, *, archives: str, cache: pathlib.Path, prepare: bool) -> str:
     """Prepares one year of PASCAL VOC; returns its directory."""
     if year not in voc.ARCHIVES:
         years = " or ".join(f"{known}/" for known in voc.ARCHIVES if known.isdigit())
@@ -260,10 +263,11 @@ def _voc(year: str, split: str, *, archives: str, cache: pathlib.Path) -> str:
         functools.partial(voc.Voc, config=year, archives=archives),
         cache / f"voc{year}-{key}",
         downloads=cache / "downloads",
+        prepare=prepare,
     )
 
 
-def _coco(name: str, split: str, *, archives: str, cache: pathlib.Path) -> str:
+def _coco(name: str, split: str, *, archives: str, cache: pathlib.Path, prepare: bool) -> str:
     """Prepares one official split of COCO; returns its directory."""
     if name not in coco.SPLITS:
         raise errors.UserError(
@@ -279,10 +283,13 @@ def _coco(name: str, split: str, *, archives: str, cache: pathlib.Path) -> str:
         functools.partial(coco.Coco, config=name, archives=archives),
         cache / f"coco-{name}-{key}",
         downloads=cache / "downloads",
+        prepare=prepare,
     )
 
 
-def _own(year: str, split: str, *, dataset: str, path: str, cache: pathlib.Path) -> str:
+def _own(
+    year: str, split: str, *, dataset: str, path: str, cache: pathlib.Path, prepare: bool
+) -> str:
     """Prepares a dataset that somebody brought; returns its directory."""
     if not path:
         raise errors.UserError(
@@ -297,10 +304,11 @@ def _own(year: str, split: str, *, dataset: str, path: str, cache: pathlib.Path)
         functools.partial(builder.Own, reader=functools.partial(reader, path)),
         cache / f"{dataset}-{stem}-{key}",
         downloads=cache / "downloads",
+        prepare=prepare,
     )
 
 
-def _synthetic(year: str, split: str, *, cache: pathlib.Path) -> str:
+def _synthetic(year: str, split: str, *, cache: pathlib.Path, prepare: bool) -> str:
     """Makes and prepares the synthetic dataset; returns its directory."""
     for part in split.split("+"):  # before the minutes that it takes
         name = _parse(part, split).name
@@ -309,13 +317,13 @@ def _synthetic(year: str, split: str, *, cache: pathlib.Path) -> str:
             raise errors.UserError(f"split {split!r}: there is no {name}, only {known}")
     generator = pathlib.Path(synthetic.__file__).read_text()
     folder = cache / f"synthetic-{_digest([generator, str(SYNTHETIC)])}"
-    if not folder.exists():
+    if prepare and not folder.exists():
         try:
             synthetic.write(folder, **SYNTHETIC)
         except (errors.UserError, OSError):
             if not folder.exists():  # otherwise another process was first
                 raise
-    return _own(year, split, dataset="folder", path=str(folder), cache=cache)
+    return _own(year, split, dataset="folder", path=str(folder), cache=cache, prepare=prepare)
 
 
 def _fingerprint(files: Iterable[tuple[pathlib.Path, os.stat_result]]) -> str:
@@ -333,9 +341,12 @@ def _prepare(
     data_dir: pathlib.Path,
     *,
     downloads: pathlib.Path,
+    prepare: bool,
 ) -> str:
     """Has tfds prepare a dataset below `data_dir` unless it is there; returns its directory."""
     maker = make_builder(data_dir=data_dir, file_format="array_record")
+    if not (prepare or maker.is_prepared()):
+        raise errors.UserError(f"the dataset is not prepared in {data_dir}; evaluate.py does that")
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # tfds prints; its bars go to stderr
             maker.download_and_prepare(

@@ -3,7 +3,6 @@
 import math
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -124,13 +123,14 @@ def write(
       read_picture: Gives the pictures; without, their boxes are shown alone.
 
     Raises:
-      OSError: The file can't be written.
+      UserError: The file can't be written.
     """
     first, second = side(names[0], a), side(names[1], b)
     opening = _headline(first, second) + page.note(
-        f"A is {first.name}, B is {second.name}; changes are B less A, in points. Detections count "
-        f"as reported from the score of the best F1 on: {first.point.score:.2f} in A, "
-        f"{second.point.score:.2f} in B."
+        f"A is {first.name}, B is {second.name}, both on {len(a.sizes)} pictures; changes are B "
+        "less A, in points. mAP at the top is by VOC07's 11 points; all AP below is the area under "
+        "the curve, VOC's metric from 2010 on. Detections count as reported from the score of the "
+        f"best F1 on: {first.point.score:.2f} in A, {second.point.score:.2f} in B."
     )
     only_a, only_b = flipped(first, second)
     sections = {
@@ -142,8 +142,7 @@ def write(
         f"Right in B alone: {len(only_b)}": _flips(first, second, only_b, read_picture),
         "Precision by recall": _curves(first, second),
     }
-    title = f"{first.name} and {second.name}"
-    Path(path).write_text(page.document(title, opening, sections), encoding="utf-8")
+    page.write(path, f"{first.name} and {second.name}", opening, sections)
 
 
 def kinds_table(class_names: Sequence[str], values: np.ndarray, *, sign: bool = False) -> str:
@@ -160,9 +159,11 @@ def _headline(a: Side, b: Side) -> str:
     right = a.wrong == 0, b.wrong == 0
     return page.tiles(
         {
-            "mAP of A, VOC07": page.share(a.voc07.mean_ap),
-            "mAP of B, VOC07": page.share(b.voc07.mean_ap),
-            "change, points": page.points(b.voc07.mean_ap - a.voc07.mean_ap, sign=True),
+            "mAP (VOC07) of A": page.share(a.voc07.mean_ap),
+            "mAP (VOC07) of B": page.share(b.voc07.mean_ap),
+            "change of mAP (VOC07), points": page.points(
+                b.voc07.mean_ap - a.voc07.mean_ap, sign=True
+            ),
             "pictures right in both": str(np.sum(right[0] & right[1])),
             "in A alone": str(np.sum(right[0] & ~right[1])),
             "in B alone": str(np.sum(~right[0] & right[1])),
@@ -185,10 +186,9 @@ def _classes(a: Side, b: Side) -> str:
     ]
     known = [row for row in rows if row[1]]
     known.sort(key=lambda row: -abs(row[3] - row[2]))
-    rows = [("all: mAP", sum(row[1] for row in known), a.area.mean_ap, b.area.mean_ap), *known]
+    rows = [("mAP", sum(row[1] for row in known), a.area.mean_ap, b.area.mean_ap), *known]
     return _changes("class", rows) + page.note(
-        "AP is the area under the curve; the largest change comes first. Classes without objects "
-        "are left out."
+        "The largest change comes first. Classes without objects are left out."
     )
 
 
@@ -213,8 +213,8 @@ def _errors(a: Side, b: Side) -> str:
     return (
         page.table(headings, rows)
         + page.note(
-            "A cost is what mAP would gain if that kind alone were mended; costs do not add up. "
-            "Less is better. After TIDE (Bolya et al. 2020)."
+            "A cost is what mAP (area) would gain if that kind alone were mended; costs do not add "
+            "up. Less is better. After TIDE (Bolya et al. 2020)."
         )
         + "<h3>Change of what each kind costs a class</h3>\n"
         + kinds_table(a.source.class_names, b.errors.class_cost - a.errors.class_cost, sign=True)
@@ -245,7 +245,8 @@ def _changes(heading: str, rows: Sequence[tuple[str, int, float, float]]) -> str
         )
         for (name, count, before, after), change in zip(rows, changes, strict=True)
     ]
-    return page.table((heading, "objects", "AP in A", "AP in B", "change", ""), lines)
+    headings = heading, "objects", "AP (area) in A", "AP (area) in B", "change", ""
+    return page.table(headings, lines)
 
 
 def _curves(a: Side, b: Side) -> str:

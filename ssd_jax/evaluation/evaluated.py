@@ -1,7 +1,6 @@
 """An evaluation in one file, `detections.npz`: what was found, and what was there."""
 
 import json
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,8 +63,11 @@ def load(folder: Path) -> Evaluated:
             columns = {name: file[name] for name in file.files}
         names = columns["names"].tolist()
         sizes = [(int(height), int(width)) for height, width in columns["sizes"]]
+        config = json.loads(str(columns["config"]))
+        if not isinstance(config, dict):
+            raise TypeError(f"its config is {config!r:.60}")
         return Evaluated(
-            config=json.loads(str(columns["config"])),
+            config=config,
             class_names=tuple(columns["class_names"].tolist()),
             sizes=dict(zip(names, sizes, strict=True)),
             detections=_by_name(names, columns, "found", ("values", "labels")),
@@ -76,9 +78,10 @@ def load(folder: Path) -> Evaluated:
             f"{path} is missing: {folder} holds no evaluation; make one by "
             f"python evaluate.py --workdir {folder}"
         ) from None
-    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # NumPy, zipfile, zlib and tokenize raise a dozen kinds
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise errors.UserError(
-            f"{path} is not the detections of an evaluation ({error}); write it again by "
+            f"{path} is not the detections of an evaluation ({reason}); write it again by "
             f"python evaluate.py --workdir {folder}"
         ) from None
 

@@ -4,12 +4,15 @@ import base64
 import html
 import io
 import math
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from ssd_jax import errors
 from ssd_jax.data import images
 
 PICTURE_SIDE = 400  # pixels of an embedded picture's longer side, at most
@@ -98,6 +101,25 @@ class Box(NamedTuple):
     edges: np.ndarray
     kind: str
     text: str = ""
+
+
+def write(
+    path: str | os.PathLike[str], title: str, opening: str, sections: Mapping[str, str]
+) -> None:
+    """Writes `document`; a file that is there is replaced.
+
+    Bytes of file names that are no UTF-8 are written as escapes.
+
+    Raises:
+      UserError: The file can't be written.
+    """
+    text = document(title, opening, sections)
+    try:
+        Path(path).write_text(text, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise errors.UserError(
+            f"{path} cannot be written ({error.strerror}); give another place"
+        ) from None
 
 
 def document(title: str, opening: str, sections: Mapping[str, str]) -> str:

@@ -1,8 +1,9 @@
 r"""Runs on one page, which holds its pictures and curves itself and needs no network.
 
-  python -m ssd_jax.evaluation.report compare RUN_A RUN_B [--output comparison.html]
+  python -m ssd_jax.evaluation.report compare RUN_A RUN_B [--output comparison.html] [--overwrite]
 
 shows two evaluations side by side. RUN is the folder of train.py, or the --output of evaluate.py.
+The pictures are those of the prepared dataset; where it is not prepared, boxes are shown alone.
 """
 
 import argparse
@@ -14,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ssd_jax import cli, errors
 from ssd_jax import config as config_lib
-from ssd_jax import errors
 from ssd_jax.data import annotations, check
 from ssd_jax.evaluation import analysis, compare, evaluated, gallery, page, tide, voc
 
@@ -63,7 +64,7 @@ def write(
       read_picture: Gives the pictures of mistakes; without, their boxes are shown alone.
 
     Raises:
-      OSError: The file can't be written.
+      UserError: The file can't be written.
     """
     matches = voc.match(source.detections, source.ground_truth, class_names=source.class_names)
     labels = tide.label(matches)
@@ -84,7 +85,7 @@ def write(
         "Training": _training(metrics),
         "COCO": page.tiles({name: page.share(value) for name, value in coco.items()}),
     }
-    Path(path).write_text(page.document(title, opening, sections), encoding="utf-8")
+    page.write(path, title, opening, sections)
 
 
 def _headline(voc07: voc.Result, area: voc.Result, coco: Mapping[str, float]) -> str:
@@ -315,9 +316,14 @@ def main(argv: Sequence[str]) -> int:
     command = commands.add_parser("compare", help="two evaluations side by side")
     command.add_argument("runs", nargs=2, metavar="RUN", type=Path, help="folder of an evaluation")
     command.add_argument("--output", type=Path, default=Path("comparison.html"))
+    command.add_argument("--overwrite", action="store_true", help="replace an --output")
     command.add_argument("--no_pictures", action="store_true", help="don't open the dataset")
     arguments = parser.parse_args(argv)
     try:
+        if os.path.lexists(arguments.output) and not arguments.overwrite:
+            raise errors.UserError(
+                f"{arguments.output} is there already; give another --output, or --overwrite"
+            )
         a, b = (evaluated.load(folder) for folder in arguments.runs)
         compare.check(a, b, names=tuple(map(str, arguments.runs)))
         read = _no_picture if arguments.no_pictures else _pictures_of(b)
@@ -327,10 +333,7 @@ def main(argv: Sequence[str]) -> int:
     except errors.UserError as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         return 2
-    except OSError as error:
-        sys.stderr.write(f"error: {arguments.output}: {error.strerror}; give another --output\n")
-        return 2
-    sys.stdout.write(f"{arguments.output}\n")
+    cli.stdout.print(cli.plain(arguments.output))
     return 0
 
 
@@ -340,9 +343,9 @@ def _pictures_of(source: evaluated.Evaluated) -> gallery.ReadPicture:
 
     try:
         config = config_lib.from_mapping(source.config)
-        split = run.open_split(config.data, config.data.eval_split)
+        split = run.open_split(config.data, config.data.eval_split, prepare=False)
         return run.picture_reader(split, list(source.sizes))
-    except ValueError as error:  # a UserError among them
+    except Exception as error:  # the config may be that of another version
         reason = " ".join(str(error).split())
         sys.stderr.write(f"the page shows boxes without pictures: {reason}\n")
         return _no_picture

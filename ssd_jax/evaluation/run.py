@@ -56,6 +56,7 @@ def evaluate(
     *,
     max_images: int = 0,
     on_picture: Callable[[int], None] = lambda done: None,
+    on_batch: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Runs a detector over a split and computes all figures.
 
@@ -64,12 +65,13 @@ def evaluate(
       split: What to evaluate on.
       max_images: Evaluate only the first so many pictures; 0: all.
       on_picture: Called with the number of pictures done, for a progress display.
+      on_batch: Called before each batch, as often in each of several processes.
 
     Raises:
       UserError: While reading, if a picture does not decode.
     """
     truth = truth_of(split, max_images=max_images)
-    found = detect(detector, split, count=len(truth.voc), on_picture=on_picture)
+    found = detect(detector, split, count=len(truth.voc), on_picture=on_picture, on_batch=on_batch)
     return figures(found, truth, class_names=split.class_names)
 
 
@@ -117,6 +119,7 @@ def detect(
     *,
     count: int,
     on_picture: Callable[[int], None] = lambda done: None,
+    on_batch: Callable[[], None] = lambda: None,
 ) -> results.Found:
     """Detections in the first `count` pictures of a split.
 
@@ -124,7 +127,7 @@ def detect(
     """
     processes = jax.process_count()
     rows: list[tuple[Any, ...]] = []
-    for number, raw in raw_detections(detector, split, count=count):
+    for number, raw in raw_detections(detector, split, count=count, on_batch=on_batch):
         rows.append((number, *raw))
         on_picture(min(len(rows) * processes, count))
     found = results.Found({}, {})
@@ -140,7 +143,11 @@ def detect(
 
 
 def raw_detections(
-    detector: detector_lib.Detector, split: datasets.Split, *, count: int
+    detector: detector_lib.Detector,
+    split: datasets.Split,
+    *,
+    count: int,
+    on_batch: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[int, detector_lib.Detections]]:
     """(index, detections in [0, 1], all D rows) of this process's share of `count` pictures."""
     data, options = detector.config.data, detector.config.eval
@@ -154,7 +161,13 @@ def raw_detections(
         processes=processes,
         threads=data.threads,
     )
-    return detector.predict_batches(batches)
+    return detector.predict_batches(_told(batches, on_batch))
+
+
+def _told(batches: Iterator[loader.Batch], on_batch: Callable[[], None]) -> Iterator[loader.Batch]:
+    for batch in batches:
+        on_batch()
+        yield batch
 
 
 def _of_all_processes(
@@ -198,17 +211,18 @@ def draw(
 
 
 def open_split(
-    config: config_lib.DataConfig, split: str, *, training: bool = False
+    config: config_lib.DataConfig, split: str, *, training: bool = False, prepare: bool = True
 ) -> datasets.Split:
     """Opens a split of a config's dataset, which is prepared first where it is not yet.
 
     Args:
       config: Which dataset.
       split: Which of its splits.
+      prepare: Whether it may be prepared, and downloaded, now.
       training: Leave out what cannot be read, up to `config.max_bad_share`; evaluation skips none.
 
     Raises:
-      UserError: If the dataset or the split does not exist, or is broken.
+      UserError: If the dataset or the split does not exist, is broken, or may not be prepared.
     """
     return datasets.load(
         config.dataset,
@@ -217,6 +231,7 @@ def open_split(
         archives=config.archives,
         cache_dir=Path(config.cache_dir).expanduser(),
         max_bad_share=config.max_bad_share if training else None,
+        prepare=prepare,
     )
 
 
@@ -238,6 +253,8 @@ def write(
     folder: Path,
     result: Evaluation,
     *,
+    origin: str,
+    network: bool = True,
     config: config_lib.Config,
     split: datasets.Split,
     metrics: Sequence[Mapping[str, Any]],
@@ -248,6 +265,8 @@ def write(
     Args:
       folder: Where to.
       result: The figures.
+      origin: Where the detections come from: a checkpoint or a file.
+      network: Whether they are those of the config's network; else only its data are shown.
       config: Of the run.
       split: What was evaluated on.
       metrics: Rows of `metrics.jsonl`, for the curves.
@@ -271,24 +290,29 @@ def write(
     }
     folder.mkdir(parents=True, exist_ok=True)
     places["figures"].write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    as_json = config_lib.to_dict(config)
     source = evaluated.Evaluated(
-        config=config_lib.to_dict(config),
+        config=as_json if network else {"data": as_json["data"]},
         class_names=split.class_names,
         sizes=_sizes(split, result.images),
         detections=result.detections,
         ground_truth=result.ground_truth,
     )
     evaluated.save(folder, source)
-    model = detector_lib.build_model(config.model, len(split.class_names))
     report.write(
         places["report"],
-        title=f"SSD on {config.data.dataset}, {config.data.eval_split}",
-        settings=evaluated.settings(source.config),
+        title=f"{'SSD' if network else 'Detections'} on {config.data.dataset}, "
+        f"{config.data.eval_split}",
+        settings={
+            "detections": origin,
+            "pictures": str(result.images),
+            **evaluated.settings(source.config),
+        },
         voc07=result.voc07,
         area=result.area,
         coco=result.coco,
         source=source,
-        priors_cxcywh=detector_lib.default_boxes(config.model, model),
+        priors_cxcywh=_priors(config.model, split) if network else None,
         metrics=metrics,
         pictures=pictures,
         read_picture=picture_reader(split, list(source.sizes)),
@@ -310,15 +334,19 @@ def picture_reader(
     def read(name: str) -> np.ndarray | None:
         if not numbers[name] < len(split.source):
             return None
-        record = split.source[numbers[name]]
-        if record["name"] != name:
-            return None
         try:
-            return images.decode(record["image"], name=name)
-        except errors.UserError:
+            record = split.source[numbers[name]]
+            same = record["name"] == name
+            return images.decode(record["image"], name=name) if same else None
+        except (errors.UserError, OSError):
             return None
 
     return read
+
+
+def _priors(config: config_lib.ModelConfig, split: datasets.Split) -> np.ndarray:
+    model = detector_lib.build_model(config, len(split.class_names))
+    return detector_lib.default_boxes(config, model)
 
 
 def _sizes(split: datasets.Split, count: int) -> dict[str, tuple[int, int]]:

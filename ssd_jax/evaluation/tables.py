@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from rich import console, table
+from rich import console, table, text
 
 from ssd_jax import export
 from ssd_jax.evaluation import run
@@ -40,7 +40,7 @@ def average_precision(result: run.Evaluation) -> table.Table:
         shown.add_column(heading, justify="right")
     for name, ap in result.voc07.ap.items():
         objects = result.voc07.curves[name].num_objects
-        shown.add_row(name, str(objects), _figure(ap), _figure(result.area.ap[name]))
+        shown.add_row(text.Text(name), str(objects), _figure(ap), _figure(result.area.ap[name]))
     shown.add_section()
     shown.add_row("mAP", "", _figure(result.voc07.mean_ap), _figure(result.area.mean_ap))
     return shown

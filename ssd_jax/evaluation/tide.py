@@ -1,7 +1,8 @@
 """Errors of a detector by kind, and what each kind costs: TIDE, Bolya et al. 2020.
 
 AP here is the area under the curve at an IoU of 0.5, matched by VOC's rules (`voc.match`), so that
-the AP which the parts explain is the one that the evaluation reports.
+the AP which the parts explain is the one that the evaluation reports. By these rules an IoU of
+exactly 0.5 is not enough, where the paper has `IoU >= t_f`: it is that of a box error here.
 """
 
 from collections.abc import Sequence

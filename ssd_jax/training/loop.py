@@ -374,6 +374,7 @@ def _evaluate(
             evaluation.write(
                 workdir,
                 result,
+                origin=f"step {step} of {workdir}",
                 config=config,
                 split=split,
                 metrics=host.log.rows,

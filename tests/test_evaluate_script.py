@@ -1,0 +1,113 @@
+import re
+from pathlib import Path
+
+import pytest
+import tiny_run
+import voc_tree
+from rich import console
+
+from ssd_jax import cli
+from ssd_jax.evaluation import coco, run, tables, voc
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A dataset of one class, and detections in it as VOC's server takes them."""
+    place = tmp_path_factory.mktemp("evaluate")
+    voc_tree.write_plain(place / "data", 1, splits={"val": ["000001"]})
+    (place / "quickstart").mkdir()
+    (place / "quickstart/comp4_det_val_dog.txt").write_text("000001 0.5 3 4 20 18\n")
+    return place
+
+
+def evaluate(folder, cwd, *arguments):
+    """Status, stdout and stderr of evaluate.py of the detections, started in a folder."""
+    process = tiny_run.start(
+        ROOT / "evaluate.py", "--results", folder / "quickstart", *arguments,
+        "--config.data.dataset=folder", "--config.data.eval_split=val",
+        f"--config.data.path={folder / 'data'}", f"--config.data.cache_dir={folder / 'cache'}",
+        cwd=cwd,
+    )  # fmt: skip
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("output", "more", "why"),
+    [
+        ("file", (), "no folder there: File exists"),
+        ("file/below", (), "no folder there: Not a directory"),
+        ("full", (), "there are files in it; give another folder, or --overwrite"),
+        ("/proc", ("--overwrite",), "it cannot be written to: No such file or directory"),
+    ],
+)
+def test_an_output_that_is_none_is_one_line(folder, tmp_path, output, more, why):
+    if not (tmp_path / output).parent.exists() and output == "/proc":
+        pytest.skip("no /proc, where nobody can make a file")
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/report.html").write_text("mine")
+    status, _, err = evaluate(folder, tmp_path, "--output", tmp_path / output, *more)
+    assert (status, err) == (2, f"error: --output {tmp_path / output}: {why}\n")
+    assert (tmp_path / "full/report.html").read_text() == "mine"
+
+
+@pytest.mark.slow
+def test_results_leave_a_run_of_their_name_alone(folder, tmp_path):
+    """The page says what was evaluated, and has nothing of the run or of a network."""
+    there = tmp_path / "runs/quickstart"
+    there.mkdir(parents=True)
+    (there / "report.html").write_text("of a training")
+    (there / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    status, out, err = evaluate(folder, tmp_path)
+    assert (status, err) == (0, "")
+    assert "runs/quickstart-2/report.html" in out
+    assert (there / "report.html").read_text() == "of a training"
+    assert len(list(there.iterdir())) == 2
+    text = (tmp_path / "runs/quickstart-2/report.html").read_text()
+    settings = dict(re.findall("<tr><th>(.*?)</th><td>(.*?)</td></tr>", text))
+    assert settings["detections"] == str(folder / "quickstart")
+    assert settings["pictures"] == "1"
+    for heading in ("Training", "Default boxes", "model."):
+        assert heading not in text
+
+
+@pytest.mark.slow
+def test_output_is_replaced_where_asked_to(folder, tmp_path):
+    """In a folder whose name rich would take for markup."""
+    place = tmp_path / "my[" / "run]"
+    place.mkdir(parents=True)
+    (place / "report.html").write_text("mine")
+    status, out, err = evaluate(folder, tmp_path, "--output", place, "--overwrite")
+    assert (status, err) == (0, "")
+    assert f"     report  {place}/report.html\n" in out
+    assert "<h1>Detections on folder, val</h1>" in (place / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("my[/run]", "my[/run]"),
+        ("my[run]", "my[run]"),
+        (":dog: [bold]\\", ":dog: [bold]\\"),
+        ("\udcff" + 100 * " long", "?" + 100 * " long"),
+    ],
+)
+def test_places_are_printed_as_they_are(capsys, name, shown):
+    cli.show_places({"report": Path(name)})
+    assert capsys.readouterr().out == f"     report  {shown}\n"
+
+
+def test_class_names_are_printed_as_they_are():
+    names = ("[/dog]", "[cat]")
+    curves = voc.precision_recall({}, {}, class_names=names)
+    nothing = voc.summarize(curves, use_07_metric=True)
+    result = run.Evaluation(nothing, nothing, coco.evaluate({}, {}, class_names=names), 0, {}, {})
+    out = console.Console(width=80)
+    with out.capture() as captured:
+        out.print(tables.evaluation(result))
+    for name in names:
+        assert name in captured.get()
