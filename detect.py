@@ -7,8 +7,8 @@
   python detect.py --workdir runs/quickstart --camera 0          until Ctrl-C
 
 Writes each with its boxes, and detections.json with all boxes in pixels, into --output, by default
-the first of detections, detections-2, ... that holds nothing yet. What cannot be read is named at
-the end; the others are done all the same.
+the first of detections, detections-2, ... that holds nothing yet. A film's copy has no sound. What
+cannot be read is named at the end; the others are done all the same.
 """
 
 import functools
@@ -36,9 +36,16 @@ flags.DEFINE_string(
     "coco", None, "COCO's JSON that has the pictures: also write coco_results.json."
 )
 flags.DEFINE_list("classes", [], "Only these, with commas between them: dog,cat.")
-flags.DEFINE_string("camera", None, "Number of a camera, or FORMAT:NAME as FFmpeg has it.")
+flags.DEFINE_string("camera", None, "A camera: number, device, or FFmpeg's FORMAT:NAME.")
 flags.DEFINE_float("seconds", 0.0, "Of the camera; 0: until Ctrl-C.", 0.0)
-flags.DEFINE_float("score_threshold", 0.5, "Only detections that score more.", 0.0, 1.0)
+flags.DEFINE_float(
+    "score_threshold",
+    0.5,
+    "Only detections that score more; without effect below config.eval.score_threshold, for --onnx "
+    "below that of its export.",
+    0.0,
+    1.0,
+)
 
 
 def find_trained() -> "detector.Trained":
@@ -87,8 +94,8 @@ def main(argv: Sequence[str]) -> None:
                 outcomes.append(outcome)
                 progress.done(outcome)
             if FLAGS.camera is not None:
-                camera = int(FLAGS.camera) if FLAGS.camera.isdigit() else FLAGS.camera
-                place = output / "camera.mp4"
+                camera = int(FLAGS.camera) if FLAGS.camera.isdecimal() else FLAGS.camera
+                place = media.camera_place(targets, output)
                 outcomes.append(
                     media.annotate_camera(detector, camera, place, seconds=FLAGS.seconds, **options)
                 )

@@ -7,8 +7,9 @@ import itertools
 import json
 import re
 import sys
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -23,10 +24,14 @@ from ssd_jax import detector as detector_lib
 from ssd_jax.detection import Detections
 
 PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
+VIDEOS = (
+    ".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm",
+    ".wmv",
+)  # fmt: skip
 _KEPT = (".jpeg", ".jpg", ".png")  # kinds of picture that are written as what they were
 _BATCH_PIXELS = 1 << 26  # of the pictures held at a time: 200 MB, however large they are
 _USUAL_RATE = Fraction(25)  # frames a second, for a video that does not say
+_MOST_TICKS = 65535  # a second, that mpeg4 can encode
 _SLACK = 0.5  # seconds by which a whole video may end before the duration that it states
 _BT709 = 1  # FFmpeg's number for BT.709, in the fields that tell a player the colors
 _CAMERAS = {  # by platform: what FFmpeg calls its way to cameras, and camera N there
@@ -35,9 +40,11 @@ _CAMERAS = {  # by platform: what FFmpeg calls its way to cameras, and camera N 
     "win32": ("dshow", "video={}"),
 }
 _ENCODERS = {  # the first that FFmpeg has; near to transparent, and quick
-    "libx264": {"crf": "20", "preset": "veryfast"},
+    # B-frames would misstate the length where frames come at uneven times.
+    "libx264": {"crf": "20", "preset": "veryfast", "bf": "0"},
     "mpeg4": {"qmin": "2", "qmax": "6"},
 }
+_clock = time.monotonic
 
 Item = TypeVar("Item")
 
@@ -48,8 +55,9 @@ class Outcome(NamedTuple):
     Attributes:
       path: The input.
       place: Its annotated copy.
-      found: Of a picture `{"boxes", "scores", "labels"}`, of a video `{"fps", "size", "frames"}`;
-        None where nothing could be read.
+      found: Of a picture `{"boxes", "scores", "labels"}`, of a video `{"fps", "size", "times",
+        "frames"}` with the seconds from its start at which each frame is due; None where nothing
+        could be read.
       problem: None, or a line that names the input and what is wrong with it.
     """
 
@@ -90,11 +98,14 @@ def places(paths: Sequence[Path], output: Path) -> dict[Path, Path]:
         ending = ".mp4" if is_video(path) else path.suffix
         if ending.lower() not in (*_KEPT, ".mp4"):
             ending = ".png"
-        stems = itertools.chain([path.stem], (f"{path.stem}-{k}" for k in itertools.count(2)))
-        free = (output / f"{stem}{ending}" for stem in stems)
-        chosen[path] = next(place for place in free if _identity(place) not in taken)
+        chosen[path] = _free(output / f"{path.stem}{ending}", taken)
         taken.add(_identity(chosen[path]))
     return chosen
+
+
+def camera_place(targets: Mapping[Path, Path], output: Path) -> Path:
+    """Where the annotated video of a camera goes: no file of `targets`, from `places`, has it."""
+    return _free(output / "camera.mp4", {*map(_identity, (*targets, *targets.values()))})
 
 
 def annotate(
@@ -146,9 +157,11 @@ def annotate_camera(
 ) -> Outcome:
     """Detects in what a camera sees, frame by frame, until it is interrupted by Ctrl-C.
 
+    What it sees while the detector is busy is left out.
+
     Args:
       detector: What detects.
-      camera: Its number, from 0, or `FORMAT:NAME` as FFmpeg has them.
+      camera: Its number, from 0, its device, or `FORMAT:NAME` as FFmpeg has them.
       place: Of the annotated video.
       score_threshold: As of `annotate`.
       classes: Likewise.
@@ -160,10 +173,12 @@ def annotate_camera(
       UserError: If the detector has no class of such a name.
     """
     run = _Run(detector, score_threshold, _labels(detector, classes), crops)
-    kind, name = _CAMERAS.get(sys.platform, _CAMERAS["linux"])
-    if isinstance(camera, str):
+    kind, numbered = _CAMERAS.get(sys.platform, _CAMERAS["linux"])
+    name = numbered.format(camera) if isinstance(camera, int) else camera
+    if isinstance(camera, str) and ":" in camera:
         kind, _, name = camera.partition(":")
-    source = functools.partial(av.open, name.format(camera), format=kind)
+    run.detect([np.zeros((1, 1, 3), np.uint8)])  # compiles, while no camera waits
+    source = functools.partial(_open_camera, kind, name)
     return _annotate_video(run, Path(f"camera {camera}"), place, source, on_frame, seconds=seconds)
 
 
@@ -355,6 +370,12 @@ def _pictures_of(folder: Path) -> list[Path]:
     return sorted(pictures)
 
 
+def _free(place: Path, taken: Collection[str]) -> Path:
+    """The place, or the first of `STEM-2`, `STEM-3`, ..., whose identity is not taken."""
+    others = (place.with_name(f"{place.stem}-{k}{place.suffix}") for k in itertools.count(2))
+    return next(p for p in itertools.chain([place], others) if _identity(p) not in taken)
+
+
 def _identity(path: Path) -> str:
     """Equal for paths that may be the same file, also where the file system ignores case."""
     return str(path.resolve()).casefold()
@@ -378,22 +399,37 @@ class _Run(NamedTuple):
             for one, rows in zip(found, kept, strict=True)
         ]
 
-    def save_crops(self, image: np.ndarray, found: Detections, stem: str) -> str | None:
-        """Writes a picture of each object, if wanted; where that fails, a line on why."""
+    def save_crops(self, image: np.ndarray, found: Detections, name: str) -> str | None:
+        """Writes a picture of each object, if wanted; where that fails, a line on why.
+
+        Args:
+          image: That the objects are in.
+          found: In it.
+          name: That no other picture or frame has.
+        """
         if self.crops is None:
             return None
         last = np.array(image.shape[1::-1]) - 1  # a crop has a pixel at least
         for number, (box, label) in enumerate(zip(found.boxes, found.labels, strict=True), start=1):
             left, top = np.minimum(np.floor(box[:2]).astype(int), last)
             right, bottom = np.maximum(np.ceil(box[2:]).astype(int), (left + 1, top + 1))
-            name = re.sub(r"[^\w.-]+", "_", self.detector.class_names[label - 1])
-            place = self.crops / name / f"{stem}-{number}.jpg"
+            folder = _folder_name(self.detector.class_names[label - 1])
+            place = self.crops / folder / f"{name}-{number}.jpg"
             try:
                 place.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(image[top:bottom, left:right]).save(place, quality=95)
             except OSError as error:
-                return f"{place} was not written: {error.strerror or error}"
+                return _not_written(place, error)
         return None
+
+
+def _folder_name(class_name: str) -> str:
+    """A class's name as that of a folder, which is never one above."""
+    return re.sub(r"^\.+|[^\w.-]+", "_", class_name) or "_"
+
+
+def _not_written(place: Path, error: OSError | av.FFmpegError) -> str:
+    return f"{place} was not written: {error.strerror or error}"
 
 
 def _labels(detector: detector_lib.Detector, classes: Sequence[str]) -> np.ndarray | None:
@@ -425,7 +461,7 @@ def _annotate_pictures(
         for (path, image), found in zip(batch, detections, strict=True):
             drawn = np.asarray(detector.draw(image, found))
             problem = _save(drawn, targets[path], of=path)
-            problem = run.save_crops(image, found, targets[path].stem) or problem
+            problem = run.save_crops(image, found, targets[path].name) or problem
             yield Outcome(path, targets[path], _as_json(found, detector.class_names), problem)
     yield from unreadable
 
@@ -435,7 +471,7 @@ def _save(image: np.ndarray, place: Path, *, of: Path) -> str | None:
     try:
         Image.fromarray(image).save(place, quality=95)
     except OSError as error:
-        return f"{of}: {place} was not written: {error.strerror or error}"
+        return f"{of}: {_not_written(place, error)}"
     return None
 
 
@@ -449,50 +485,118 @@ def _annotate_video(
     seconds: float | None = None,
 ) -> Outcome:
     """Of a file, or, where `seconds` are given, of a camera, which is shown without delay."""
-    detector = run.detector
-    frames: list[dict[str, Any]] = []
-    problem = None
+    detector, live = run.detector, seconds is not None
+    frames: list[tuple[float, dict[str, Any]]] = []
+    crops = None
     try:
-        with open_source() as source, contextlib.ExitStack() as stack:
+        with open_source() as source:
             video = VideoReader(source)
-            write = None
-            taken = itertools.islice(video, round(seconds * video.rate) if seconds else None)
-            most = detector.config.eval.batch_size if seconds is None else 1
-            try:
-                for batch in _batches(enumerate(taken), most=most):
-                    images = [image for _, image in batch]
-                    write = write or stack.enter_context(
-                        video_writer(place, images[0].shape[:2], rate=video.rate)
-                    )
-                    for image, found in zip(images, run.detect(images), strict=True):
-                        write(np.asarray(detector.draw(image, found)))
-                        frames.append(_as_json(found, detector.class_names))
-                        stem = f"{place.stem}-{len(frames):06d}"
-                        problem = run.save_crops(image, found, stem) or problem
-                    on_frame(path, len(frames))
-            except KeyboardInterrupt:
-                if seconds is None:
-                    raise
+            taken = iter(video) if seconds is None else _live(video, seconds)
+            most = 1 if live else detector.config.eval.batch_size
+            with _Copy(place, video.rate) as copy:
+                try:
+                    for batch in _batches(taken, most=most):
+                        detections = run.detect([image for _, image in batch])
+                        for (due, image), found in zip(batch, detections, strict=True):
+                            copy.write(np.asarray(detector.draw(image, found)), due)
+                            frames.append(
+                                (round(float(due), 6), _as_json(found, detector.class_names))
+                            )
+                            name = f"{place.name}-{len(frames):06d}"
+                            crops = run.save_crops(image, found, name) or crops
+                        on_frame(path, len(frames))
+                        if live and copy.problem:
+                            break
+                except KeyboardInterrupt:
+                    if not live:
+                        raise
     except (av.FFmpegError, OSError, errors.UserError) as error:
         reason = getattr(error, "strerror", None) or error
-        kind = "a readable video" if seconds is None else "a camera that can be opened"
+        kind = "a camera that can be opened" if live else "a readable video"
         return Outcome(path, place, None, f"{path}: not {kind} ({reason})")
     if not frames:
         return Outcome(path, place, None, f"{path}: no frame of this video can be read")
-    result = {"fps": float(video.rate), "size": list(video.size), "frames": frames}
-    if video.problem:
-        problem = f"{path}: {video.problem}; {len(frames)} frames are kept"
-    return Outcome(path, place, result, problem)
+    result = {"fps": float(video.rate), "size": list(video.size)}
+    result["times"], result["frames"] = map(list, zip(*frames, strict=True))
+    unread = video.problem and f"{video.problem}; {len(frames)} frames are kept"
+    problems = "; ".join(filter(None, (unread, copy.problem, crops)))
+    return Outcome(path, place, result, f"{path}: {problems}" if problems else None)
+
+
+def _open_camera(kind: str, name: str) -> av.container.InputContainer:
+    try:
+        av.format.ContainerFormat(kind, "r")
+    except ValueError:
+        raise errors.UserError(
+            f"FFmpeg has no format {kind!r}; give a number, a device or FORMAT:NAME"
+        ) from None
+    return av.open(name, format=kind)
+
+
+def _live(
+    video: Iterable[tuple[Fraction, np.ndarray]], seconds: float
+) -> Iterator[tuple[Fraction, np.ndarray]]:
+    """What a camera sees: what came while the frame before was worked on is left out.
+
+    It ends when `seconds` have passed, by the frames' times or by the clock; 0: it does not.
+    """
+    begun, ready = _clock(), 0.0
+    for due, image in video:
+        if seconds and max(float(due), _clock() - begun) >= seconds:
+            return
+        if due >= ready:
+            given = _clock()
+            yield due, image
+            ready = float(due) + _clock() - given
+
+
+class _Copy:
+    """The annotated copy of a video, up to where it cannot be written.
+
+    Attributes:
+      problem: None, or a line on why it was not written.
+    """
+
+    def __init__(self, place: Path, rate: Fraction):
+        self.problem: str | None = None
+        self._place, self._rate = place, rate
+        self._stack = contextlib.ExitStack()
+        self._write: Callable[[np.ndarray, Fraction], None] | None = None
+
+    def __enter__(self) -> "_Copy":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        with self._noted():
+            self._stack.__exit__(*error)
+
+    def write(self, image: np.ndarray, due: Fraction) -> None:
+        """As of `video_writer`; all frames have the first one's size."""
+        if self.problem:
+            return
+        with self._noted():
+            if self._write is None:
+                writer = video_writer(self._place, image.shape[:2], rate=self._rate)
+                self._write = self._stack.enter_context(writer)
+            self._write(image, due)
+
+    @contextlib.contextmanager
+    def _noted(self) -> Iterator[None]:
+        try:
+            yield
+        except (av.FFmpegError, OSError) as error:
+            self.problem = self.problem or _not_written(self._place, error)
 
 
 class VideoReader:
-    """Reads a video frame by frame: iterate over it, once.
+    """Reads a video frame by frame: iterate once over its (time, frame).
 
-    The frames are `[H, W, 3]` uint8 RGB, the way up that the video says, all of one size. What is
-    damaged is left out; the iteration does not raise for it.
+    Times are seconds from the start of the video and increase. The frames are `[H, W, 3]` uint8
+    RGB, the way up that the video says, all of one size. What is damaged is left out; the iteration
+    does not raise for it.
 
     Attributes:
-      rate: Frames a second; the mean, where they come at uneven times.
+      rate: Frames a second, as the video states; they may come at other times.
       size: (width, height) of the frames in pixels, once there was one.
       problem: None, or after the iteration what was wrong with the video.
     """
@@ -512,18 +616,21 @@ class VideoReader:
         self._stream = container.streams.video[0]
         self._stream.thread_type = "AUTO"
         rate = self._stream.average_rate or self._stream.guessed_rate or _USUAL_RATE
-        self.rate = 1 / (1 / Fraction(rate)).limit_denominator(65535)  # more, mpeg4 cannot encode
+        self.rate = 1 / (1 / Fraction(rate)).limit_denominator(_MOST_TICKS)
         self.size = (0, 0)
         self.problem: str | None = None
-        self._end = 0.0  # seconds from the start of the video
+        tick, start = self._stream.time_base, self._stream.start_time
+        self._start = None if tick is None or start is None else start * tick
+        self._due = -1 / self.rate  # of the last frame, in seconds from the start of the video
+        self._end = 0.0  # likewise, when the next is due
 
-    def __iter__(self) -> Iterator[np.ndarray]:
+    def __iter__(self) -> Iterator[tuple[Fraction, np.ndarray]]:
         coded = self._stream.codec_context
         for frame in self._decoded():
             stored = frame.to_ndarray(format="rgb24", width=coded.width, height=coded.height)
             image = np.ascontiguousarray(np.rot90(stored, round(frame.rotation / 90)), np.uint8)
             self.size = (image.shape[1], image.shape[0])
-            yield image
+            yield self._due, image
         if self._end < self._stated_end() - _SLACK and not self.problem:
             self._damaged(f"it states {self._stated_end():.1f} s")
 
@@ -539,7 +646,8 @@ class VideoReader:
                     self._damaged(str(error.strerror))
                     continue
                 for frame in decoded:
-                    self._end = self._end_of(frame)
+                    self._due = self._due_of(frame)
+                    self._end = float(self._due + self._length_of(frame))
                     yield frame
         except av.FFmpegError as error:
             self._damaged(str(error.strerror))
@@ -547,12 +655,23 @@ class VideoReader:
     def _damaged(self, reason: str) -> None:
         self.problem = self.problem or f"damaged or broken off at {self._end:.1f} s ({reason})"
 
-    def _end_of(self, frame: av.VideoFrame) -> float:
-        """When the next frame is due, in seconds from the start."""
-        if frame.time is None or frame.time_base is None:
-            return self._end + float(1 / self.rate)
-        start = (self._stream.start_time or 0) * (self._stream.time_base or 0)
-        return frame.time - float(start) + float((frame.duration or 0) * frame.time_base)
+    def _due_of(self, frame: av.VideoFrame) -> Fraction:
+        """A frame's own time; an even one after the last, where it has none or one that is past."""
+        if frame.pts is not None and frame.time_base is not None:
+            stamp = frame.pts * frame.time_base
+            self._start = stamp if self._start is None else self._start
+            due = stamp - self._start
+            even = round(due * self.rate) / self.rate
+            if even > self._due and abs(even - due) <= frame.time_base:
+                return even  # which the container had rounded
+            if due > self._due:
+                return due
+        return self._due + 1 / self.rate
+
+    def _length_of(self, frame: av.VideoFrame) -> Fraction:
+        if frame.duration and frame.time_base is not None:
+            return frame.duration * frame.time_base
+        return 1 / self.rate
 
     def _stated_end(self) -> float:
         if self._stream.duration is not None and self._stream.time_base is not None:
@@ -563,22 +682,26 @@ class VideoReader:
 @contextlib.contextmanager
 def video_writer(
     path: Path, size: tuple[int, int], *, rate: Fraction
-) -> Iterator[Callable[[np.ndarray], None]]:
+) -> Iterator[Callable[[np.ndarray, Fraction], None]]:
     """Writes an MP4, H.264 where FFmpeg has it; it is whole once the context is left.
 
     Args:
       path: Of the file.
       size: (height, width) in pixels; where one is odd, the last row or column is written twice.
-      rate: Frames a second.
+      rate: Frames a second. Times that are multiples of its inverse are kept exactly, others to
+        20 microseconds.
 
     Yields:
-      `write(image)`, for frames of that size, `[H, W, 3]` uint8 RGB.
+      `write(image, due)`, for frames of that size, `[H, W, 3]` uint8 RGB, each due so many seconds
+      from the start, after the one before.
 
     Raises:
       FFmpegError: If the file cannot be written or encoded.
     """
     encoder = next(name for name in _ENCODERS if name in av.codecs_available)
     pad = ((0, size[0] % 2), (0, size[1] % 2), (0, 0))
+    tick = Fraction(1, rate.numerator * max(1, _MOST_TICKS // rate.numerator))
+    last = -1
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream(encoder, rate=rate, options=_ENCODERS[encoder])
         assert isinstance(stream, av.VideoStream)
@@ -586,12 +709,14 @@ def video_writer(
         stream.pix_fmt = "yuv420p"
         context = stream.codec_context
         context.colorspace = context.color_primaries = context.color_trc = _BT709
-        count = itertools.count()
+        context.time_base = tick
 
-        def write(image: np.ndarray) -> None:
+        def write(image: np.ndarray, due: Fraction) -> None:
+            nonlocal last
             frame = av.VideoFrame.from_ndarray(np.pad(image, pad, mode="edge"), format="rgb24")
             frame = frame.reformat(format="yuv420p", dst_colorspace="ITU709")
-            frame.pts, frame.time_base = next(count), 1 / rate
+            last = max(last + 1, round(due / tick))
+            frame.pts, frame.time_base = last, tick
             container.mux(stream.encode(frame))
 
         yield write

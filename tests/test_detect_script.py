@@ -5,6 +5,7 @@ import sys
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import optax
 import pytest
@@ -68,7 +69,7 @@ def test_pictures_and_videos_are_annotated_and_listed(workdir, tmp_path):
         noise(photos / name, size=size)
     with media.video_writer(tmp_path / "film.mp4", (48, 64), rate=Fraction(10)) as write:
         for level in range(6):
-            write(np.full((48, 64, 3), 40 * level, np.uint8))
+            write(np.full((48, 64, 3), 40 * level, np.uint8), Fraction(level, 10))
     done = detect(
         "--workdir", workdir, photos, tmp_path / "film.mp4", "--output", output,
         "--score_threshold", 0,
@@ -125,8 +126,8 @@ def test_a_broken_video_is_named_and_its_beginning_done(workdir, tmp_path):
     path = tmp_path / "film.mp4"
     pixels = np.random.default_rng(0)
     with media.video_writer(path, (48, 64), rate=Fraction(10)) as write:
-        for _ in range(20):
-            write(pixels.integers(0, 256, (48, 64, 3), dtype=np.uint8))
+        for k in range(20):
+            write(pixels.integers(0, 256, (48, 64, 3), dtype=np.uint8), Fraction(k, 10))
     data = bytearray(path.read_bytes())
     data[len(data) // 2 : len(data) // 2 + 3000] = bytes(3000)
     path.write_bytes(data)
@@ -144,6 +145,23 @@ def test_a_second_run_gets_a_folder_of_its_own(workdir, tmp_path):
         assert f"{folder}/detections.json" in done.stdout
         assert (tmp_path / folder / "a.png").exists()
     assert refused(detect("--workdir", workdir, path, "--output", "detections", cwd=tmp_path))
+
+
+def test_a_camera_replaces_no_film_of_its_name(workdir, tmp_path):
+    with media.video_writer(tmp_path / "camera.mp4", (48, 64), rate=Fraction(10)) as write:
+        write(np.zeros((48, 64, 3), np.uint8), Fraction(0))
+    done = detect(
+        "--workdir", workdir, "camera.mp4", "--camera", "lavfi:testsrc=size=32x32:rate=10",
+        "--seconds", "0.1", "--output", "out", cwd=tmp_path,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads((tmp_path / "out" / "detections.json").read_text())
+    sizes = [film["size"] for film in found.values()]
+    assert sizes == [[64, 48], [32, 32]]
+    for name, size in zip(("camera.mp4", "camera-2.mp4"), sizes, strict=True):
+        with av.open(str(tmp_path / "out" / name)) as container:
+            video = container.streams.video[0]
+            assert [video.width, video.height] == size
 
 
 def test_where_nothing_is_found_it_says_what_was_looked_for(workdir, tmp_path):
@@ -198,9 +216,16 @@ def test_a_checkpoint_that_is_none_is_refused(workdir, tmp_path, step_folder):
     refused(detect("--checkpoint", step_folder.format(workdir=workdir), picture))
 
 
-@pytest.mark.parametrize("flag", ["--score_threshold=2", "--no_such_flag=1", "--config.eval.x=1"])
-def test_a_wrong_flag_is_named(workdir, flag):
-    assert refused(detect("--workdir", workdir, flag, "a.png"), flag.strip("-").split("=")[0][-1])
+@pytest.mark.parametrize(
+    ("flag", "named"),
+    [
+        ("--score_threshold=2", "score_threshold"),
+        ("--no_such_flag=1", "no_such_flag"),
+        ("--config.eval.x=1", "Field x "),
+    ],
+)
+def test_a_wrong_flag_is_named(workdir, flag, named):
+    assert refused(detect("--workdir", workdir, flag, "a.png"), named)
 
 
 def test_help_shows_the_usage():

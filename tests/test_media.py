@@ -1,4 +1,7 @@
+import contextlib
+import errno
 import io
+import itertools
 import json
 import subprocess
 import sys
@@ -68,24 +71,36 @@ def picture(path, *, size=(40, 30), mode="RGB", **options):
     return path
 
 
-def film(path, *, frames=20, size=(64, 48), rate=Fraction(30000, 1001), rotation=0, seed=0):
-    """A video of noise, its frames brighten, over and over from black; size is (width, height)."""
+CODECS = {".flv": "flv", ".mpeg": "mpeg2video", ".mpg": "mpeg2video", ".webm": "libvpx"}
+
+
+def film(
+    path, *, frames=20, size=(64, 48), rate=Fraction(30000, 1001), rotation=0, seed=0, times=None
+):
+    """A video of noise, its frames brighten, over and over from black; size is (width, height).
+
+    With `times`, whole milliseconds, the frames come at these, whatever rate its header states.
+    """
     pixels = np.random.default_rng(seed)
     options = {"movflags": "faststart"} if path.suffix in (".mp4", ".mov") else {}
     with av.open(str(path), "w", options=options) as container:
-        codec = "libvpx" if path.suffix == ".webm" else "mpeg4"
+        codec = CODECS.get(path.suffix, "mpeg4")
         stream = container.add_stream(
             codec, rate=rate, options={"g": "1"}
         )  # no frame needs another
         stream.width, stream.height = size
         stream.bit_rate = 8_000_000
+        if times is not None:
+            stream.codec_context.time_base = Fraction(1, 1000)
         if rotation:
             stream.set_display_rotation(rotation)
         for k in range(frames):
             image = pixels.integers(0, 40, (size[1], size[0], 3)) + 10 * (k % 20)
             image[: size[1] // 2, : size[0] // 2] = 0  # a dark upper left corner
             frame = av.VideoFrame.from_ndarray(np.clip(image, 0, 255).astype(np.uint8), "rgb24")
-            frame.pts, frame.time_base = k, 1 / rate
+            frame.pts, frame.time_base = (
+                (k, 1 / rate) if times is None else (times[k], Fraction(1, 1000))
+            )
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
@@ -95,7 +110,15 @@ def read(path):
     """Frames, rate and problem of a video."""
     with av.open(str(path)) as container:
         video = media.VideoReader(container)
-        return list(video), video.rate, video.problem
+        return [image for _, image in video], video.rate, video.problem
+
+
+def times_of(path):
+    """When the frames of a video are due by FFmpeg, and how long it is, in seconds."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        times = np.array([float(frame.time) for frame in container.decode(stream)])
+        return times, container.duration / av.time_base
 
 
 def annotate(paths, output, detector=None, **options):
@@ -148,6 +171,26 @@ def test_a_copy_never_replaces_an_input(tmp_path):
     assert not set(media.places(paths, tmp_path).values()) & set(paths)
 
 
+def test_a_camera_has_a_place_of_its_own(tmp_path):
+    paths = [Path("camera.mp4"), tmp_path / "camera-2.mp4"]
+    targets = media.places(paths, tmp_path)
+    assert media.camera_place({}, tmp_path) == tmp_path / "camera.mp4"
+    assert media.camera_place(targets, tmp_path) not in {*paths, *targets.values()}
+
+
+@pytest.mark.parametrize("ending", media.VIDEOS)
+def test_films_of_every_ending_are_videos(tmp_path, ending):
+    path = tmp_path / f"a{ending.upper()}"
+    path.touch()
+    assert media.is_video(path)
+    assert media.find([f"{tmp_path}/*"]) == [path]
+
+
+def test_usual_endings_of_films_are_known():
+    asked = {".3gp", ".flv", ".mpeg", ".mpg", ".mts", ".ts", ".wmv"}
+    assert asked <= set(media.VIDEOS)
+
+
 @pytest.mark.parametrize(
     ("name", "copy"),
     [("a.JPEG", "a.JPEG"), ("a.gif", "a.png"), ("a", "a.png"), ("a.webm", "a.mp4")],
@@ -190,11 +233,16 @@ def test_pictures_of_any_size_are_annotated(tmp_path, tiny, size):
 def test_boxes_belong_to_the_upright_picture(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # orientation: the stored rows are columns
-    path = picture(tmp_path / "a.jpg", size=(40, 30), exif=exif)
-    [outcome] = annotate([path], tmp_path / "out")
+    stored = Image.new("RGB", (40, 30))
+    stored.paste((250, 20, 20), (24, 0, 40, 8))  # upper right, which is upright lower right
+    stored.save(tmp_path / "a.jpg", exif=exif, quality=95)
+    [outcome] = annotate([tmp_path / "a.jpg"], tmp_path / "out")
     assert outcome.found["boxes"] == [[0, 0, 15, 20]]
     with Image.open(outcome.place) as copy:
-        assert copy.size == (30, 40)
+        pixels = np.asarray(copy).astype(int)
+    assert pixels.shape == (40, 30, 3)
+    np.testing.assert_allclose(pixels[28:, 24:].mean(axis=(0, 1)), (250, 20, 20), atol=10)
+    assert pixels[28:, :20].max() < 40
 
 
 def test_broken_pictures_stop_nothing(tmp_path):
@@ -247,7 +295,7 @@ def test_twenty_seconds_of_moving_objects_keep_their_frames_and_get_boxes(tmp_pa
             top = 50 + round(40 * np.sin(k / 7))
             left = 20 + round(k * (size[1] - columns - 40) / 200)
             frame[top : top + rows, left : left + columns] += 200 * shape
-            write(np.clip(frame, 0, 255).astype(np.uint8))
+            write(np.clip(frame, 0, 255).astype(np.uint8), k / rate)
     before, *_ = read(tmp_path / "film.mp4")
     [outcome] = annotate([tmp_path / "film.mp4"], tmp_path / "out", SeeingDetector())
     after, copied_rate, problem = read(outcome.place)
@@ -269,7 +317,9 @@ def test_twenty_seconds_of_moving_objects_keep_their_frames_and_get_boxes(tmp_pa
 
 
 @pytest.mark.parametrize("encoder", ["libx264", "mpeg4"])
-@pytest.mark.parametrize("name", ["a.mp4", "a.avi", "a.mkv", "a.webm"])
+@pytest.mark.parametrize(
+    "name", ["a.mp4", "a.avi", "a.mkv", "a.webm", "a.3gp", "a.flv", "a.mpg", "a.mts", "a.wmv"]
+)
 def test_a_video_keeps_its_frames_rate_and_size(tmp_path, monkeypatch, name, encoder):
     if encoder not in av.codecs_available:
         pytest.skip(f"this FFmpeg has no {encoder}")
@@ -296,11 +346,41 @@ def test_a_video_keeps_its_frames_rate_and_size(tmp_path, monkeypatch, name, enc
         assert after[k][30:, 40:].mean() == pytest.approx(before[k][30:, 40:].mean(), abs=4)
 
 
+@pytest.mark.parametrize("encoder", ["libx264", "mpeg4"])
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+def test_a_video_of_uneven_times_keeps_its_length(tmp_path, monkeypatch, name, encoder):
+    if encoder not in av.codecs_available:
+        pytest.skip(f"this FFmpeg has no {encoder}")
+    monkeypatch.setattr(media, "_ENCODERS", {encoder: media._ENCODERS[encoder]})
+    gaps = np.random.default_rng(0).integers(20, 210, 69)
+    stamps = [0, *np.cumsum(gaps).tolist()]  # of about 8 s, where 30 a second would be 2.3 s
+    source = film(tmp_path / name, frames=70, rate=Fraction(30), times=stamps)
+    np.testing.assert_allclose(times_of(source)[0], np.array(stamps) / 1000, atol=1e-3)
+    [outcome] = annotate([source], tmp_path / "out")
+    times, length = times_of(outcome.place)
+    assert outcome.problem is None
+    assert len(outcome.found["frames"]) == 70
+    np.testing.assert_allclose(times, np.array(stamps) / 1000, atol=1.1e-3)
+    np.testing.assert_allclose(outcome.found["times"], times, atol=3e-5)
+    assert stamps[-1] / 1000 < length < stamps[-1] / 1000 + 0.21
+
+
+def test_times_that_begin_anew_are_counted_on(tmp_path):
+    """As in recordings that are strung together."""
+    source = film(tmp_path / "a.ts", frames=10, rate=Fraction(25))
+    source.write_bytes(2 * source.read_bytes())
+    [outcome] = annotate([source], tmp_path / "out")
+    times, length = times_of(outcome.place)
+    np.testing.assert_allclose(times, outcome.found["times"], atol=1e-4)
+    assert np.diff(times).min() == pytest.approx(1 / 25, abs=1e-4)
+    assert length == pytest.approx(20 / 25, abs=1e-4)  # FFmpeg loses a frame where they join
+
+
 @pytest.mark.parametrize("color", [(220, 40, 90), (30, 200, 60), (40, 60, 230)])
 def test_a_written_video_keeps_colors_and_odd_sizes(tmp_path, color):
     image = np.full((65, 97, 3), color, np.uint8)
     with media.video_writer(tmp_path / "a.mp4", (65, 97), rate=Fraction(24)) as write:
-        write(image)
+        write(image, Fraction(0))
     frames, rate, _ = read(tmp_path / "a.mp4")
     assert (len(frames), rate, frames[0].shape) == (1, 24, (66, 98, 3))
     np.testing.assert_allclose(frames[0][:65, :97], image, atol=8)
@@ -342,6 +422,39 @@ def test_a_file_that_is_no_video_is_named(tmp_path):
         assert outcome.problem.startswith(f"{tmp_path / name}: not a readable video")
 
 
+def test_a_video_copy_that_cannot_be_written_keeps_what_was_found(tmp_path):
+    source = film(tmp_path / "film.mp4")
+    place = tmp_path / "out" / "film.mp4"
+    place.mkdir(parents=True)
+    [outcome] = annotate([source], tmp_path / "out")
+    assert outcome.problem == f"{source}: {place} was not written: Is a directory"
+    assert len(outcome.found["frames"]) == 20
+
+
+@pytest.mark.parametrize("frames", [9, 20])
+def test_a_full_disk_is_not_the_films_fault(tmp_path, monkeypatch, frames):
+    """At the 10th frame, and in what is written at the end."""
+
+    @contextlib.contextmanager
+    def full(path, size, *, rate):
+        written = []
+
+        def write(image, due):
+            if len(written) == frames:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            written.append(due)
+
+        yield write
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(media, "video_writer", full)
+    source = film(tmp_path / "film.mp4")
+    [outcome] = annotate([source], tmp_path / "out")
+    place = tmp_path / "out" / "film.mp4"
+    assert outcome.problem == f"{source}: {place} was not written: No space left on device"
+    assert len(outcome.found["frames"]) == len(outcome.found["times"]) == 20
+
+
 def test_a_film_of_sound_alone_is_named(tmp_path):
     path = tmp_path / "a.mkv"
     with av.open(str(path), "w") as container:
@@ -372,13 +485,34 @@ def test_crops_are_the_objects(tmp_path):
     annotate(
         [tmp_path / "a.png", tmp_path / "film.mp4"], tmp_path / "out", crops=tmp_path / "crops"
     )
-    names = [f"cross/{name}.jpg" for name in ("a-1", "film-000001-1", "film-000002-1")]
+    names = [f"cross/{name}.jpg" for name in ("a.png-1", "film.mp4-000001-1", "film.mp4-000002-1")]
     found = sorted((tmp_path / "crops").rglob("*.jpg"))
     assert [str(path.relative_to(tmp_path / "crops")) for path in found] == names
     with Image.open(found[0]) as crop:
         assert crop.size == (20, 15)
         means = np.asarray(crop, float).mean(axis=(0, 1))
     np.testing.assert_allclose(means, pixels[:15, :20].mean(axis=(0, 1)), atol=2)
+
+
+def test_crops_of_files_of_one_stem_are_all_kept(tmp_path):
+    paths = [picture(tmp_path / name) for name in ("a.jpg", "a.png", "film-000001.jpg")]
+    paths.append(film(tmp_path / "film.mp4", frames=1))
+    annotate(paths, tmp_path / "out", crops=tmp_path / "crops")
+    assert len(list((tmp_path / "crops/cross").iterdir())) == len(paths)
+
+
+@pytest.mark.parametrize("name", ["..", ".", "", "../up", "a/b", "a\\b", "/", ".hidden"])
+def test_crops_stay_in_their_folder_whatever_a_class_is_called(tmp_path, name):
+    class Oddly(FakeDetector):
+        class_names = ("ring", name)
+
+    (outcome,) = annotate(
+        [picture(tmp_path / "a.png")], tmp_path / "out", Oddly(), crops=tmp_path / "deep/crops"
+    )
+    assert outcome.problem is None
+    [crop] = tmp_path.rglob("*-1.jpg")
+    assert crop.parent.parent == tmp_path / "deep/crops"
+    assert not crop.parent.name.startswith(".")
 
 
 def test_a_crop_has_a_pixel_at_least(tmp_path):
@@ -394,7 +528,7 @@ def test_a_crop_has_a_pixel_at_least(tmp_path):
         [picture(tmp_path / "a.png")], tmp_path / "out", Edge(), crops=tmp_path / "crops"
     )
     assert outcome.problem is None
-    for path in (tmp_path / "crops/ring/a-1.jpg", tmp_path / "crops/cross/a-2.jpg"):
+    for path in (tmp_path / "crops/ring/a.png-1.jpg", tmp_path / "crops/cross/a.png-2.jpg"):
         with Image.open(path) as crop:
             assert crop.size == (1, 1)
 
@@ -477,16 +611,61 @@ def test_annotations_without_ids_are_one_line(tmp_path, text, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_camera_is_a_video_of_some_seconds(tmp_path):
+def test_a_camera_is_a_video_of_some_seconds(tmp_path, monkeypatch):
     source = "lavfi:testsrc=size=64x48:rate=10"  # which never ends
+    monkeypatch.setattr(media, "_clock", lambda: 0.0)
     detector = FakeDetector(batch_size=4)
     outcome = media.annotate_camera(
         detector, source, tmp_path / "c.mp4", score_threshold=0.5, seconds=1.2
     )
     assert outcome.problem is None
     assert (outcome.found["fps"], outcome.found["size"]) == (10, [64, 48])
-    assert detector.batches == [1] * 12
+    assert detector.batches == [1] + [1] * 12  # the first is none of the camera's
     assert len(read(tmp_path / "c.mp4")[0]) == len(outcome.found["frames"]) == 12
+
+
+class SlowDetector(FakeDetector):
+    """Takes half a second for a picture, by its clock."""
+
+    now = 0.0
+
+    def __call__(self, images, *, score_threshold):
+        self.now += 0.5 * len(images)
+        return super().__call__(images, score_threshold=score_threshold)
+
+
+def test_a_slow_detector_takes_the_seconds_that_are_asked_for(tmp_path, monkeypatch):
+    detector = SlowDetector()
+    monkeypatch.setattr(media, "_clock", lambda: detector.now)
+    outcome = media.annotate_camera(
+        detector, "lavfi:testsrc=size=64x48:rate=30", tmp_path / "c.mp4",
+        score_threshold=0.5, seconds=10,
+    )  # fmt: skip
+    assert detector.now == pytest.approx(10, abs=0.51)
+    assert outcome.found["times"] == [k / 2 for k in range(20)]
+    assert len(outcome.found["frames"]) == 20
+    times, length = times_of(tmp_path / "c.mp4")
+    np.testing.assert_allclose(times, np.arange(20) / 2, atol=1e-4)
+    assert length == pytest.approx(10, abs=0.5)
+
+
+def test_a_camera_whose_own_clock_is_slow_ends_by_ours(tmp_path, monkeypatch):
+    readings = itertools.count()
+    monkeypatch.setattr(media, "_clock", lambda: next(readings) / 2)
+    outcome = media.annotate_camera(
+        FakeDetector(), "lavfi:testsrc=size=64x48:rate=2", tmp_path / "c.mp4",
+        score_threshold=0.5, seconds=6,
+    )  # fmt: skip
+    assert len(outcome.found["frames"]) == 4  # with four readings at the first, then three each
+
+
+def test_a_camera_ends_where_its_film_cannot_be_written(tmp_path):
+    (tmp_path / "c.mp4").mkdir()
+    outcome = media.annotate_camera(
+        FakeDetector(), "lavfi:testsrc=size=64x48:rate=10", tmp_path / "c.mp4", score_threshold=0.5
+    )
+    assert "c.mp4 was not written: Is a directory" in outcome.problem
+    assert outcome.found["frames"]  # until the encoder gave its first
 
 
 def test_a_camera_ends_whole_when_interrupted(tmp_path):
@@ -501,7 +680,10 @@ def test_a_camera_ends_whole_when_interrupted(tmp_path):
     assert len(read(tmp_path / "c.mp4")[0]) == len(outcome.found["frames"]) == 5
 
 
-@pytest.mark.parametrize("camera", [97, "v4l2:/dev/none"])
+@pytest.mark.parametrize(
+    "camera",
+    [97, "v4l2:/dev/none", "/dev/none", "front", "-1", "", "a{b}", "{}", "v4l2:{b}", "C:/x"],
+)
 def test_a_camera_that_is_not_there_is_one_line(tmp_path, camera):
     outcome = media.annotate_camera(FakeDetector(), camera, tmp_path / "c.mp4", score_threshold=0.5)
     assert outcome.found is None
