@@ -15,13 +15,14 @@ PACKAGE = ROOT / "ssd_jax"
 PAPER = {"boxes", "priors", "matching", "losses", "detection", "augment"}
 ALLOWED = {
     "errors": set(),
+    "files": set(),
     "boxes": set(),
     "priors": set(),
     "matching": {"boxes"},
     "losses": set(),
     "detection": {"boxes"},
     "augment": {"boxes"},
-    "config": {"augment", "errors", "models"},
+    "config": {"augment", "errors", "files", "models"},
     "visualize": {"augment"},
     "models": PAPER | {"models"},
     "download": {"errors"},

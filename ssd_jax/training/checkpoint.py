@@ -9,10 +9,11 @@ whole or not at all: Orbax renames it when all is written.
 import contextlib
 import dataclasses
 import errno
+import json
 import math
 import sys
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,26 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from ssd_jax import distributed, errors
+from ssd_jax import config as config_lib
+from ssd_jax import distributed, errors, files
 from ssd_jax.training import step as step_lib
 
 FOLDER = "checkpoints"
 DAMAGED = "damaged"  # where checkpoints go that do not load
-VERSION = 1  # of what a checkpoint holds; a newer one is refused
 _ITEMS = ("params", "ema", "training", "run")
 _METRIC = "mean_ap"
-_NO_ROOM = ("No space left", "File too large", "quota exceeded")
-_NO_ROOM_NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+# What the system says of files, as a number or, through TensorStore and XLA, in words.
+_FORBIDDEN = (errno.EACCES, errno.EPERM, "Permission denied", "Operation not permitted")
+_UNWRITABLE = (
+    *_FORBIDDEN,
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS),
+    *("No space left", "quota exceeded", "File too large", "Read-only file system"),
+)
+_UNREADABLE = (
+    *_FORBIDDEN,
+    *(errno.EIO, errno.ESTALE, errno.ENOMEM, errno.EMFILE),
+    *("Input/output error", "Stale file handle", "RESOURCE_EXHAUSTED", "Too many open files"),
+)
 
 
 class _DamagedError(Exception):
@@ -45,8 +56,9 @@ def open_manager(
     Args:
       workdir: Of the run.
       keep: How many of the latest; the best stays beside them.
-      clean: Remove what an earlier process left half-written. For the training alone: others would
-        remove what it is writing.
+      clean: Remove what an earlier process left half-written, and take a checkpoint whose mAP
+        can't be read as not evaluated. For the training alone: others would remove what it is
+        writing.
     """
     policy = ocp.checkpoint_managers.AnyPreservationPolicy(
         [
@@ -64,9 +76,10 @@ def open_manager(
         best_fn=_quality,
         cleanup_tmp_directories=clean,
     )
-    return ocp.CheckpointManager(
-        (Path(workdir) / FOLDER).absolute(), options=options, item_names=_ITEMS
-    )
+    directory = (Path(workdir) / FOLDER).absolute()
+    if clean:
+        _mend_metrics(directory)
+    return ocp.CheckpointManager(directory, options=options, item_names=_ITEMS)
 
 
 def save(
@@ -89,7 +102,7 @@ def save(
     """
     known = mean_ap is not None and not math.isnan(mean_ap)
     items = _items(state)
-    facts = {"version": VERSION, **run, "checksums": checksums(items)}
+    facts = {"version": config_lib.VERSION, **run, "checksums": checksums(items)}
     with room_for(manager.directory):
         manager.save(
             int(state.step),
@@ -117,34 +130,40 @@ def restore(
 ) -> tuple[step_lib.TrainState, dict[str, Any]] | None:
     """Reads the latest checkpoint that is whole into a state of the shapes and shardings of `like`.
 
-    A damaged one is reported and put aside into `WORKDIR/damaged`.
+    Newer ones that are damaged are reported and put aside into `WORKDIR/damaged`. Where the
+    optimiser of `like` is another one, its state begins anew, but for the schedule's count.
 
     Returns:
       The state, and what `save` was given as `run`; None where there are no checkpoints.
 
     Raises:
       UserError: If a parameter has another shape or is missing, if the checkpoint is of a newer
-        version, or if all of them are damaged.
+        version or the machine can't read it, or if all of them are damaged, which then stay.
     """
-    steps = sorted(manager.all_steps(), reverse=True)
-    for step in steps:
+    damaged: dict[Path, str] = {}
+    for step in sorted(manager.all_steps(), reverse=True):
         folder = Path(manager.directory) / str(step)
         restored, reason = None, "another process cannot read it"
-        try:
-            restored = _restore(manager, step, like)
-        except errors.UserError:
-            raise
-        except Exception as error:  # Orbax and TensorStore have a dozen for broken files
-            _hush_late_reads()
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
+        with distributed.together():
+            try:
+                restored = _restore(manager, step, like)
+            except errors.UserError:
+                raise
+            except Exception as error:  # Orbax and TensorStore have a dozen for broken files
+                _hush_late_reads()
+                _check_readable(folder, error)
+                reason = _line(error)
         if distributed.all_true(restored is not None):
+            for place, why in damaged.items():
+                logging.warning("the checkpoint %s is damaged and put aside: %s", place, why)
+                _put_aside(manager, place)
             return restored
-        logging.warning("the checkpoint %s is damaged and put aside: %s", folder, reason)
-        _put_aside(manager, folder)
-    if steps:
+        damaged[folder] = reason
+    if damaged:
+        newest, reason = next(iter(damaged.items()))
         raise errors.UserError(
-            f"every checkpoint in {manager.directory} is damaged; they lie in "
-            f"{Path(manager.directory).parent / DAMAGED}: the same command now begins anew"
+            f"every checkpoint in {manager.directory} is damaged ({newest.name}: {reason}) and "
+            f"stays there: give another --workdir, or move that folder away to begin anew"
         )
     return None
 
@@ -158,23 +177,28 @@ def restore_params(folder: str | Path, like: Any, *, ema: bool = True) -> Any:
       ema: Their moving average, where the run keeps one.
 
     Raises:
-      UserError: If there is no such checkpoint, it is damaged, or it is that of another network.
+      UserError: If there is no such checkpoint, it is damaged, of a newer version or that of
+        another network, or the machine can't read it.
     """
     folder = Path(folder).absolute()
-    _check_shapes(folder, like)
+    if not (folder / "params").is_dir():
+        raise errors.UserError(f"{folder} is not a checkpoint: it has no folder 'params'")
     item = "ema" if ema and (folder / "ema").is_dir() else "params"
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            params = checkpointer.restore(folder / item, _abstract(like))
         with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
             facts = checkpointer.restore(folder / "run")
+        config_lib.check_version(folder, facts["version"])
+        _check_shapes(folder, like)
+        with ocp.StandardCheckpointer() as checkpointer:
+            params = checkpointer.restore(folder / item, _abstract(like))
         _verify({item: params}, facts)
     except errors.UserError:
         raise
     except Exception as error:
         _hush_late_reads()
+        _check_readable(folder, error)
         raise errors.UserError(
-            f"{folder} is damaged ({' '.join(str(error).split())[:200]}): take another checkpoint"
+            f"{folder} is damaged ({_line(error)}): take another checkpoint"
         ) from error
     return params
 
@@ -197,23 +221,18 @@ def find(path: str | Path) -> Path:
             f"{path} holds no checkpoint: give a workdir of train.py, or a folder "
             f"WORKDIR/{FOLDER}/STEP"
         )
-    with open_manager(path) as manager:
-        metrics = {step: manager.metrics(step) for step in manager.all_steps()}
-        evaluated = {step: _quality(of) for step, of in metrics.items() if _quality(of) >= 0}
-        step = max(evaluated, key=evaluated.__getitem__) if evaluated else manager.latest_step()
-    if step is None:
+    folders = _folders(path / FOLDER)
+    if not folders:
         raise errors.UserError(f"{path / FOLDER} is empty: train.py has not saved there yet")
-    return (path / FOLDER / str(step)).absolute()
+    # Of those that are equally good, and of those without any mAP, the last.
+    return max(reversed(folders), key=lambda folder: _quality(_metrics(folder))).absolute()
 
 
 def checksums(items: Any) -> dict[str, int]:
     """CRC-32 of the bytes of each array of a tree, by its path."""
-    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(items))
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): zlib.crc32(
-            np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data
-        )
-        for path, leaf in leaves
+        name: zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
+        for name, leaf in _named(jax.device_get(items)).items()
     }
 
 
@@ -230,13 +249,15 @@ def _restore(
 ) -> tuple[step_lib.TrainState, dict[str, Any]]:
     folder = Path(manager.directory) / str(step)
     facts = manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
-    if facts["version"] > VERSION:
-        raise errors.UserError(
-            f"{folder} was written by a newer ssd_jax (format {facts['version']}, this one reads "
-            f"{VERSION}): update ssd_jax"
-        )
+    config_lib.check_version(folder, facts["version"])
     _check_shapes(folder, like.params)
     wanted = _items(like)
+    saved = ocp.StandardCheckpointHandler().metadata(folder / "training").tree
+    same_optimizer = _shapes(saved) == _shapes(wanted["training"])
+    if not same_optimizer:
+        wanted["training"] = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=like.step.sharding), saved
+        )
     if like.ema is not None and not (folder / "ema").is_dir():  # the average begins here
         del wanted["ema"]
     items = manager.restore(
@@ -251,6 +272,13 @@ def _restore(
         average = items["ema"] if "ema" in wanted else jax.tree.map(np.copy, items["params"])
         average = jax.device_put(average, jax.tree.map(lambda x: x.sharding, like.ema))
     training = items["training"]
+    if not same_optimizer:
+        logging.warning(
+            "the optimiser of %s is another one: parameters, step and rate go on from there, its "
+            "moments begin anew",
+            folder,
+        )
+        training["opt_state"] = _fresh(like.opt_state, training)
     state = dataclasses.replace(
         like,
         step=training["step"],
@@ -259,6 +287,17 @@ def _restore(
         ema=average,
     )
     return state, facts
+
+
+def _fresh(opt_state: Any, saved: Any) -> Any:
+    """An optimiser's first state, whose schedule goes on from what was saved of another one."""
+    # The schedule stands at the top of `optimizer.make_optimizer`'s chain, Adam's count deeper.
+    counts = (
+        leaf
+        for name, leaf in _named(saved["opt_state"]).items()
+        if name.endswith("/count") and name.count("/") == 1
+    )
+    return step_lib.with_updates_done(opt_state, next(counts, saved["step"]))
 
 
 def _verify(items: Any, facts: Mapping[str, Any]) -> None:
@@ -302,23 +341,70 @@ def room_for(folder: str | Path) -> Iterator[None]:
     except errors.UserError:
         raise
     except Exception as error:
-        chain = [error, error.__cause__, error.__context__]
-        numbers = {each.errno for each in chain if isinstance(each, OSError)}
-        if not numbers & set(_NO_ROOM_NUMBERS) and not any(
-            text in str(each) for each in chain for text in _NO_ROOM
-        ):
+        if not _says(error, _UNWRITABLE):
             raise
         raise errors.UserError(
-            f"the run cannot write to {folder} "
-            f"({' '.join(str(error).split())[:200]}): make room there; the same command goes on "
-            f"from the last good one"
+            f"the run cannot write to {folder} ({_line(error)}): make room there, or let it write; "
+            f"the same command goes on from the last good one"
         ) from error
+
+
+def _check_readable(folder: Path, error: Exception) -> None:
+    """Tells what the machine cannot read, at the moment, from what is damaged."""
+    if isinstance(error, MemoryError) or _says(error, _UNREADABLE):
+        raise errors.UserError(
+            f"{folder} cannot be read here ({_line(error)}) and stays where it is: mend that, and "
+            f"the same command goes on from it"
+        ) from error
+
+
+def _says(error: Exception, causes: Iterable[int | str]) -> bool:
+    """Whether an error, or what it came from, is one of some numbers and words of the system."""
+    chain = [error, error.__cause__, error.__context__]
+    numbers = {each.errno for each in chain if isinstance(each, OSError)}
+    return any(
+        cause in numbers if isinstance(cause, int) else any(cause in str(each) for each in chain)
+        for cause in causes
+    )
+
+
+def _line(error: Exception) -> str:
+    """The beginning of an error's text, in one line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _folders(directory: Path) -> list[Path]:
+    """Of the checkpoints that are committed, by step."""
+    return sorted(
+        (folder for folder in directory.glob("*") if folder.name.isdigit()),
+        key=lambda folder: int(folder.name),
+    )
+
+
+def _metrics(folder: Path) -> Mapping[str, float | None] | None:
+    """What was measured at a checkpoint; None where that is not there or can't be read."""
+    try:
+        found = json.loads((folder / "metrics" / "metrics").read_bytes())
+        _quality(found)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found
+
+
+def _mend_metrics(directory: Path) -> None:
+    """Takes checkpoints whose mAP can't be read as not evaluated: Orbax would open none at all."""
+    if distributed.is_primary():
+        for folder in _folders(directory):
+            if (folder / "metrics").is_dir() and _metrics(folder) is None:
+                logging.warning("%s has no mAP that can be read: it is as if not evaluated", folder)
+                files.write(folder / "metrics" / "metrics", json.dumps({_METRIC: None}))
+    distributed.wait_for_all("metrics are read")
 
 
 def _quality(metrics: Mapping[str, float | None] | None) -> float:
     """The mAP of a checkpoint; less than any where it was not evaluated."""
     value = metrics[_METRIC] if metrics else None
-    return -math.inf if value is None else value
+    return -math.inf if value is None else float(value)
 
 
 def _abstract(tree: Any) -> Any:
@@ -335,8 +421,6 @@ def _abstract(tree: Any) -> Any:
 
 def _check_shapes(folder: Path, like: Any) -> None:
     """Compares names and shapes before Orbax does, whose message names no file."""
-    if not (folder / "params").is_dir():
-        raise errors.UserError(f"{folder} is not a checkpoint: it has no folder 'params'")
     saved = ocp.StandardCheckpointHandler().metadata(folder / "params").tree
     there, wanted = _shapes(saved), _shapes(like)
     for name, shape in wanted.items():
@@ -348,5 +432,10 @@ def _check_shapes(folder: Path, like: Any) -> None:
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(leaf.shape) for name, leaf in _named(tree).items()}
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by their path."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {"/".join(str(key.key) for key in path): tuple(leaf.shape) for path, leaf in leaves}
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}

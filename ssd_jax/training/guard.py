@@ -8,7 +8,8 @@ from typing import Any
 import orbax.checkpoint as ocp
 from absl import logging
 
-from ssd_jax import distributed, errors
+from ssd_jax import distributed, errors, files
+from ssd_jax.training import logs
 from ssd_jax.training import step as step_lib
 
 FOLDER = "post_mortem"
@@ -21,18 +22,24 @@ class SkippedError(Exception):
 class Guard:
     """Counts skipped steps, and writes each to `skipped.jsonl` with the names of its pictures."""
 
-    def __init__(self, workdir: Path, *, most: int, names_of: Callable[[int], Sequence[str]]):
-        """Starts with none.
+    def __init__(
+        self, workdir: Path, *, step: int, most: int, names_of: Callable[[int], Sequence[str]]
+    ):
+        """Starts with none; what the file has of later steps is dropped, they are done again.
 
         Args:
           workdir: Of the run.
+          step: After which it goes on.
           most: In a row, from which on `check` raises; 0: any number passes.
           names_of: Step number to the names of the pictures in its batch.
         """
         self._path = workdir / "skipped.jsonl"
         self._most, self._names_of = most, names_of
         self.in_a_row = 0
-        self.step = 0  # the last that was checked
+        self.step = step  # the last that was checked
+        if distributed.is_primary() and self._path.exists():
+            rows = [row for row in logs.read(self._path) if row["step"] <= step]
+            files.write(self._path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def check(self, step: int, metrics: Mapping[str, float]) -> None:
         """Takes note of a step.

@@ -1,17 +1,22 @@
 """Figures of a run, kept as CSV, JSONL and TensorBoard events, and shown to Weights & Biases."""
 
+import contextlib
 import csv
 import importlib
+import io
 import json
 import math
+import socket
+import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import tensorboardX
+from tensorboardX.proto import event_pb2, summary_pb2
 
-from ssd_jax import errors
+from ssd_jax import errors, files
 
 _COLUMNS = (
     "step",
@@ -63,7 +68,7 @@ class MetricsLog:
         self._jsonl, self._csv = workdir / "metrics.jsonl", workdir / "metrics.csv"
         self.rows = [row for row in read(self._jsonl) if row["step"] <= step]
         self._rewrite()
-        self._events = tensorboardX.SummaryWriter(str(workdir), purge_step=step)
+        self._events = _Events(workdir, step=step)
 
     def write(self, **row: float) -> None:
         """Appends a row: `step`, and any of the other columns."""
@@ -75,12 +80,9 @@ class MetricsLog:
             file.write(json.dumps(plain) + "\n")
         with self._csv.open("a", encoding="utf-8", newline="") as file:
             csv.DictWriter(file, _COLUMNS).writerow(plain)
-        for name, value in plain.items():
-            if name != "step" and value is not None:
-                self._events.add_scalar(name, value, int(row["step"]))
-        self._events.flush()
+        values = {name: value for name, value in plain.items() if name != "step"}
+        self._events.write(int(row["step"]), values)
         if self._wandb:
-            values = {name: value for name, value in plain.items() if name != "step"}
             self._wandb.log(values, step=int(row["step"]))
 
     def close(self) -> None:
@@ -92,11 +94,49 @@ class MetricsLog:
 
     def _rewrite(self) -> None:
         lines = [json.dumps(row) + "\n" for row in self.rows]
-        self._jsonl.write_text("".join(lines), encoding="utf-8")
-        with self._csv.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, _COLUMNS)
-            writer.writeheader()
-            writer.writerows(self.rows)
+        files.write(self._jsonl, "".join(lines))
+        table = io.StringIO(newline="")
+        writer = csv.DictWriter(table, _COLUMNS)
+        writer.writeheader()
+        writer.writerows(self.rows)
+        files.write(self._csv, table.getvalue())
+
+
+class _Events:
+    """TensorBoard's file, written at once: tensorboardX's writer meets a full disk in a thread."""
+
+    def __init__(self, workdir: Path, *, step: int):
+        """Begins a file, before which TensorBoard forgets what was written after a step."""
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
+        self._file = tensorboardX.RecordWriter(str(workdir / name))
+        self._append(event_pb2.Event(file_version="brain.Event:2"))
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._append(event_pb2.Event(step=step + 1, session_log=start))
+        self._flush()
+
+    def write(self, step: int, values: Mapping[str, float | None]) -> None:
+        shown = [
+            summary_pb2.Summary.Value(tag=name, simple_value=value)
+            for name, value in values.items()
+            if value is not None
+        ]
+        self._append(event_pb2.Event(step=step, summary=summary_pb2.Summary(value=shown)))
+        self._flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _append(self, event: Any) -> None:
+        event.wall_time = time.time()
+        self._file.write(event.SerializeToString())
+
+    def _flush(self) -> None:
+        try:
+            self._file.flush()
+        except OSError:
+            with contextlib.suppress(OSError):  # or Python tries again, and complains, at its end
+                self._file.close()
+            raise
 
 
 def check_wandb(project: str) -> None:

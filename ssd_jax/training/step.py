@@ -70,6 +70,21 @@ def init_state(
     return TrainState(jnp.zeros((), jnp.int32), params, opt_state, average)
 
 
+def updates_done(opt_state: Any) -> jax.Array | None:
+    """Steps that changed the parameters, as the schedule counts them; None without a schedule."""
+    return optax.tree.get(opt_state, "count", filtering=_is_schedules)
+
+
+def with_updates_done(opt_state: Any, count: jax.Array) -> Any:
+    """An optimiser's state whose schedule goes on after so many steps."""
+    return optax.tree.set(opt_state, _is_schedules, count=count)
+
+
+def _is_schedules(path: Any, _: Any) -> bool:
+    """Whether a part of an optimiser's state is the schedule's: Adam counts too."""
+    return getattr(path[-1], "tuple_name", "") == "ScaleByScheduleState"
+
+
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
     """A mesh of one axis over the devices, by default over all."""
     devices = jax.devices() if devices is None else devices

@@ -1,0 +1,296 @@
+"""Checkpoints of a state of a few numbers: damage, another optimiser, what the machine can't do."""
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny_run
+from absl import logging
+
+from ssd_jax import config as config_lib
+from ssd_jax import errors, files
+from ssd_jax.training import checkpoint, logs, optimizer
+from ssd_jax.training import step as step_lib
+
+UPDATES = 3  # of four steps: one was skipped
+
+
+def made(step=4, *, value=1.0, freeze=(), **options):
+    """A state whose numbers all are of `value`, but those of the optimiser, which moves by it."""
+    params = {
+        layer: {"kernel": jnp.full((3, 2), value), "bias": jnp.full(2, value)}
+        for layer in ("conv", "head")
+    }
+    opt = optimizer.make_optimizer(optax.constant_schedule(0.1), **options)
+    learnt = optimizer.learnt(params, freeze)
+    opt_state = opt.init(learnt)
+    for _ in range(UPDATES if value else 0):
+        _, opt_state = opt.update(learnt, opt_state, learnt)
+    average = jax.tree.map(lambda x: 2 * x, params)
+    return step_lib.TrainState(jnp.asarray(step, jnp.int32), params, opt_state, average)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A workdir with checkpoints of steps 2 and 4; copy it before changing it."""
+    workdir = tmp_path_factory.mktemp("runs") / "saved"
+    with checkpoint.open_manager(workdir) as manager:
+        for step, mean_ap in ((2, 0.5), (4, 0.25)):
+            checkpoint.save(manager, made(step), run={"position": step}, mean_ap=mean_ap)
+            checkpoint.wait(manager)
+    return workdir
+
+
+@pytest.fixture
+def workdir(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "run")
+
+
+@pytest.fixture
+def warnings_of(monkeypatch):
+    """What is logged as a warning."""
+    lines = []
+    monkeypatch.setattr(logging, "warning", lambda text, *args: lines.append(text % args))
+    return lines
+
+
+def restored(workdir, **options):
+    """As a run goes on: the state and what was saved beside it."""
+    with checkpoint.open_manager(workdir, clean=True) as manager:
+        return checkpoint.restore(manager, made(0, value=0.0, **options))
+
+
+def assert_same(result, expected):
+    for got, want in zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+def test_what_is_saved_is_restored(workdir):
+    state, run = restored(workdir)
+    assert_same(state, made())
+    assert run["position"] == 4
+
+
+@pytest.mark.parametrize(
+    "options", [{"clip_norm": 10.0}, {"optimizer": "adam"}, {"freeze": ("conv",)}], ids=str
+)
+def test_with_another_optimizer_all_but_its_moments_goes_on(workdir, warnings_of, options):
+    state, run = restored(workdir, **options)
+    expected, fresh = made(), made(value=0.0, **options)
+    assert_same((state.step, state.params, state.ema), (4, expected.params, expected.ema))
+    assert int(step_lib.updates_done(state.opt_state)) == UPDATES
+    assert_same(step_lib.with_updates_done(state.opt_state, 0), fresh.opt_state)
+    assert run["position"] == 4
+    (line,) = warnings_of
+    assert line.startswith(f"the optimiser of {workdir / 'checkpoints' / '4'} is another one: ")
+    assert not (workdir / "damaged").exists()
+
+
+# One file of each kind in a checkpoint; those that it is whole without, and the others.
+WHOLE_WITHOUT = (
+    "_CHECKPOINT_METADATA",
+    "commit_success.txt",
+    "metrics/metrics",
+    "training/ocdbt.process_0/manifest.ocdbt",
+)
+KINDS = (
+    *WHOLE_WITHOUT,
+    "run/metadata",
+    "params/_METADATA",
+    "params/_sharding",
+    "params/manifest.ocdbt",
+    "params/d/*",
+    "ema/d/*",
+    "training/_METADATA",
+    "training/manifest.ocdbt",
+    "training/d/*",
+)
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def garble(path):
+    """Other bytes of the same number: neither JSON nor an array."""
+    path.write_bytes(bytes(np.random.default_rng(0).integers(128, 256, path.stat().st_size, "u1")))
+
+
+@pytest.mark.parametrize("harm", [empty, garble, os.remove])
+@pytest.mark.parametrize("kind", KINDS)
+def test_whatever_file_is_damaged_the_run_goes_on(workdir, warnings_of, kind, harm):
+    (path,) = (workdir / "checkpoints" / "4").glob(kind)
+    harm(path)
+    state, run = restored(workdir)
+    whole = kind in WHOLE_WITHOUT or (kind, harm) == ("params/_sharding", os.remove)
+    assert run["position"] == (4 if whole else 2)
+    assert_same(state, made(run["position"]))
+    put_aside = [line for line in warnings_of if "is damaged and put aside" in line]
+    assert len(put_aside) == (not whole)
+    assert (workdir / "damaged" / "4").is_dir() is not whole
+
+
+@pytest.mark.parametrize("harm", [empty, garble, os.remove])
+def test_a_map_that_cannot_be_read_is_none(workdir, harm):
+    assert checkpoint.find(workdir).name == "2"
+    for step, best in (("4", "2"), ("2", "4")):
+        harm(workdir / "checkpoints" / step / "metrics" / "metrics")
+        assert checkpoint.find(workdir).name == best
+    with checkpoint.open_manager(workdir, clean=True) as manager:
+        assert sorted(manager.all_steps()) == [2, 4]
+        assert manager.metrics(4) == {"mean_ap": None}
+
+
+def test_where_all_are_damaged_nothing_is_moved(workdir):
+    for step in (2, 4):
+        garble(workdir / "checkpoints" / str(step) / "params" / "manifest.ocdbt")
+    before = sorted(workdir.rglob("*"))
+    for _ in range(2):
+        with pytest.raises(
+            errors.UserError, match=r"every checkpoint in .* is damaged \(4: .*DATA"
+        ):
+            restored(workdir)
+    assert sorted(workdir.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EACCES, "Permission denied"),
+        OSError(errno.EIO, "Input/output error"),
+        MemoryError(),
+        RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes"),
+    ],
+    ids=repr,
+)
+def test_what_the_machine_cannot_read_is_no_damage(workdir, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(checkpoint, "_verify", fail)
+    before = sorted(workdir.rglob("*"))
+    folder = workdir / "checkpoints" / "4"
+    with pytest.raises(errors.UserError, match=rf"{folder} cannot be read here .* stays"):
+        restored(workdir)
+    with pytest.raises(errors.UserError, match=rf"{folder} cannot be read here .* stays"):
+        checkpoint.restore_params(folder, made().params)
+    assert sorted(workdir.rglob("*")) == before
+
+
+def test_a_checkpoint_of_a_newer_version_is_refused(workdir):
+    place = workdir / "checkpoints" / "4" / "run" / "metadata"
+    place.write_text(json.dumps({**json.loads(place.read_text()), "version": 2}))
+    for read in (
+        restored,
+        lambda _: checkpoint.restore_params(checkpoint.find(place.parents[1]), made().params),
+    ):
+        with pytest.raises(
+            errors.UserError, match=r"newer ssd_jax .format 2, this one reads 1.: up"
+        ):
+            read(workdir)
+    assert not (workdir / "damaged").exists()
+
+
+def test_a_config_of_a_newer_version_is_refused(tmp_path):
+    place = tmp_path / "config.json"
+    config_lib.save(place, config_lib.Config(), ("cat",))
+    content = json.loads(place.read_text())
+    assert content["version"] == 1
+    content["config"]["train"]["invention"] = 3
+    place.write_text(json.dumps({**content, "version": 2}))
+    with pytest.raises(errors.UserError, match=r"newer ssd_jax .format 2, this one reads 1.: up"):
+        config_lib.load(place)
+
+
+def test_a_config_without_a_version_is_of_the_first(tmp_path):
+    place = tmp_path / "config.json"
+    config_lib.save(place, config_lib.Config(seed=3), ("cat",))
+    content = json.loads(place.read_text())
+    del content["version"]
+    place.write_text(json.dumps(content))
+    assert config_lib.load(place) == (config_lib.Config(seed=3), ("cat",))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        PermissionError(errno.EACCES, "Permission denied"),
+        PermissionError(errno.EPERM, "Operation not permitted"),
+        OSError(errno.EROFS, "Read-only file system"),
+        ValueError("PERMISSION_DENIED: [OS error 13: EACCES Permission denied]"),
+    ],
+    ids=repr,
+)
+def test_what_may_not_be_written_is_one_line(tmp_path, error):
+    with (
+        pytest.raises(errors.UserError, match=rf"cannot write to {tmp_path} .* or let it write"),
+        checkpoint.room_for(tmp_path),
+    ):
+        raise error
+
+
+def test_a_file_has_its_old_content_until_it_has_the_new(tmp_path, monkeypatch):
+    place = tmp_path / "config.json"
+    files.write(place, "old\r\n")
+    first = place.stat().st_ino
+    files.write(place, "old\r\n")
+    assert place.stat().st_ino == first  # not even touched
+
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        files.write(place, "new")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
+        "config.json": b"old\r\n"
+    }
+
+
+def test_without_room_the_files_of_a_run_stay_what_they_were(tmp_path):
+    """A limit of nothing on the size of files stands for a full disk."""
+    config_lib.save(tmp_path / "config.json", config_lib.Config(), ("cat",))
+    log = logs.MetricsLog(tmp_path, step=0)
+    for step in range(4):
+        log.write(step=step, loss=1.0)
+    log.close()
+    shutil.copy(tmp_path / "metrics.jsonl", tmp_path / "skipped.jsonl")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    result = subprocess.run(
+        [sys.executable, "-c", _FULL, tmp_path],
+        env={**os.environ, "PYTHONPATH": str(tiny_run.ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (result.returncode, result.stdout) == (0, "full\n" * 3), result.stderr
+    assert result.stderr == ""
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+_FULL = """
+import pathlib, resource, sys
+
+from ssd_jax import config
+from ssd_jax.training import guard, logs
+
+workdir = pathlib.Path(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+for write in (
+    lambda: config.save(workdir / "config.json", config.Config(seed=7), ("dog",)),
+    lambda: logs.MetricsLog(workdir, step=2),
+    lambda: guard.Guard(workdir, step=2, most=0, names_of=None),
+):
+    try:
+        write()
+    except OSError:
+        print("full")
+"""
