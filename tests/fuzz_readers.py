@@ -1,28 +1,32 @@
-"""Reads 2,000 damaged files of weights in 2 GiB of memory: python fuzz_readers.py DIR.
+"""Reads 2,000 damaged files of weights in 2 GiB of memory, and loads 2,000 networks that lack
+arrays or have others: python fuzz_readers.py DIR.
 
-Prints how many were read all the same, and how many refused. Whatever is no UserError ends it.
+Prints how many files were read all the same, and how many refused; then how many networks were
+loaded, and how many refused. Whatever is no UserError ends it.
 """
 
 import collections
-import io
 import pathlib
 import resource
 import sys
+import zipfile
+from unittest import mock
 
 import numpy as np
 import weight_files
 
 from ssd_jax import errors
-from ssd_jax.weights import reader
+from ssd_jax.weights import layouts, loading, reader
 
-FILES = 2_000
+FILES = NETWORKS = 2_000
 MEMORY = 2 * 2**30  # bytes of address space
 
 
 def arrays(rng):
     return {
-        "features.0.weight": rng.normal(size=(4, 3, 3, 3)).astype(np.float32),
-        "features.0.bias": rng.normal(size=4).astype(np.float16),
+        # Longer than what zipfile reads, and checks, at once.
+        "features.0.weight": rng.normal(size=(16, 16, 3, 3)).astype(np.float32),
+        "features.0.bias": rng.normal(size=16).astype(np.float16),
         "step": np.array(7),
     }
 
@@ -31,12 +35,20 @@ def caffe(path, content):
     weight_files.caffe(path, {name: [array] * 2 for name, array in content.items()})
 
 
-def npz(save, content):
-    file = io.BytesIO()
-    save(file, **content)
-    return file.getvalue()
+def npz(compression):
+    def write(path, content):
+        with zipfile.ZipFile(path, "w", compression) as archive:
+            for name, array in content.items():
+                with archive.open(f"{name}.npy", "w") as entry:
+                    np.save(entry, array)
+
+    return write
 
 
+NPZ = {
+    "npz": npz(zipfile.ZIP_STORED),
+    "compressed npz": npz(zipfile.ZIP_DEFLATED),  # as np.savez_compressed
+}
 WRITERS = {
     "zip": lambda path, content: weight_files.torch_zip(
         path, {"model": content, "epoch": [1, 2.5]}
@@ -51,8 +63,7 @@ WRITERS = {
     "old caffe": lambda path, content: weight_files.caffe(
         path, {name: [array] for name, array in content.items()}, old=True
     ),
-    "npz": lambda path, content: path.write_bytes(npz(np.savez, content)),
-    "compressed npz": lambda path, content: path.write_bytes(npz(np.savez_compressed, content)),
+    **NPZ,
 }
 
 
@@ -82,6 +93,54 @@ def mutate(rng, data):
     return bytes(data)
 
 
+def network(layout):
+    """All that a layout names, of 4 channels for 3."""
+    kernel = (4, 3, 3, 3) if layout.channels_first else (3, 3, 3, 4)
+    return {
+        name: np.ones(kernel if ours.endswith("/kernel") else 4, np.float32)
+        for name, ours in layout.entries.items()
+    }
+
+
+def alter(rng, content):
+    """One or a few arrays go, or have another shape, type or name; most often of the first ones."""
+    content = dict(content)
+    for _ in range(rng.integers(1, 4)):
+        names = list(content)[: 4 if rng.random() < 0.5 else None]
+        name, other = rng.choice(names, 2)
+        array = content.pop(name)
+        match rng.integers(4):
+            case 0:
+                continue
+            case 1:
+                shape = rng.integers(0, 5, rng.integers(0, 6))
+                content[name] = np.ones(shape, np.float32)
+            case 2:
+                kind = rng.choice(["U5", "M8[s]", "c8", "f4,i4", "V2", "?", "u1", "f8"])
+                content[name] = np.zeros(array.shape, kind)
+            case 3:
+                prefix = rng.choice(["model.", "module.", "model_weights/", "optimizer/", "x."])
+                content[f"{prefix}{rng.choice([name, other])}"] = array
+    return content
+
+
+def load_altered(rng, count):
+    """Loads networks of all layouts, altered; counts the "loaded" and the "refused"."""
+    outcomes = collections.Counter()
+    for index in range(count):
+        content = alter(rng, network(layouts.LAYOUTS[index % len(layouts.LAYOUTS)]))
+        with mock.patch.object(reader, "read", return_value=content):
+            try:
+                weights = loading.with_mean(loading.read("altered"), (1, 2, 3))
+                loading.has_heads(weights)
+                outcomes["loaded"] += 1
+            except errors.UserError as error:
+                if not str(error).startswith("altered"):  # the file is to be named
+                    raise
+                outcomes["refused"] += 1
+    return outcomes
+
+
 def main(folder):
     rng = np.random.default_rng(0)
     whole = {}
@@ -103,6 +162,8 @@ def main(folder):
                 raise
             outcomes["refused"] += 1
     print(outcomes["read"], outcomes["refused"])
+    outcomes = load_altered(rng, NETWORKS)
+    print(outcomes["loaded"], outcomes["refused"])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Whose names mean what, with cheap arrays; test_weights_parity shows what they compute."""
 
 import zlib
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -178,9 +179,73 @@ def test_caffes_old_classifier_shapes_are_read(tmp_path):
 def test_kerass_namings_are_one(names, tmp_path):
     kernel, bias = names.format("block1_conv1").split()
     arrays = {kernel: np.zeros((3, 3, 3, 64)), f"{kernel.rpartition('/')[0]}/{bias}": np.zeros(64)}
-    layout, named = layouts.recognise(arrays)
+    layout, named = layouts.recognise(Path("w.h5"), arrays)
     assert "Keras" in layout.title
     assert set(named) == {"block1_conv1/kernel", "block1_conv1/bias"}
+
+
+def small_vgg(kernel, *, channels_first):
+    """A VGG-16 of one channel by names as `kernel` makes them of block and number, and biases."""
+    shape = (2, 3, 3, 3) if channels_first else (3, 3, 3, 2)
+    arrays = {}
+    for block, count in enumerate((2, 2, 3, 3, 3), 1):
+        for number in range(1, count + 1):
+            name = kernel.format(block, number)
+            arrays[name] = cheap(name, shape)
+            arrays[name.replace("kernel", "bias")] = cheap(name, (2,))
+    return arrays
+
+
+@pytest.mark.parametrize(
+    "optimiser",
+    [
+        "optimizer_weights/training/Adam/{}/kernel/v:0",  # before Keras 2.11
+        "optimizer_weights/Adam/v/{}/kernel:0",
+        "optimizer_weights/adam/{}/kernel_velocity",
+        "optimizer/vars/{}/1",
+    ],
+)
+def test_moments_of_kerass_optimiser_are_no_weights(optimiser, tmp_path):
+    kernel = "model_weights/block{0}_conv{1}/block{0}_conv{1}/kernel:0"
+    arrays = small_vgg(kernel, channels_first=False)
+    moments = {
+        optimiser.format(name.split("/")[1]): np.full_like(array, np.nan)
+        for name, array in arrays.items()
+        if "kernel" in name
+    }
+    weight_files.hdf5(tmp_path / "w.h5", arrays | moments)
+    weights = loading.read(tmp_path / "w.h5")
+    assert set(weights.ignored) == set(moments)
+    assert len(weights.arrays) == 26
+    np.testing.assert_array_equal(
+        weights.arrays["vgg16/conv2_1/kernel"], arrays[kernel.format(2, 1)]
+    )
+
+
+def test_two_networks_by_the_same_names_are_refused(tmp_path):
+    kernel = "{}/block{}_conv{}/kernel:0"
+    arrays = small_vgg(kernel.format("left", "{0}", "{1}"), channels_first=False)
+    arrays |= small_vgg(kernel.format("right", "{0}", "{1}"), channels_first=False)
+    weight_files.hdf5(tmp_path / "w.h5", arrays)
+    both = "left/block1_conv1/bias:0 and right/block1_conv1/bias:0 are both block1_conv1/bias"
+    with pytest.raises(errors.UserError, match=rf"w\.h5: {both}"):
+        loading.read(tmp_path / "w.h5")
+
+
+def test_moments_of_torchs_optimiser_are_no_weights(tmp_path):
+    shapes = make_other_networks.torchvision_shapes()
+    features = {n: cheap(n, tuple(min(side, 3) for side in s)) for n, s in shapes.items()}
+    moments = {name: np.full_like(array, np.nan) for name, array in features.items()}
+    content = {
+        "model": features,
+        "optimizer": {"state": dict(enumerate({"exp_avg": m} for m in moments.values()))},
+        "optimizer_state": moments,  # by name
+    }
+    weight_files.torch_zip(tmp_path / "w", content)
+    weights = loading.read(tmp_path / "w")
+    assert all(np.isfinite(array).all() for array in weights.arrays.values())
+    assert len(weights.arrays) == len(features)
+    assert len(weights.ignored) == 2 * len(features)
 
 
 @pytest.mark.parametrize("lost", ["features.28.weight", "features.0.bias"])

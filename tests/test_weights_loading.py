@@ -1,3 +1,4 @@
+import fuzz_readers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -90,6 +91,61 @@ def test_another_mean_moves_into_the_bias(npz):
     expected = answer(weights, layouts.CAFFE_MEAN)
     np.testing.assert_allclose(answer(moved, mean), expected, rtol=1e-5, atol=1e-3)
     assert loading.with_mean(weights, layouts.CAFFE_MEAN) is weights
+
+
+@pytest.mark.parametrize(
+    ("kernel", "bias", "said"),
+    [
+        ((3, 3, 3), (8,), r"conv1_1/kernel has shape \(3, 3, 3\)"),
+        ((3, 3, 3, 8, 8), (8,), r"conv1_1/kernel has shape \(3, 3, 3, 8, 8\)"),
+        ((3, 3, 4, 8), (8,), r"conv1_1/kernel has shape \(3, 3, 4, 8\)"),
+        ((3, 3, 3, 8), (7,), r"conv1_1/bias has shape \(7,\).* \(8,\)"),
+        ((3, 3, 3, 8), (1, 8), r"conv1_1/bias has shape \(1, 8\)"),
+    ],
+)
+def test_another_mean_needs_a_convolution_of_colours(npz, kernel, bias, said):
+    weights = npz(conv1_1__kernel=random(*kernel), conv1_1__bias=random(*bias))
+    with pytest.raises(errors.UserError, match=rf"w\.npz: {said}"):
+        loading.with_mean(weights, (1.0, 2.0, 3.0))
+
+
+@pytest.mark.parametrize("kind", ["U5", "S3", "M8[s]", "m8[s]", "c8", "f4,i4", "V2"])
+def test_what_is_no_number_is_refused_by_name(npz, kind):
+    with pytest.raises(errors.UserError, match=r"w\.npz: conv1_1/bias is of type"):
+        npz(conv1_1__bias=np.zeros(8, kind))
+
+
+@pytest.mark.parametrize("kind", ["?", "i1", "u2", "f2", "f8"])
+def test_all_numbers_become_float32(npz, kind):
+    (array,) = npz(conv1_1__bias=np.ones(8, kind)).arrays.values()
+    assert array.dtype == np.float32
+    np.testing.assert_array_equal(array, 1)
+
+
+@pytest.mark.parametrize("lost", ["mean", "variance", "scale", "bias"])
+def test_a_batch_norm_without_a_part_is_refused(npz, lost):
+    parts = {f"extra0__{kind}": np.ones(4) for kind in ("mean", "variance", "scale", "bias")}
+    del parts[f"extra0__{lost}"]
+    with pytest.raises(errors.UserError, match=rf"w\.npz has no extra0/{lost}, which"):
+        npz(**parts)
+
+
+def test_a_batch_norm_of_several_lengths_is_refused(npz):
+    parts = {f"extra0__{kind}": np.ones(4) for kind in ("variance", "scale", "bias")}
+    with pytest.raises(errors.UserError, match=r"extra0/mean \(3,\), extra0/variance \(4,\)"):
+        npz(**parts, extra0__mean=np.ones(3))
+
+
+def test_two_names_of_one_parameter_are_refused(npz):
+    arrays = {"conv1_1__bias": np.ones(8), "vgg16__conv1_1__bias": np.zeros(8)}
+    with pytest.raises(errors.UserError, match=r"w\.npz: conv1_1/bias and vgg16/conv1_1/bias are"):
+        npz(**arrays)
+
+
+def test_altered_networks_are_loaded_or_refused():
+    outcomes = fuzz_readers.load_altered(np.random.default_rng(1), 100)
+    assert outcomes.total() == 100
+    assert min(outcomes["loaded"], outcomes["refused"]) > 10
 
 
 def test_parameters_stay_on_their_devices(params, npz):

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ssd_jax.weights import names
+
 # name = 1 or a first layer, by field number and the wire type of what has a length.
 BEGINNINGS = (b"\x0a", b"\x12", b"\xa2\x06")
 
@@ -35,22 +37,25 @@ def read(path: Path) -> dict[str, np.ndarray]:
     Raises:
       ValueError: If the file is no such message, or a blob's numbers do not fill its shape.
     """
+    paths = names.Names()
     arrays: dict[str, np.ndarray] = {}
     for number, wire_type, value in _parse(memoryview(path.read_bytes())):
         if number in _LAYERS and wire_type == _BYTES:
             name, blobs = _layer(value, _LAYERS[number])
-            arrays |= {f"{name}/{index}": blob for index, blob in enumerate(blobs)}
+            for index, blob in enumerate(blobs):
+                arrays[paths.join(name, str(index), "/")] = _blob(name, blob)
     return arrays
 
 
-def _layer(message: memoryview, fields: _Fields) -> tuple[str, list[np.ndarray]]:
+def _layer(message: memoryview, fields: _Fields) -> tuple[str, list[memoryview]]:
+    """The name of a layer, and the messages of its blobs."""
     name, blobs = "", []
     for number, wire_type, value in _parse(message):
         if wire_type == _BYTES and number == fields.name:
             name = bytes(value).decode()
         elif wire_type == _BYTES and number == fields.blobs:
             blobs.append(value)
-    return name, [_blob(name, value) for value in blobs]
+    return name, blobs
 
 
 def _blob(layer: str, message: memoryview) -> np.ndarray:
@@ -68,7 +73,7 @@ def _blob(layer: str, message: memoryview) -> np.ndarray:
             old_shape[number] = value
     shape = shape or list(old_shape.values())
     if math.prod(shape) != values.size:
-        raise ValueError(f"a blob of {layer!r} claims shape {shape} for {values.size} numbers")
+        raise ValueError(f"a blob of {layer!r:.100} claims shape {shape} for {values.size} numbers")
     return values.reshape(shape)
 
 

@@ -13,12 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
+from ssd_jax.weights import names
+
 MAGIC = b"\x89HDF\r\n\x1a\n"
 
 _DATASPACE, _LINK_INFO, _DATATYPE, _EXTERNAL, _LAYOUT = 1, 2, 3, 7, 8  # types of messages
 _CONTINUATION, _SYMBOL_TABLE = 16, 17
 _COMPACT, _CONTIGUOUS = 0, 1  # classes of a layout
 _SYMBOL_SIZE, _SOFT_LINK = 40, 2
+_CHILD_SIZE = 16  # of a B-tree's node
 _DEEPEST, _LONGEST_NAME = 32, 1000
 _EXPONENT_BITS = {2: 5, 4: 8, 8: 11}  # of IEEE's floats, by their bytes
 
@@ -36,116 +39,143 @@ def read(path: Path) -> dict[str, np.ndarray]:
         not write by default: compressed, or of `libver="latest"`.
       struct.error: If it is cut off.
     """
-    data = path.read_bytes()
-    version, sizes = data[8], data[13:15]
-    if version > 1 or sizes != b"\x08\x08":
-        raise ValueError(_NEWER)
-    (root,) = struct.unpack_from("<Q", data, 64 + 4 * version)
-    arrays, seen = {}, set()
-    pending = [("", root, 0)]
-    while pending:
-        name, address, depth = pending.pop()
-        if address in seen:
-            continue
-        seen.add(address)
-        if depth > _DEEPEST:
-            raise ValueError(f"its groups are nested deeper than {_DEEPEST}")
-        messages = _messages(data, address)
-        if _SYMBOL_TABLE in messages:
-            inner = [
-                (f"{name}/{n}" if name else n, a, depth + 1) for n, a in _links(data, messages)
-            ]
-            pending += reversed(inner)
-        elif (array := _array(name, data, messages)) is not None:
-            arrays[name] = array
-    return arrays
+    return _File(path.read_bytes()).arrays()
 
 
-def _messages(data: bytes, address: int) -> _Messages:
-    """The messages of an object's header by their type; a header may go on elsewhere."""
-    version, _, count, _, length = struct.unpack_from("<BBHII", data, address)
-    if version != 1:
-        raise ValueError(_NEWER)
-    messages: _Messages = {}
-    blocks = [(address + 16, length)]
-    for begin, size in blocks:
-        position = begin
-        while position + 8 <= min(begin + size, len(data)) and count > 0:
-            kind, length, flags = struct.unpack_from("<HHB", data, position)
-            content = data[position + 8 : position + 8 + length]
-            if flags & 2 and kind in (_DATASPACE, _DATATYPE, _LAYOUT):
-                raise ValueError("it shares descriptions between arrays, which is not read here")
-            if kind == _CONTINUATION:
-                blocks.append(struct.unpack("<QQ", content))
-            messages.setdefault(kind, content)
-            position += 8 + length
-            count -= 1
-    if _LINK_INFO in messages:
-        raise ValueError(_NEWER)
-    return messages
+class _File:
+    """The bytes of a file, of which each belongs to one thing only, in a file that is whole.
 
+    Attributes:
+      data: The whole file.
+    """
 
-def _links(data: bytes, messages: _Messages) -> Iterator[tuple[str, int]]:
-    """(name, address) of what is in a group, in alphabetical order."""
-    tree, heap = struct.unpack_from("<QQ", messages[_SYMBOL_TABLE])
-    magic, names = struct.unpack_from("<4s20xQ", data, heap)
-    if magic != b"HEAP":
-        raise ValueError("the names of a group are not where it says")
-    for node in _leaves(data, tree):
-        (count,) = struct.unpack_from("<6xH", data, node)
-        for index in range(count):
-            entry = node + 8 + index * _SYMBOL_SIZE
-            name, address, cache = struct.unpack_from("<QQI", data, entry)
-            if cache != _SOFT_LINK:
-                yield _text(data, names + name), address
+    def __init__(self, data: bytes):
+        self.data = data
+        self._claimed = 0
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """See `read`."""
+        version, sizes = self.data[8], self.data[13:15]
+        if version > 1 or sizes != b"\x08\x08":
+            raise ValueError(_NEWER)
+        (root,) = struct.unpack_from("<Q", self.data, 64 + 4 * version)
+        paths, arrays, seen = names.Names(), {}, set()
+        pending = [("", root, 0)]
+        while pending:
+            path, address, depth = pending.pop()
+            if address in seen:
+                continue
+            seen.add(address)
+            if depth > _DEEPEST:
+                raise ValueError(f"its groups are nested deeper than {_DEEPEST}")
+            messages = self._messages(address)
+            if _SYMBOL_TABLE in messages:
+                inner = [
+                    (paths.join(path, name, "/"), place, depth + 1)
+                    for name, place in self._links(messages)
+                ]
+                pending += reversed(inner)
+            elif (array := self._array(path, messages)) is not None:
+                arrays[path] = array
+        return arrays
 
-def _leaves(data: bytes, tree: int) -> Iterator[int]:
-    """Addresses of the nodes of a group's symbols, from its B-tree."""
-    seen, pending = set(), [tree]
-    while pending:
-        node = pending.pop()
-        if node in seen:
-            raise ValueError("the tree of a group runs in circles")
-        seen.add(node)
-        if data[node : node + 4] == b"SNOD":
-            yield node
-            continue
-        magic, kind, count = struct.unpack_from("<4sBxH", data, node)
-        if magic != b"TREE" or kind != 0:
-            raise ValueError("the tree of a group is not where it says")
-        children = struct.unpack_from(f"<{2 * count}Q", data, node + 24)[1::2]
-        pending += reversed(children)
+    def _claim(self, size: int) -> None:
+        """Counts bytes that something is said to have, before they are read.
 
+        Raises:
+          ValueError: If all have more than the file: they overlap, or do not lie within it.
+        """
+        self._claimed += size
+        if self._claimed > len(self.data):
+            raise ValueError(f"its parts claim more than the {len(self.data):,} bytes it has")
 
-def _text(data: bytes, begin: int) -> str:
-    end = data.find(b"\0", begin, begin + _LONGEST_NAME)
-    if end < 0:
-        raise ValueError("a name has no end")
-    return data[begin:end].decode()
+    def _messages(self, address: int) -> _Messages:
+        """The messages of an object's header by their type; a header may go on elsewhere."""
+        version, _, count, _, length = struct.unpack_from("<BBHII", self.data, address)
+        if version != 1:
+            raise ValueError(_NEWER)
+        messages: _Messages = {}
+        blocks = [(address + 16, length)]
+        for begin, size in blocks:
+            position = begin
+            while position + 8 <= min(begin + size, len(self.data)) and count > 0:
+                kind, length, flags = struct.unpack_from("<HHB", self.data, position)
+                self._claim(8 + length)
+                content = self.data[position + 8 : position + 8 + length]
+                if flags & 2 and kind in (_DATASPACE, _DATATYPE, _LAYOUT):
+                    raise ValueError(
+                        "it shares descriptions between arrays, which is not read here"
+                    )
+                if kind == _CONTINUATION:
+                    blocks.append(struct.unpack("<QQ", content))
+                messages.setdefault(kind, content)
+                position += 8 + length
+                count -= 1
+        if _LINK_INFO in messages:
+            raise ValueError(_NEWER)
+        return messages
 
+    def _links(self, messages: _Messages) -> Iterator[tuple[str, int]]:
+        """(name, address) of what is in a group, in alphabetical order."""
+        tree, heap = struct.unpack_from("<QQ", messages[_SYMBOL_TABLE])
+        magic, texts = struct.unpack_from("<4s20xQ", self.data, heap)
+        if magic != b"HEAP":
+            raise ValueError("the names of a group are not where it says")
+        for node in self._leaves(tree):
+            (count,) = struct.unpack_from("<6xH", self.data, node)
+            self._claim(count * _SYMBOL_SIZE)
+            for index in range(count):
+                entry = node + 8 + index * _SYMBOL_SIZE
+                name, address, cache = struct.unpack_from("<QQI", self.data, entry)
+                if cache != _SOFT_LINK:
+                    yield self._text(texts + name), address
 
-def _array(name: str, data: bytes, messages: _Messages) -> np.ndarray | None:
-    """The numbers of a dataset; None for texts, and for what is none."""
-    if not {_DATASPACE, _DATATYPE, _LAYOUT} <= messages.keys():
-        return None
-    shape, dtype = _shape(messages[_DATASPACE]), _dtype(messages[_DATATYPE])
-    if shape is None or dtype is None:
-        return None
-    if _EXTERNAL in messages:
-        raise ValueError(f"{name} lies in another file")
-    version, kind = messages[_LAYOUT][:2]
-    size = math.prod(shape) * dtype.itemsize
-    if version not in (3, 4) or kind not in (_COMPACT, _CONTIGUOUS):
-        raise ValueError(f"{name} is compressed or in pieces; save it by h5py's default")
-    if kind == _COMPACT:
-        stored = messages[_LAYOUT][4:]
-    else:
-        address, length = struct.unpack_from("<QQ", messages[_LAYOUT], 2)
-        stored = data[address : address + min(length, size)]
-    if len(stored) < size:
-        raise ValueError(f"{name} claims {size:,} bytes and has {len(stored):,}")
-    return np.frombuffer(stored, dtype, math.prod(shape)).reshape(shape)
+    def _leaves(self, tree: int) -> Iterator[int]:
+        """Addresses of the nodes of a group's symbols, from its B-tree."""
+        seen, pending = set(), [tree]
+        while pending:
+            node = pending.pop()
+            if node in seen:
+                raise ValueError("the tree of a group runs in circles")
+            seen.add(node)
+            if self.data[node : node + 4] == b"SNOD":
+                yield node
+                continue
+            magic, kind, count = struct.unpack_from("<4sBxH", self.data, node)
+            if magic != b"TREE" or kind != 0:
+                raise ValueError("the tree of a group is not where it says")
+            self._claim(count * _CHILD_SIZE)
+            children = struct.unpack_from(f"<{2 * count}Q", self.data, node + 24)[1::2]
+            pending += reversed(children)
+
+    def _text(self, begin: int) -> str:
+        end = self.data.find(b"\0", begin, begin + _LONGEST_NAME)
+        if end < 0:
+            raise ValueError("a name has no end")
+        return self.data[begin:end].decode()
+
+    def _array(self, name: str, messages: _Messages) -> np.ndarray | None:
+        """The numbers of a dataset; None for texts, and for what is none."""
+        if not {_DATASPACE, _DATATYPE, _LAYOUT} <= messages.keys():
+            return None
+        shape, dtype = _shape(messages[_DATASPACE]), _dtype(messages[_DATATYPE])
+        if shape is None or dtype is None:
+            return None
+        if _EXTERNAL in messages:
+            raise ValueError(f"{name} lies in another file")
+        version, kind = messages[_LAYOUT][:2]
+        size = math.prod(shape) * dtype.itemsize
+        if version not in (3, 4) or kind not in (_COMPACT, _CONTIGUOUS):
+            raise ValueError(f"{name} is compressed or in pieces; save it by h5py's default")
+        if kind == _COMPACT:
+            stored = messages[_LAYOUT][4:]
+        else:
+            address, length = struct.unpack_from("<QQ", messages[_LAYOUT], 2)
+            stored = self.data[address : address + min(length, size)]
+            self._claim(len(stored))
+        if len(stored) < size:
+            raise ValueError(f"{name} claims {size:,} bytes and has {len(stored):,}")
+        return np.frombuffer(stored, dtype, math.prod(shape)).reshape(shape)
 
 
 def _shape(message: bytes) -> tuple[int, ...] | None:

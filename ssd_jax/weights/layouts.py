@@ -5,11 +5,14 @@ Everything here is facts about files. `loading.py` acts on them.
 
 import re
 from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 
+from ssd_jax import errors
 from ssd_jax.models import mobilenet_v3, ssd
 
 Mean = tuple[float, ...]  # of red, green, blue
@@ -367,31 +370,65 @@ LAYOUTS = (
 # Containers around a state dict, and what DataParallel adds to its names.
 _WRAPPERS = re.compile(r"((model|state_dict|model_state_dict|module)\.)*")
 _STAGE = re.compile(r"[a-z]*\d*")
+_KERAS_OPTIMISER = re.compile(r"optimizer(_weights)?/")  # holds moments by the layers' names
 _KERAS_LAYER = re.compile(r"(?:^|/)(block\d_conv\d|fc[12]|predictions)/")
 
 
-def recognise(arrays: Mapping[str, np.ndarray]) -> tuple[Layout, dict[str, str]]:
+def recognise(path: Path, arrays: Mapping[str, np.ndarray]) -> tuple[Layout, dict[str, str]]:
     """Whose names these are.
 
     Args:
-      arrays: Of a file, by name.
+      path: The file, for messages.
+      arrays: Its arrays, by name.
 
     Returns:
       The layout, and the file's name of each entry by the name that the layout has for it.
+
+    Raises:
+      UserError: If two arrays are one entry of the layout.
     """
-    plain = {_plain(name, array): name for name, array in arrays.items()}
+    plain = by_entry(
+        path,
+        (
+            (_plain(name, array), name)
+            for name, array in arrays.items()
+            if not _KERAS_OPTIMISER.match(name)
+        ),
+    )
     found = []
     for layout in LAYOUTS:
         for name in plain:
             prefix = name.removesuffix(layout.mark)
             if name.endswith(layout.mark) and _WRAPPERS.fullmatch(prefix):
-                named = {n.removeprefix(prefix): own for n, own in plain.items()}
+                named = by_entry(path, ((n.removeprefix(prefix), own) for n, own in plain.items()))
                 found.append((layout, named))
                 break
     if not found:
         return OURS, {name: name for name in arrays}
     layout, named = min(found, key=lambda pair: len(missing(*pair)) + len(strange(*pair)))
     return _as_far_as_it_fits(layout, named, arrays), named
+
+
+def is_number(array: np.ndarray) -> bool:
+    """Whether an array is of truth values, integers or floats, bfloat16 among them."""
+    return array.dtype.kind in "biuf" or array.dtype == ml_dtypes.bfloat16
+
+
+def by_entry(path: Path, pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """The file's name of each entry, from pairs of an entry and a name.
+
+    Raises:
+      UserError: If an entry has two names.
+    """
+    named: dict[str, str] = {}
+    for entry, name in pairs:
+        if entry in named:
+            raise errors.UserError(
+                f"{path}: {named[entry]} and {name} are both {entry}; give a file that has one of "
+                "them"
+            )
+        named[entry] = name
+    return named
 
 
 def missing(layout: Layout, names: Collection[str]) -> list[str]:
@@ -447,7 +484,8 @@ def _as_far_as_it_fits(
     """
     if layout is _TORCHVISION["vgg16"]:
         name = named.get("classifier.0.bias")
-        there = name is not None and np.isfinite(arrays[name]).all()
+        array = arrays[name] if name is not None else np.array(np.nan)
+        there = is_number(array) and np.isfinite(array).all()
         return layout if there else _TORCHVISION_FEATURES
     if layout is _MOBILENET_V3:
         name = named.get(_LAST_NORM)

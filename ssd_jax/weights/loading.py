@@ -15,6 +15,7 @@ from ssd_jax.weights import layouts, reader
 
 _FC6_KERNEL, _FC7_KERNEL = "fc6/kernel", "fc7/kernel"  # in a VGG, like the next
 _FC_BIASES = ("fc6/bias", "fc7/bias")
+_NORM = ("mean", "variance", "scale", "bias")  # parts of a BatchNorm
 _STATISTICS = ("/mean", "/variance")  # of BatchNorm, in a file
 _UNREDUCED = 4096  # outputs of fc6 and fc7 in a VGG-16 that classifies
 
@@ -85,20 +86,25 @@ def read(path: str | Path, *, backbone: str = "", atrous: bool = True) -> Weight
       atrous: False: fc6 and fc7 of a classifier are kept whole, see `vgg.VGG`.
 
     Raises:
-      UserError: If it can't be read, lacks a convolution of its body or has one too many, or is for
-        another backbone.
+      UserError: If it can't be read, lacks a convolution of its body or a part of a BatchNorm or
+        has one too many, holds something else than numbers, or is for another backbone.
     """
     path = Path(path)
     arrays = reader.read(path)
-    layout, named = layouts.recognise(arrays)
+    layout, named = layouts.recognise(path, arrays)
     entries = layout.entries or {name: _our_path(name) for name in arrays}
-    taken = {ours: named[theirs] for theirs, ours in entries.items() if theirs in named}
+    taken = layouts.by_entry(
+        path, ((ours, named[theirs]) for theirs, ours in entries.items() if theirs in named)
+    )
     if layout.entries:
         _check_body(path, layout, named)
     used = set(taken.values())
+    for name in taken.values():
+        _check_type(path, name, arrays[name])
     converted = {
         ours: _convert(path, ours, arrays[name], layout, atrous) for ours, name in taken.items()
     }
+    _check_norms(path, converted, {ours: name for name, ours in entries.items()} | taken)
     weights = Weights(
         path=path,
         layout=layout,
@@ -139,17 +145,30 @@ def with_mean(weights: Weights, mean: tuple[float, ...]) -> Weights:
     Args:
       weights: As read.
       mean: m, RGB in 0..255 that the network subtracts; m' is `weights.layout.mean`.
+
+    Raises:
+      UserError: If the first convolution is none of three colours, or its bias or scale has not a
+        number for each of its outputs.
     """
     shift = np.subtract(mean, weights.layout.mean)
     body = layouts.BODIES.get(body_of(weights))
-    bias = body and weights.arrays.get(f"{body.layers[0]}/bias")
-    if body is None or bias is None or not shift.any():
+    if body is None or f"{body.layers[0]}/bias" not in weights.arrays or not shift.any():
         return weights
-    kernel = weights.arrays[_kernel(body)].astype(np.float64)
-    scale = weights.arrays.get(f"{body.layers[0]}/scale", 1.0)
-    moved = bias + scale * np.einsum("hwio,i->o", kernel, shift)
+    kernel, bias, scale = (f"{body.layers[0]}/{kind}" for kind in ("kernel", "bias", "scale"))
+    arrays = weights.arrays
+    if not _takes_colours(arrays[kernel]):
+        raise errors.UserError(
+            f"{weights.path}: {weights.names[kernel]} has shape {arrays[kernel].shape} (as "
+            f"{kernel}), a convolution of three colours has (rows, columns, 3, outputs); give the "
+            f"weights of a {body.title}"
+        )
+    for path in (bias, scale):
+        if path in arrays:
+            _check_shape(weights, path, arrays[kernel].shape[3:])
+    moved = np.einsum("hwio,i->o", arrays[kernel].astype(np.float64), shift)
+    moved = arrays[bias] + arrays.get(scale, 1.0) * moved
     return weights._replace(
-        arrays={**weights.arrays, f"{body.layers[0]}/bias": moved.astype(np.float32)},
+        arrays={**arrays, bias: moved.astype(np.float32)},
         layout=weights.layout._replace(mean=tuple(map(float, mean))),
     )
 
@@ -246,6 +265,33 @@ def _check_body(path: Path, layout: layouts.Layout, named: Mapping[str, str]) ->
         )
 
 
+def _check_type(path: Path, name: str, array: np.ndarray) -> None:
+    if not layouts.is_number(array):
+        raise errors.UserError(
+            f"{path}: {name} is of type {array.dtype}; give a file that has it in numbers, such as "
+            "float32, or not at all"
+        )
+
+
+def _check_norms(path: Path, arrays: Mapping[str, np.ndarray], names: Mapping[str, str]) -> None:
+    """A BatchNorm is folded whole: four parts of one shape."""
+    for layer in dict.fromkeys(p.rpartition("/")[0] for p in arrays if p.endswith(_STATISTICS)):
+        parts = [f"{layer}/{kind}" for kind in _NORM]
+        for part in parts:
+            if part not in arrays:
+                raise errors.UserError(
+                    f"{path} has no {names.get(part, part)}, which the BatchNorm of {layer} needs; "
+                    "give a file that has all of it"
+                )
+        shapes = {names[part]: arrays[part].shape for part in parts}
+        if len(set(shapes.values())) > 1:
+            raise errors.UserError(
+                f"{path}: the parts of one BatchNorm have different shapes, "
+                f"{', '.join(f'{name} {shape}' for name, shape in shapes.items())}; give a file "
+                "where they are equal"
+            )
+
+
 def _folded(arrays: Mapping[str, np.ndarray], epsilon: float) -> dict[str, np.ndarray]:
     """Scales and biases that do what BatchNorm does with its running mean and variance.
 
@@ -257,8 +303,7 @@ def _folded(arrays: Mapping[str, np.ndarray], epsilon: float) -> dict[str, np.nd
         if kind != "variance":
             continue
         mean, variance, scale, bias = (
-            arrays[f"{layer}/{kind}"].astype(np.float64)
-            for kind in ("mean", "variance", "scale", "bias")
+            arrays[f"{layer}/{kind}"].astype(np.float64) for kind in _NORM
         )
         scale = scale / np.sqrt(variance + epsilon)
         folded[f"{layer}/scale"] = scale.astype(np.float32)
@@ -316,13 +361,18 @@ def _reduced_kernel(
 def _unscaled(weights: Weights) -> Weights:
     """The first convolution `[3, 3, 3, out]` for RGB in 0..255 minus the layout's mean."""
     body = layouts.BODIES.get(body_of(weights))
-    if body is None or weights.arrays[_kernel(body)].shape[2:3] != (3,):
+    if body is None or not _takes_colours(weights.arrays[_kernel(body)]):
         return weights  # its shape will be refused by name
     kernel = weights.arrays[_kernel(body)]
     rgb = kernel[:, :, ::-1] if weights.layout.bgr else kernel
     scaled = rgb / np.asarray(weights.layout.std)[:, None]
     scaled = np.ascontiguousarray(scaled, np.float32)
     return weights._replace(arrays={**weights.arrays, _kernel(body): scaled})
+
+
+def _takes_colours(kernel: np.ndarray) -> bool:
+    """Whether a kernel is `[rows, columns, 3, outputs]`."""
+    return kernel.ndim == 4 and kernel.shape[2] == 3
 
 
 def _with_scales(weights: Weights) -> Weights:

@@ -15,6 +15,8 @@ from typing import Any, BinaryIO, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from ssd_jax.weights import names
+
 PICKLE = "/data.pkl"  # ends the name of the entry in the zip form
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of the older form
@@ -117,21 +119,22 @@ def _legacy_data(
 
 def _tensors(content: Any) -> Iterator[tuple[str, _Tensor]]:
     """All tensors in nested containers, by their path; each container is entered once."""
+    paths = names.Names()
     entered: set[int] = set()
-    pending: list[tuple[str, Any, int]] = [("", content, 0)]
+    pending: list[tuple[str, str | int, Any, int]] = [("", "", content, 0)]
     while pending:
-        name, item, depth = pending.pop()
+        container, key, item, depth = pending.pop()
+        if not isinstance(item, _Tensor | dict | list | tuple) or id(item) in entered:
+            continue
+        name = paths.join(container, str(key), ".")
         if isinstance(item, _Tensor):
             yield name, item
-            continue
-        if not isinstance(item, dict | list | tuple) or id(item) in entered:
             continue
         if depth > _DEEPEST:
             raise ValueError(f"its containers are nested deeper than {_DEEPEST}")
         entered.add(id(item))
         inner = item.items() if isinstance(item, dict) else enumerate(item)
-        named = [(f"{name}.{key}" if name else str(key), value) for key, value in inner]
-        pending += [(path, value, depth + 1) for path, value in reversed(named)]
+        pending += [(name, key, value, depth + 1) for key, value in reversed(list(inner))]
 
 
 def _array(name: str, tensor: _Tensor, data: dict[str, Any]) -> np.ndarray:

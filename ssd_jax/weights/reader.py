@@ -5,6 +5,8 @@ claims to hold is compared with its size before memory is asked for.
 """
 
 import struct
+import tokenize
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -17,12 +19,14 @@ from ssd_jax.weights import caffe, hdf5, npz, pytorch, safetensors
 
 Arrays = dict[str, np.ndarray]
 
+_AGAIN = "give another file, or delete this one, if it is a download, and fetch it anew"
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # all that NumPy and PyTorch write
 _HEAD = 16  # bytes that tell the formats apart
 # What broken files make the standard library and NumPy raise.
 _BROKEN = (
     ValueError, TypeError, LookupError, ArithmeticError, AttributeError, EOFError, OSError,
-    MemoryError, RecursionError, RuntimeError, struct.error, zipfile.BadZipFile,
-    zlib.error,
+    MemoryError, RecursionError, RuntimeError, SyntaxError, struct.error, tokenize.TokenError,
+    zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 
 
@@ -48,12 +52,12 @@ def read(path: str | Path) -> Arrays:
         raise errors.UserError(f"{path}: {error.strerror}") from None
     name, read_file = _format(path, head)
     try:
-        arrays = read_file(path)
+        with warnings.catch_warnings(action="ignore"):  # parsers' thoughts on damaged text
+            arrays = read_file(path)
     except _BROKEN as error:
         reason = str(error) or type(error).__name__
         raise errors.UserError(
-            f"{path} looks like {name} and cannot be read: {reason}; fetch it anew, or give "
-            "another file"
+            f"{path} looks like {name} and cannot be read: {reason}; {_AGAIN}"
         ) from None
     if not arrays:
         raise errors.UserError(f"{path} looks like {name} and holds no array; give another file")
@@ -78,19 +82,24 @@ def _format(path: Path, head: bytes) -> tuple[str, Callable[[Path], Arrays]]:
         return "a .caffemodel", caffe.read
     raise errors.UserError(
         f"{path} is no file of weights that is known here (PyTorch, safetensors, HDF5, Caffe, "
-        f".npz): it begins with {head!r}"
+        f".npz): it begins with {head!r}; {_AGAIN}"
     )
 
 
 def _zip_format(path: Path) -> tuple[str, Callable[[Path], Arrays]]:
     try:
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
+            entries = archive.infolist()
     except (*_BROKEN,) as error:
         raise errors.UserError(
-            f"{path} is a broken zip archive ({error}), perhaps a download that stopped; fetch it "
-            "anew"
+            f"{path} is a broken zip archive ({error}), perhaps a download that stopped; {_AGAIN}"
         ) from None
-    if any(name.endswith(pytorch.PICKLE) for name in names):
+    for entry in entries:
+        if entry.compress_type not in _COMPRESSIONS:  # others claim memory that is not compared
+            raise errors.UserError(
+                f"{path}: {entry.filename} is compressed in a way that neither NumPy nor PyTorch "
+                "writes; save it by one of them"
+            )
+    if any(entry.filename.endswith(pytorch.PICKLE) for entry in entries):
         return "a PyTorch file", pytorch.read_zip
     return "an .npz", npz.read
