@@ -3,11 +3,12 @@
   python benchmarks/memory.py [--batch 32] [--width 1.0]
 
 `held` is what goes in and out, mostly parameters and optimiser; `temporary` is what the step needs
-meanwhile, mostly activations. XLA's CPU compiler merges what is computed twice, so `remat` shows on
-GPU and TPU only.
+meanwhile, mostly activations; `peak` is the most of all of it at any moment (nan where JAX does not
+tell). XLA's CPU compiler merges what is computed twice, so `remat` shows on GPU and TPU only.
 """
 
 import argparse
+import math
 
 import jax
 import jax.numpy as jnp
@@ -30,8 +31,8 @@ VARIANTS = (
 
 def analyse(
     batch: int, width: float, *, dtype: jnp.dtype, remat: bool = False, accumulate: int = 1
-) -> tuple[float, float]:
-    """GiB held and temporary."""
+) -> tuple[float, float, float]:
+    """GiB held, temporary and at the peak, which is NaN where JAX does not tell."""
     size = (SIDE, SIDE)
     model = ssd.SSD(num_classes=21, width=width, dtype=dtype, remat=remat)
     sgd = optimizer.make_optimizer(optax.constant_schedule(1e-3))
@@ -53,7 +54,8 @@ def analyse(
     }
     examples = {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
     found = step.lower(state, examples).compile().memory_analysis()
-    return found.argument_size_in_bytes / 2**30, found.temp_size_in_bytes / 2**30
+    peak = getattr(found, "peak_memory_in_bytes", math.nan)
+    return found.argument_size_in_bytes / 2**30, found.temp_size_in_bytes / 2**30, peak / 2**30
 
 
 def main() -> None:
@@ -62,13 +64,13 @@ def main() -> None:
     parser.add_argument("--width", type=float, default=1.0)
     options = parser.parse_args()
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, batch {options.batch}\n")
-    print("| type | remat | parts | held, GiB | temporary, GiB |")
-    print("|---|---|---|---|---|")
+    print("| type | remat | parts | held, GiB | temporary, GiB | peak, GiB |")
+    print("|---|---|---|---|---|---|")
     for variant in VARIANTS:
-        held, temporary = analyse(options.batch, options.width, **variant)
+        held, temporary, peak = analyse(options.batch, options.width, **variant)
         print(
             f"| {jnp.dtype(variant['dtype']).name} | {variant.get('remat', False)} | "
-            f"{variant.get('accumulate', 1)} | {held:.2f} | {temporary:.2f} |",
+            f"{variant.get('accumulate', 1)} | {held:.2f} | {temporary:.2f} | {peak:.2f} |",
             flush=True,
         )
 

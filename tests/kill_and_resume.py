@@ -5,7 +5,7 @@
 A trial stops a run after a random step by SIGTERM, SIGINT or SIGKILL and goes on; every leaf of the
 state in the end has to be bitwise that of a run that was never stopped. Then one run is killed by
 SIGKILL again and again while it saves a checkpoint after each step: each time it has to go on from
-the last one that was committed.
+the last one that was committed, and to end like a run of as many steps that was never stopped.
 """
 
 import argparse
@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import tiny_run
 
 STEPS = 8
+MANY = 20  # kills, of which some have to fall into a save
 
 
 def finish(config_file, workdir, *arguments):
@@ -75,6 +76,7 @@ def run(folder, *, trials, kills, seed):
     config_file = tiny_run.write_config(folder, steps=STEPS, devices=1)
     finish(config_file, folder / "whole")
     expected = tiny_run.arrays_of(folder / "whole", STEPS)
+    assert any(name.startswith("['ema']") for name in expected)
     for number in range(trials):
         yield trial(config_file, folder / f"trial_{number}", expected, chance)
     if kills:
@@ -82,7 +84,11 @@ def run(folder, *, trials, kills, seed):
         last = max(tiny_run.steps_saved(folder / "killed"))
         steps = f"--config.train.steps={last + 1}"
         assert finish(config_file, folder / "killed", steps) == last
-        yield f"{kills} kills, {torn} of them in the middle of a save; step {last} loads"
+        finish(config_file, folder / "never_killed", steps)
+        ends = [tiny_run.arrays_of(folder / name, last + 1) for name in ("killed", "never_killed")]
+        tiny_run.assert_same(*ends)
+        assert torn or kills < MANY
+        yield f"{kills} kills, {torn} of them in the middle of a save; step {last} loads, bitwise"
 
 
 def main():

@@ -2,15 +2,17 @@
 
 import importlib.util
 import os
+import struct
 import subprocess
 import sys
 import types
 
 import pytest
 import tiny_run
+from tensorboardX.proto import event_pb2
 
 from ssd_jax import errors
-from ssd_jax.training import logs, loop
+from ssd_jax.training import guard, logs, loop
 
 
 class FakeRun:
@@ -140,3 +142,73 @@ def test_wandb_itself_without_an_account_says_what_to_do(tmp_path):
     assert last.startswith("ssd_jax.errors.UserError: config.train.wandb is 'boxes' and wandb does")
     assert "API key" in last
     assert "WANDB_MODE=offline" in last
+
+
+def test_tensorboard_finds_the_figures(tmp_path):
+    log = logs.MetricsLog(tmp_path, step=3)
+    log.write(step=4, loss=2.5, mean_ap=float("nan"))
+    log.close()
+    (path,) = tmp_path.glob("events.out.tfevents.*")
+    first, start, row = events_of(path)
+    assert first.file_version == "brain.Event:2"
+    assert (start.step, start.session_log.status) == (4, event_pb2.SessionLog.START)
+    assert (row.step, [(value.tag, value.simple_value) for value in row.summary.value]) == (
+        4,
+        [("loss", 2.5)],
+    )
+
+
+def events_of(path):
+    """Of a file of TensorFlow's records: length, its checksum, event, its checksum."""
+    data, found = path.read_bytes(), []
+    while data:
+        (length,) = struct.unpack("Q", data[:8])
+        found.append(event_pb2.Event.FromString(data[12 : 12 + length]))
+        data = data[12 + length + 4 :]
+    return found
+
+
+# A run whose files may grow to 1,000 bytes each: TensorBoard's is the first to be so long.
+_FULL = """
+import pathlib, resource, sys
+
+from ssd_jax import cli
+from ssd_jax.training import checkpoint, logs
+
+def main(argv):
+    workdir = pathlib.Path(argv[1])
+    log = logs.MetricsLog(workdir, step=0)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+    with checkpoint.room_for(workdir):
+        for step in range(99):
+            log.write(step=step, loss=1.0, loc_loss=1.0, conf_loss=1.0, grad_norm=1.0)
+
+cli.run(main)
+"""
+
+
+def test_a_disk_that_is_full_for_tensorboard_is_one_line(tmp_path):
+    process = tiny_run.start("-c", _FULL, tmp_path)
+    ((status, stderr),) = tiny_run.ends([process])
+    (events,) = tmp_path.glob("events.out.tfevents.*")
+    assert events.stat().st_size == 1000  # it came first
+    assert (status, stderr.count("\n")) == (2, 1)
+    assert stderr.startswith(
+        f"error: the run cannot write to {tmp_path} ([Errno 27] File too large"
+    )
+
+
+def test_skipped_steps_that_are_done_again_stand_there_once(tmp_path):
+    options = {"most": 0, "names_of": lambda step: [f"{step}.jpg"]}
+    keeper = guard.Guard(tmp_path, step=0, **options)
+    for step in (1, 2, 3):
+        keeper.check(step, {"skipped": step != 2, "loss": float("nan")})
+    assert skipped(tmp_path) == [1, 3]
+    guard.Guard(tmp_path, step=2, **options).check(3, {"skipped": 1, "loss": float("nan")})
+    assert skipped(tmp_path) == [1, 3]
+    guard.Guard(tmp_path, step=0, **options)
+    assert skipped(tmp_path) == []
+
+
+def skipped(workdir):
+    return [row["step"] for row in logs.read(workdir / "skipped.jsonl")]
