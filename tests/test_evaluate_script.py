@@ -39,14 +39,13 @@ def evaluate(folder, cwd, *arguments):
     ("output", "more", "why"),
     [
         ("file", (), "no folder there: File exists"),
-        ("file/below", (), "no folder there: Not a directory"),
         ("full", (), "there are files in it; give another folder, or --overwrite"),
         ("/proc", ("--overwrite",), "it cannot be written to: No such file or directory"),
     ],
 )
 def test_an_output_that_is_none_is_one_line(folder, tmp_path, output, more, why):
-    if not (tmp_path / output).parent.exists() and output == "/proc":
-        pytest.skip("no /proc, where nobody can make a file")
+    if output == "/proc" and not Path(output).exists():
+        pytest.skip("no /proc, in which nobody can make a file")
     (tmp_path / "file").write_text("mine")
     (tmp_path / "full").mkdir()
     (tmp_path / "full/report.html").write_text("mine")

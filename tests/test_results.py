@@ -270,7 +270,8 @@ def test_real_detections_of_voc2007_have_their_ap(shared, tmp_path):
     expected = json.loads((shared / "evaluation/expected_ap.json").read_text())
     for detector in ("a", "b"):
         figures = evaluated(
-            "--results", unpacked(shared, detector, tmp_path), "--output", tmp_path / "out",
+            "--results", unpacked(shared, detector, tmp_path),
+            "--output", tmp_path / f"out_{detector}",
             f"--config.data.archives={tmp_path / 'archives'}",
             f"--config.data.cache_dir={tmp_path / 'cache'}",
         )  # fmt: skip

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import test_voc_evaluation as cases
@@ -69,6 +71,14 @@ def test_both_alone():
         {"1": objects((BOX, 2, False), SEEN)},
     )
     assert one_kind(result) == ("both", 1, pytest.approx(1 / 4))
+
+
+@pytest.mark.parametrize(("box", "kind"), [(HALF, "both"), (TENTH, "background")])
+def test_borders_of_another_class(box, kind):
+    """A cat where the dog is: at IoU 0.5 the box is not right yet, at 0.1 there is nothing."""
+    truth = {"1": objects((BOX, 2, False), SEEN)}
+    result = errors_of({"1": found((box, 0.9, 1), (BOX, 0.3, 2), RIGHT)}, truth)
+    assert one_kind(result) == (kind, 1, pytest.approx(1 / 4))
 
 
 def test_what_is_right_has_no_errors():
@@ -212,6 +222,14 @@ def check_sums(result, detections, truth, names):
     )
 
 
+def documented(detector, way):
+    """A row of docs/metrics.md: mAP, the six costs, their sum and what is lost, in points."""
+    page = Path(__file__).parent.parent / "docs/metrics.md"
+    rows = [line.split("|")[1:-1] for line in page.read_text(encoding="utf-8").splitlines()]
+    (row,) = (row for row in rows if row[:1] == [f" {detector}, {way} "])
+    return [float(cell) for cell in row[1:]]
+
+
 @pytest.mark.parametrize("detector", ["a", "b"])
 def test_real_detections(shared, tmp_path, detector):
     """Each costs something, and the parts don't add up to what is lost; one by one they do."""
@@ -231,3 +249,6 @@ def test_real_detections(shared, tmp_path, detector):
     assert (result.cost > 0).all()
     assert result.cost.sum() < 1 - result.mean_ap
     assert result.false_negatives > result.cost[tide.MISSED]
+    for way, parts in (("alone", result.cost), ("in turn", result.step)):
+        row = 100 * np.array([result.mean_ap, *parts, parts.sum(), 1 - result.mean_ap])
+        np.testing.assert_allclose(documented(detector, way), row, rtol=0, atol=0.051)

@@ -4,11 +4,14 @@
 
 Pictures, a film, COCO's and YOLO's files and weights that the commands name are made; the VOC
 archives, the kangaroos and the real weights are those of ../shared. A training is cut to two steps,
-and takes the archives that are there; all else stands as it is written. What needs something that
-this machine lacks is listed with the reason. The status is 1 if a command failed.
+and takes the archives that are there; all else stands as it is written. Blocks of Python are run
+too, and the commands and flags in the sentences. What needs something that this machine lacks is
+listed with the reason. The status is 1 if a command failed.
 """
 
 import argparse
+import ast
+import importlib.util
 import json
 import os
 import re
@@ -18,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -36,12 +39,14 @@ class Way(NamedTuple):
       words: What stands for words of the command.
       flags: Put behind it; of a flag that is given twice the last counts.
       not_run: Why it is not run, if so.
+      before: Lines before a block of Python, of what its text has from elsewhere.
     """
 
     pattern: str
     words: Mapping[str, str] = MappingProxyType({})
     flags: str = ""
     not_run: str = ""
+    before: str = ""
 
 
 SHORT = (
@@ -60,14 +65,28 @@ HUB = {
 # The first that is found counts.
 WAYS = (
     Way(r"srun|gcloud|exec python", not_run="a cluster"),
-    Way("--coordinator", not_run="two machines; tests/test_distributed.py has two processes"),
-    Way("--camera", not_run="a camera; tests/test_media.py has one made of a file"),
+    Way(
+        "--coordinator",
+        {"10.0.0.1:9911": "127.0.0.1:9911"},
+        f"{SHORT}--config.train.batch_size=4",  # of two processes with two devices each
+    ),
+    Way("--camera", {"0": "lavfi:testsrc"}, "--seconds 1 --overwrite"),
     Way(
         "testdev2017",
         not_run="a detector of COCO; tests/test_results.py has a small one, and test2017",
     ),
-    Way("ablations", not_run="days; tests/test_ablations.py trains two for some steps"),
+    Way("ablations.*--base", flags=SHORT),
+    Way("ablations", flags=f"{TRAIN_VOC} --configs no_ratio_3"),
+    Way("benchmarks/(all|augmentation_gain)", not_run="hours; each has a test or its figures"),
+    Way("yolov1", flags="--no-speed"),
+    Way("--summary"),
     Way("-m pytest", not_run="it is what CI runs"),
+    Way(
+        "matching.match",
+        before="import numpy as np\n"
+        "gt_boxes = np.float32([[[0.1, 0.2, 0.4, 0.6]]])\n"
+        "gt_labels = np.int32([[3]])\n",
+    ),
     Way("dataset=folder|finetune.*FOLDER", {"FOLDER": "own_voc"}, SHORT),
     Way("dataset=coco", {"FOLDER": "own_coco"}, SHORT),
     Way("dataset=yolo", {"FOLDER": "own_yolo"}, SHORT),
@@ -76,6 +95,8 @@ WAYS = (
     Way("train.*quickstart", flags=SHORT),
     Way("train.py", {"FILE": MOBILENET}, TRAIN_VOC),
     Way("data.check", {"FOLDER": "own_voc"}),
+    Way("workdir RUN|RUN_A", {"RUN": "runs/quickstart", "RUN_A": "runs/a", "RUN_B": "runs/b"}),
+    Way("export.py --workdir runs/quickstart .", flags="--output exported"),
     Way(r"--results FILE\.json", flags=OF_COCO),
     Way("--results FOLDER", {"FOLDER": "results"}, OF_VOC),
     Way("detect.py.*FILE", {"FILE": HUB["ssd300-coco"]}),
@@ -83,28 +104,82 @@ WAYS = (
 )
 
 
-def lines(page: Path) -> list[str]:
-    """The lines of a page's blocks, joined where they go on."""
+# Flags in a sentence, and the command that it is about.
+BEHIND = (
+    (r"--config\.eval\.flip", "python detect.py --workdir runs/quickstart PICTURE.jpg"),
+    (r"--config\.eval\.flip", "python evaluate.py --workdir runs/quickstart"),
+    (
+        r"--(formats|outputs) \w|--config\.eval\.score_threshold=",
+        "python export.py --workdir runs/quickstart",
+    ),
+    (
+        r"--config\.(model\.backbone|train\.batch_size)=\w+",
+        "python train.py --config configs/ssd300.py --summary",
+    ),
+)
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """Language and text of a page's blocks; lines that go on are joined."""
     text = re.sub(r"\\\n\s*", "", page.read_text(encoding="utf-8"))
-    blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    return "\n".join(blocks).splitlines()
+    return re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
-def commands() -> Iterator[str]:
-    """Those of README and docs that start Python, as they are written, without comments.
+def lines(page: Path) -> list[str]:
+    """The lines of a page's blocks that are no Python, and the commands in its sentences."""
+    found = [line for kind, text in blocks(page) if kind != "python" for line in text.splitlines()]
+    sentences = re.sub(r"(?ms)^```.*?^```", "", page.read_text(encoding="utf-8"))
+    for span in re.findall(r"`([^`]+)`", sentences):
+        if re.match(r"python3? (\S+\.py|-m ssd_jax)", span):
+            found.append(span)
+        elif span.startswith("train.py --config "):
+            found.append(f"python {span}")
+        found += [f"{command} {span}" for flags, command in BEHIND if re.match(flags, span)]
+    return found
+
+
+def commands() -> list[str]:
+    """Those of README and docs that start Python, as they are written, and blocks of Python.
 
     README's lines of flags for one's own data stand behind the command that it gives for them.
+    Processes that run together are one command, with " & " between them.
     """
+    found: list[str] = []
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         for line in lines(page):
-            if re.search(r"(^|[/ ])python3? \S", line):
-                yield re.sub(r"\s+#.*", "", line).strip()
+            command = re.sub(r"\s+#.*", "", line).strip()
+            if re.search("--process-id=[1-9]", line):
+                found[-1] += f" & {command}"
+            elif re.search(r"(^|[/ ])python3? \S", line):
+                found.append(command)
             elif line.startswith("--config.data.dataset="):
-                yield f"python train.py --config configs/ssd300.py --workdir runs/mine {line}"
+                found.append(
+                    f"python train.py --config configs/ssd300.py --workdir runs/mine {line}"
+                )
+        found += [text for kind, text in blocks(page) if kind == "python"]
+    return list(dict.fromkeys(found))
+
+
+def is_block(command: str) -> bool:
+    """Whether it is a block of Python."""
+    return "\n" in command
+
+
+def not_installed(block: str) -> str:
+    """The packages that a block of Python imports and that are not there."""
+    names = [
+        alias.name.partition(".")[0]
+        for node in ast.walk(ast.parse(block))
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    ]
+    return ", ".join(name for name in names if importlib.util.find_spec(name) is None)
 
 
 def as_run(command: str, way: Way) -> list[str]:
     """The words of a command with what stands for them; of several commands the last."""
+    if is_block(command):
+        return [sys.executable, "-c", way.before + command]
     last = f"{command.split(' && ')[-1]} {way.flags}"
     for name, value in {**HUB, **way.words}.items():
         last = re.sub(rf"(?<![\w./-]){re.escape(name)}(?![\w./-])", value, last)
@@ -114,17 +189,21 @@ def as_run(command: str, way: Way) -> list[str]:
 def make_stand_ins(folder: Path) -> None:
     """What the commands name, in the folder in which they run."""
     import coco_tree
+    import flax.traverse_util
     import jax
     import test_media
     import test_yolo_data
     import voc_tree
+    import weight_files
 
     from ssd_jax import config as config_lib
-    from ssd_jax import detector, export
+    from ssd_jax import detector
     from ssd_jax.data import classes, coco
     from ssd_jax.models import ssd
 
-    for name in ("train.py", "evaluate.py", "detect.py", "export.py", "configs"):
+    scripts = ("train.py", "evaluate.py", "detect.py", "export.py", "configs", "benchmarks")
+    (folder / "docs").mkdir()
+    for name in (*scripts, "docs/pages.py"):  # which writes beside itself
         (folder / name).symlink_to(ROOT / name)
     for number, name in enumerate(("PICTURE.jpg", "FOLDER/1.jpg", "photos/2.png")):
         place = folder / name
@@ -159,12 +238,17 @@ def make_stand_ins(folder: Path) -> None:
     config = config_lib.Config()
     names = tuple(coco.CATEGORIES.values())
     params = ssd.init(jax.random.key(0), detector.build_model(config.model, len(names)), (300, 300))
-    export.write(detector.Detector(config, names, params), folder / HUB["ssd300-coco"])
+    arrays = flax.traverse_util.flatten_dict(jax.device_get(params), sep="/")
+    weight_files.safetensors(folder / HUB["ssd300-coco"], arrays)  # without metadata of ours
 
 
 def make_runs(folder: Path, command: str) -> None:
     """What earlier commands leave where this one wants it, and no run of theirs in its way."""
-    if "compare" in command:
+    if is_block(command):
+        for file in (folder / "runs/quickstart/export").glob("detector.*"):
+            (folder / file.name).unlink(missing_ok=True)
+            (folder / file.name).symlink_to(file)
+    elif "compare" in command:
         for name in ("a", "b"):
             shutil.copytree(folder / "runs/quickstart", folder / "runs" / name, dirs_exist_ok=True)
     elif "train.py" in command:
@@ -184,24 +268,36 @@ def main() -> int:
         make_stand_ins(folder)
     own = {"PYTHONPATH": str(ROOT), "SSD_JAX_CACHE": str(folder / "cache")}
     failed = 0
-    for command in dict.fromkeys(commands()):
+    for command in commands():
         way = next(way for way in WAYS if re.search(way.pattern, command))
         if options.only not in command:
             continue
-        if way.not_run:
-            print(f"not run ({way.not_run}): {command}", flush=True)
+        lacks = not_installed(command) if is_block(command) else ""
+        if reason := way.not_run or (lacks and f"{lacks} is not installed"):
+            print(f"not run ({reason}): {command}", flush=True)
             continue
         make_runs(folder, command)
         start = time.monotonic()
-        words = as_run(command, way)
-        done = subprocess.run(
-            words, cwd=folder, env={**os.environ, **own}, capture_output=True, text=True
-        )
-        said = "ran" if done.returncode == 0 else "FAILED"
+        parts = [command] if is_block(command) else command.split(" & ")
+        running = [
+            subprocess.Popen(
+                as_run(part, way),
+                cwd=folder,
+                env={**os.environ, **own},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for part in parts
+        ]
+        printed = [process.communicate()[0] for process in running]
+        wrong = any(process.returncode for process in running)
+        said = "FAILED" if wrong else "ran"
         print(f"{said} ({time.monotonic() - start:.0f} s): {command}", flush=True)
-        if done.returncode:
+        if wrong:
             failed += 1
-            print(f"  {shlex.join(words[1:])}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}")
+            for part, output in zip(parts, printed, strict=True):
+                print(f"  {shlex.join(as_run(part, way)[1:])}\n{output[-4500:]}")
     return int(failed > 0)
 
 

@@ -39,7 +39,7 @@ h2 { font-size: 1.2rem; margin: 2.5rem 0 .75rem; }
 h3 { font-size: 1rem; margin: 1.5rem 0 .5rem; }
 a { color: var(--mark); }
 nav { display: flex; flex-wrap: wrap; gap: .25rem 1rem; margin: 1rem 0; font-size: .9375rem; }
-p { max-width: 46rem; }
+p { max-width: 46rem; overflow-wrap: anywhere; }
 .tiles, .plots, .shots { display: grid; gap: .75rem; }
 .tiles { grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); }
 .tiles div { background: var(--card); border-radius: 8px; padding: .75rem 1rem; }
