@@ -249,6 +249,7 @@ def make_runs(folder: Path, command: str) -> None:
             (folder / file.name).unlink(missing_ok=True)
             (folder / file.name).symlink_to(file)
     elif "compare" in command:
+        (folder / "comparison.html").unlink(missing_ok=True)
         for name in ("a", "b"):
             shutil.copytree(folder / "runs/quickstart", folder / "runs" / name, dirs_exist_ok=True)
     elif "train.py" in command:
