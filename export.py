@@ -1,21 +1,28 @@
 """Writes a trained detector for other programs: ONNX, StableHLO and safetensors.
 
   python export.py --workdir runs/quickstart
-  python export.py --weights ssd300-coco --config.data.dataset=coco --config.data.path=FOLDER
+  python export.py --weights ssd300-coco PICTURE.jpg
   python export.py --workdir runs/quickstart --formats onnx --outputs raw --output FOLDER
 
-Loads each file again and compares its detections with those of JAX in pictures of the run's
-evaluation split. The files keep the run's score threshold, suppression and number of detections:
---config.eval.score_threshold=0.3 changes them. docs/deployment.md says how to use the files.
+Loads each file again and compares its detections with those of JAX in the pictures that are named,
+or in their folders and 'globs*'; without, in those of the run's evaluation split, or of the dataset
+that --config.data.path or --config.data.archives names. The files keep the run's score threshold,
+suppression and number of detections: --config.eval.score_threshold=0.3 changes them.
+docs/deployment.md says how to use the files.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from ssd_jax import cli
+from ssd_jax import cli, errors
+
+if TYPE_CHECKING:
+    from ssd_jax import detector as detector_lib
+    from ssd_jax.data import datasets
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", None, "Workdir of the run; its best checkpoint is taken.")
@@ -34,21 +41,52 @@ flags.DEFINE_integer("pictures", 32, "How many pictures to compare on.", lower_b
 
 def main(argv: Sequence[str]) -> None:
     """Restores, writes, loads again, compares and prints."""
+    FLAGS.set_gnu_getopt()  # flags may follow the pictures
     trained = functools.cache(cli.find_trained)
-    cli.parse(argv, saved=lambda: trained().config)
+    names = cli.parse(argv, saved=lambda: trained().config)
     from ssd_jax import export, media
-    from ssd_jax.evaluation import run, tables
 
     config = FLAGS.config
     cli.keep_compiled(config.data.cache_dir)
+    pictures = media.find(names) if names else []
     detector = trained().build(config)
-    split = run.open_split(config.data, config.data.eval_split)
     output = Path(FLAGS.output or trained().folder / "export")
     media.make_folder(output)
     places = {name: output / f"detector.{name}" for name in FLAGS.formats}
-    cli.stdout.print(f"exporting {trained().place}")
+    cli.stdout.print(f"exporting {trained().place}", markup=False)
     for path in places.values():
         export.write(detector, path, outputs=FLAGS.outputs)
+    if pictures or not FLAGS.weights or config.data.path or config.data.archives:
+        compare(detector, split_of(detector, pictures), places)
+    else:
+        cli.stdout.print("not compared with JAX: name a picture to compare on, PICTURE.jpg")
+    cli.show_places(places)
+
+
+def split_of(detector: "detector_lib.Detector", pictures: Sequence[Path]) -> "datasets.Split":
+    """The pictures to compare on as a split, by default the config's evaluation split."""
+    from ssd_jax.data import datasets
+    from ssd_jax.evaluation import run
+
+    if not pictures:
+        return run.open_split(detector.config.data, detector.config.data.eval_split)
+    records = []
+    for path in pictures[: FLAGS.pictures]:
+        try:
+            records.append({"image": path.read_bytes(), "name": str(path)})
+        except OSError as error:
+            raise errors.UserError(f"{path}: {error.strerror}") from None
+    source: Any = records  # in memory, where datasets have them in files
+    return datasets.Split(source, detector.class_names, 1, (), annotated=False)
+
+
+def compare(
+    detector: "detector_lib.Detector", split: "datasets.Split", places: Mapping[str, Path]
+) -> None:
+    """Prints how far the detections of each file are from the detector's."""
+    from ssd_jax import export
+    from ssd_jax.evaluation import run, tables
+
     count = min(FLAGS.pictures, len(split.source))
     expected = dict(run.raw_detections(detector, split, count=count))
     differences = {
@@ -56,7 +94,6 @@ def main(argv: Sequence[str]) -> None:
         for name, path in places.items()
     }
     cli.stdout.print(tables.differences(differences, pictures=count))
-    cli.show_places(places)
 
 
 if __name__ == "__main__":

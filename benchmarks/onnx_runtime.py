@@ -7,7 +7,8 @@ Both take a float picture of 300 x 300 and give detections (decode, softmax, NMS
 same settings), or the heads' outputs alone (`raw`). They take turns in one process, A B A B; the
 table shows medians and the median of the ratios of neighbours. Weights are random: `dense` scores
 all pass the threshold, so that the suppression has most to do; `sparse` is a background that is
-sure everywhere.
+sure everywhere. Before it is measured, each of our files has to give what JAX gives: `apart` is the
+largest difference of a box's corner in [0, 1], of a score or, of `raw`, of an output.
 """
 
 import argparse
@@ -25,15 +26,20 @@ import torchvision
 
 from ssd_jax import config as config_lib
 from ssd_jax import detector, export
+from ssd_jax.detection import Detections
 from ssd_jax.models import ssd
 
 CLASSES = 20
+FURTHEST = 1e-3  # that an output may be from JAX's
+NEAR = 1e-4  # detections whose scores differ by less may change places
 SURE = 9.0  # logit of the background where detections are sparse
 Run = Callable[[], object]
 
 
-def ours(path: Path, picture: np.ndarray, *, outputs: str, sparse: bool, threads: int) -> Run:
-    """An exported SSD300 on ONNX Runtime."""
+def ours(
+    path: Path, picture: np.ndarray, *, outputs: str, sparse: bool, threads: int
+) -> tuple[Run, float]:
+    """An exported SSD300 on ONNX Runtime, and how far its outputs are from JAX's."""
     config = config_lib.Config()
     model = detector.build_model(config.model, CLASSES)
     params = ssd.init(jax.random.key(0), model, (300, 300))
@@ -42,10 +48,44 @@ def ours(path: Path, picture: np.ndarray, *, outputs: str, sparse: bool, threads
         params[f"conf{level}"]["bias"] = bias.at[:, 0].add(SURE * sparse).reshape(-1)
     names = [f"class {label}" for label in range(1, CLASSES + 1)]
     export.write(detector.Detector(config, names, params), path, outputs=outputs)
+
+    @jax.jit
+    def in_jax(images: jax.Array) -> dict[str, jax.Array]:
+        raw = export.raw_network(config.model, CLASSES)(params, images)
+        return raw if outputs == "raw" else export.detections_of(raw, config.eval)._asdict()
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda: session.run(None, {"images": picture[None]})
+    keys = [output.name for output in session.get_outputs()]
+    found = dict(zip(keys, session.run(keys, {"images": picture[None]}), strict=True))
+    apart = distance(jax.device_get(in_jax(picture[None])), found)
+    return lambda: session.run(None, {"images": picture[None]}), apart
+
+
+def distance(wanted: dict[str, np.ndarray], found: dict[str, np.ndarray]) -> float:
+    """Largest difference of two networks' outputs for one picture, which have to be the same.
+
+    Of detections each has to have its partner; those whose scores are not within `NEAR` of their
+    neighbours' have to be in the same row.
+    """
+    if "scores" not in wanted:
+        apart = max(float(np.abs(found[name] - wanted[name]).max()) for name in wanted)
+        assert apart < FURTHEST, apart
+        return apart
+    theirs, here = (
+        Detections(*(outputs[name][0] for name in Detections._fields))
+        for outputs in (wanted, found)
+    )
+    difference = export.difference(theirs, here)
+    assert difference.alone == 0, difference
+    steps = np.diff(theirs.scores) < -NEAR
+    settled = np.append(True, steps) & np.append(steps, False)
+    np.testing.assert_array_equal(here.labels[settled], theirs.labels[settled])
+    np.testing.assert_allclose(here.boxes[settled], theirs.boxes[settled], atol=FURTHEST)
+    apart = max(difference.boxes, difference.scores)
+    assert apart < FURTHEST, difference
+    return apart
 
 
 def torchvisions(picture: np.ndarray, *, outputs: str, sparse: bool, channels_last: bool) -> Run:
@@ -91,12 +131,14 @@ def main() -> None:
     )
     picture = np.random.default_rng(0).uniform(0, 255, (300, 300, 3)).astype(np.float32)
     print(
-        "| outputs | torch's layout | ours, ms | torchvision, ms | ratio |\n|---|---|---|---|---|"
+        "| outputs | torch's layout | ours, ms | torchvision, ms | ratio | apart |\n"
+        "|---|---|---|---|---|---|"
     )
     with tempfile.TemporaryDirectory() as folder:
         for outputs, sparse in (("detections", True), ("detections", False), ("raw", True)):
             same = {"outputs": outputs, "sparse": sparse}
-            a = ours(Path(folder) / "ours.onnx", picture, **same, threads=arguments.threads)
+            path = Path(folder) / "ours.onnx"
+            a, apart = ours(path, picture, **same, threads=arguments.threads)
             for channels_last in (False, True):
                 b = torchvisions(picture, **same, channels_last=channels_last)
                 a(), b()
@@ -105,7 +147,8 @@ def main() -> None:
                 ratio = statistics.median(x / y for x, y in pairs)
                 name = "raw" if outputs == "raw" else "sparse" if sparse else "dense"
                 layout = "channels last" if channels_last else "channels first"
-                print(f"| {name} | {layout} | {mine:.1f} | {theirs:.1f} | {ratio:.2f} |")
+                figures = f"{mine:.1f} | {theirs:.1f} | {ratio:.2f} | {apart:.0e}"
+                print(f"| {name} | {layout} | {figures} |", flush=True)
 
 
 if __name__ == "__main__":

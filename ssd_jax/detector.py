@@ -11,6 +11,7 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from PIL import Image
 
@@ -25,6 +26,7 @@ from ssd_jax.weights import hub, layouts, loading, transfer
 Picture = str | Path | Image.Image | np.ndarray
 Array = jax.Array | np.ndarray
 Predict = Callable[[Any, Array, Array], Detections]
+Say = Callable[[str], object]
 
 # What a head of so many logits, background included, tells apart: class names and unused logits.
 _KNOWN_CLASSES: dict[int, tuple[tuple[str, ...], tuple[int, ...]]] = {
@@ -35,6 +37,10 @@ _KNOWN_CLASSES: dict[int, tuple[tuple[str, ...], tuple[int, ...]]] = {
 
 _SIDES = {("ssd", 6): 300, ("ssd", 7): 512, ("ssdlite", 6): 320}
 """Pixels of a detector's input, by its backbone's style and its number of source maps."""
+
+_FOREIGN_CANVAS = 640
+"""Pixels that pictures of others' detectors are not shrunk to fit before the one resampling that
+these were published with: no side of COCO's is longer."""
 
 
 class View(NamedTuple):
@@ -375,14 +381,16 @@ def in_pixels(
 
 
 def read_picture(picture: Picture) -> np.ndarray:
-    """A path, PIL picture or array as `[H, W, 3]` uint8 RGB; a file is turned as its Exif says.
+    """A path, PIL picture or array as `[H, W, 3]` uint8 RGB.
+
+    Files and PIL pictures are turned as their Exif says and become RGB as `images.decode` has it.
 
     Raises:
       UserError: If the file is missing or is no picture.
-      ValueError: If an array is not `[H, W, 3]` uint8.
+      ValueError: If an array is not `[H, W, 3]` uint8, or a PIL picture has floating-point pixels.
     """
     if isinstance(picture, Image.Image):
-        return np.asarray(picture.convert("RGB"))
+        return image_files.rgb(picture)
     if isinstance(picture, np.ndarray):
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
             raise ValueError(
@@ -416,14 +424,7 @@ def load_detector(
       UserError: If there is no checkpoint, its config is missing, the file is not of an SSD, or
         `flip` or `sizes` are not for it.
     """
-    from ssd_jax import export  # which imports this module
-
-    if Path(path).is_dir():
-        trained = find_run(path)
-    elif export.is_exported(path):
-        trained = find_exported(path)
-    else:
-        trained = find_weights(path)
+    trained = find_run(path) if Path(path).is_dir() else find_file(path)
     config = copy.deepcopy(trained.config)
     config.eval.flip = config.eval.flip if flip is None else flip
     config.eval.sizes = config.eval.sizes if sizes is None else tuple(sizes)
@@ -447,8 +448,22 @@ class Trained(NamedTuple):
     build: Callable[[config_lib.Config], Detector]
 
 
-def find(*, workdir: str | None, checkpoint: str | None, weights: str | None) -> Trained:
+def find(
+    *,
+    workdir: str | None,
+    checkpoint: str | None,
+    weights: str | None,
+    data: config_lib.DataConfig | None = None,
+    say: Say = logging.info,
+) -> Trained:
     """The network that one of the scripts' flags names.
+
+    Args:
+      workdir: Of a run.
+      checkpoint: Of a run.
+      weights: See `find_file`, like the next two.
+      data: See there.
+      say: See there.
 
     Raises:
       UserError: If none or several are given, or there is no such network.
@@ -458,7 +473,7 @@ def find(*, workdir: str | None, checkpoint: str | None, weights: str | None) ->
         raise errors.UserError(
             "give one of --workdir DIR, --checkpoint DIR/checkpoints/STEP and --weights FILE"
         )
-    return find_weights(given[0]) if weights else find_run(given[0])
+    return find_file(given[0], data=data, say=say) if weights else find_run(given[0])
 
 
 def find_run(path: str | Path) -> Trained:
@@ -474,6 +489,26 @@ def find_run(path: str | Path) -> Trained:
     return Trained(
         folder, _config_of(folder).parent, config, functools.partial(restore, folder=folder)
     )
+
+
+def find_file(
+    path_or_name: str | Path, *, data: config_lib.DataConfig | None = None, say: Say = logging.info
+) -> Trained:
+    """A file of `export.py`, or a detector in somebody else's file.
+
+    Args:
+      path_or_name: The file, or a name of `hub.NAMES`, which is downloaded at first use.
+      data: Says from where such downloads come, and where they are kept; None: the defaults.
+      say: Called with each line on what became of somebody else's weights, as they are loaded.
+
+    Raises:
+      UserError: See `find_exported` and `find_weights`.
+    """
+    from ssd_jax import export  # which imports this module
+
+    if export.is_exported(path_or_name):
+        return find_exported(path_or_name)
+    return find_weights(path_or_name, data=data or config_lib.DataConfig(), say=say)
 
 
 def find_exported(path: str | Path) -> Trained:
@@ -496,27 +531,34 @@ def find_exported(path: str | Path) -> Trained:
             )
         return Detector(config, loaded.class_names, loaded.params)
 
-    return Trained(Path(path), Path(path).parent, copy.deepcopy(loaded.config), build)
+    return Trained(Path(path), _folder_for(path), copy.deepcopy(loaded.config), build)
 
 
-def find_weights(path_or_name: str | Path) -> Trained:
+def find_weights(path_or_name: str | Path, *, data: config_lib.DataConfig, say: Say) -> Trained:
     """A detector in somebody else's file; its classes are those that its number of logits tells.
 
     Args:
-      path_or_name: The file, or a name of `hub.NAMES`, which is downloaded at first use.
+      path_or_name: See `find_file`, like the others.
+      data: See there.
+      say: See there.
 
     Raises:
       UserError: If the file can't be had or read, or is not of an SSD300, SSD512 or SSDLite.
     """
-    cache_dir = config_lib.DataConfig().cache_dir
-    weights = loading.read(hub.locate(path_or_name, cache_dir=cache_dir))
+    path = hub.locate(path_or_name, cache_dir=data.cache_dir, mirror=data.mirror)
+    weights = loading.read(path)
     config, class_names = _describe(weights)
     return Trained(
         weights.path,
-        Path("runs") / Path(path_or_name).stem,
+        _folder_for(path_or_name),
         config,
-        functools.partial(_with_weights, weights=weights, class_names=class_names),
+        functools.partial(_with_weights, weights=weights, class_names=class_names, say=say),
     )
+
+
+def _folder_for(path_or_name: str | Path) -> Path:
+    """Where what is written about a file belongs."""
+    return Path("runs") / Path(path_or_name).stem
 
 
 class Source(NamedTuple):
@@ -534,7 +576,12 @@ class Source(NamedTuple):
 
 
 def read_source(
-    path_or_name: str | Path, *, backbone: str, cache_dir: str | Path, atrous: bool = True
+    path_or_name: str | Path,
+    *,
+    backbone: str,
+    cache_dir: str | Path,
+    mirror: str = "",
+    atrous: bool = True,
 ) -> Source:
     """Reads what a training is to start from.
 
@@ -542,7 +589,8 @@ def read_source(
       path_or_name: A run's workdir or checkpoint, a safetensors file of `export.py`, a file with
         weights of others, or a name of `hub.NAMES`.
       backbone: Of the network that is to be trained.
-      cache_dir: Downloads are kept in its folder `weights`.
+      cache_dir: See `hub.locate`, like the next.
+      mirror: See there.
       atrous: Of that network, see `vgg.VGG`.
 
     Raises:
@@ -550,7 +598,7 @@ def read_source(
     """
     from ssd_jax import export  # which imports this module
 
-    path = hub.locate(path_or_name, cache_dir=cache_dir)
+    path = hub.locate(path_or_name, cache_dir=cache_dir, mirror=mirror)
     if path.is_dir() or export.is_exported(path):
         return _source_of(path, load_detector(path))
     weights = loading.read(path, backbone=backbone, atrous=atrous)
@@ -589,11 +637,12 @@ def _describe(weights: loading.Weights) -> tuple[config_lib.Config, tuple[str, .
     config.model.backbone = loading.body_of(weights) or config.model.backbone
     config.model.image_size = _side(weights.path, config.model.backbone, levels)
     config.model.padding = layout.padding
-    config.model.prior_sizes = layout.prior_sizes or ("voc" if names == classes.VOC else "coco")
+    config.model.prior_sizes = layout.prior_sizes or ("coco" if names == classes.COCO else "voc")
     config.model.clip_priors = layout.clip_priors
     config.model.clip_prior_sizes = layout.clip_prior_sizes
     config.model.gaps = gaps
     config.model.mean = layout.mean
+    config.data.canvas = _FOREIGN_CANVAS
     config.eval = dataclasses.replace(config.eval, **layout.detection)
     return config, names
 
@@ -610,7 +659,11 @@ def _side(path: Path, backbone: str, levels: int) -> int:
 
 
 def _with_weights(
-    config: config_lib.Config, *, weights: loading.Weights, class_names: Sequence[str]
+    config: config_lib.Config,
+    *,
+    weights: loading.Weights,
+    class_names: Sequence[str],
+    say: Say,
 ) -> Detector:
     model = build_model(config.model, len(class_names))
     weights = loading.with_mean(weights, picture_mean(config.model))
@@ -620,7 +673,27 @@ def _with_weights(
         raise errors.UserError(
             f"{weights.path} has no values for {missing}; give the whole detector's weights"
         )
+    for line in _account(report, weights, config.model):
+        say(line)
     return Detector(config, class_names, params)
+
+
+def _account(
+    report: loading.Report, weights: loading.Weights, config: config_lib.ModelConfig
+) -> list[str]:
+    """What came of the weights of a detector, and what its file does not say, in lines."""
+    counts = f"{len(report.loaded)} arrays loaded, {len(report.fresh)} left fresh"
+    some = ", ".join(list(report.ignored)[:3]) + ", ..." * (len(report.ignored) > 3)
+    ignored = f"{len(report.ignored)} ignored" + (f" ({some})" if some else "")
+    lines = [f"{report.title}: {counts}, {ignored}"]
+    logits, _ = loading.heads(weights)
+    assumed = logits not in _KNOWN_CLASSES and not weights.layout.prior_sizes
+    if assumed and config.prior_sizes == "voc":
+        lines += [
+            f"its default boxes are taken to be VOC's, which {logits} logits do not tell; "
+            f"--config.model.prior_sizes=coco takes COCO's"
+        ]
+    return lines
 
 
 def restore(config: config_lib.Config, folder: Path) -> Detector:

@@ -17,7 +17,6 @@ import dataclasses
 import functools
 import importlib
 import json
-import struct
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -63,6 +62,9 @@ _GIVES = {
     "parameters": "arrays by layer/kernel (height, width, in, out), layer/bias and layer/scale",
 }
 
+# What broken headers and metadata make the standard library and the readers raise.
+_BROKEN = (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
+
 Arrays = Mapping[str, Any]  # a network's outputs by name
 Network = Callable[[Any, jax.Array], dict[str, jax.Array]]
 
@@ -76,10 +78,16 @@ def write(detector: detector_lib.Detector, path: Path, *, outputs: str = "detect
       outputs: One of `OUTPUTS`; of no meaning to safetensors.
 
     Raises:
-      UserError: If the file cannot be written, a package that the format needs is missing, or the
-        detector looks at several views of a picture, which safetensors alone can keep.
+      UserError: If the file cannot be written, a package that the format needs is missing, the
+        detector is one that was exported without its parameters, or it looks at several views of a
+        picture, which safetensors alone can keep.
     """
     kind, options = _format(path), detector.config.eval
+    if detector.params is None:
+        raise errors.UserError(
+            f"{path}: a detector of an ONNX or StableHLO file cannot be written again; give the "
+            f"run's workdir, or the safetensors file beside it"
+        )
     if kind != "safetensors" and (options.flip or options.sizes):
         raise errors.UserError(
             f"{path}: a network of this format looks at a picture once; give "
@@ -279,8 +287,10 @@ def _read_stablehlo(path: Path) -> detector_lib.Detector:
         with zipfile.ZipFile(path) as archive:
             described = json.loads(archive.read(_METADATA_FILE))
         exported = jax.export.deserialize(bytearray(path.read_bytes()))
-    except (zipfile.BadZipFile, KeyError, ValueError, struct.error) as error:
-        raise errors.UserError(f"{path} was not written by export.py: {error}") from None
+    except Exception as error:  # flatbuffers, zipfile and jax.export raise a dozen kinds
+        raise errors.UserError(
+            f"{path} is damaged, or was not written by export.py: {_reason(error)}"
+        ) from None
     return _detector(path, described, jax.jit(exported.call))
 
 
@@ -298,11 +308,30 @@ def _write_safetensors(detector: detector_lib.Detector, path: Path, outputs: str
 def _read_safetensors(path: Path) -> detector_lib.Detector:
     try:
         described, arrays = safetensors.metadata(path), safetensors.read(path)
-    except (ValueError, TypeError, LookupError) as error:
-        raise errors.UserError(f"{path} is no safetensors file: {error}") from None
+    except _BROKEN as error:
+        raise errors.UserError(f"{path} is no safetensors file: {_reason(error)}") from None
     config, class_names = _described(path, described)
+    _check_parameters(path, arrays, config.model, len(class_names))
     params = flax.traverse_util.unflatten_dict(arrays, sep="/")
     return detector_lib.Detector(config, class_names, jax.device_put(params))
+
+
+def _check_parameters(
+    path: Path, arrays: Arrays, config: config_lib.ModelConfig, num_classes: int
+) -> None:
+    """Makes sure that a file holds the parameters of the network that its metadata describe."""
+    model = detector_lib.build_model(config, num_classes)
+    like = ssd.abstract_params(model, detector_lib.input_size(config))
+    wanted = {
+        name: leaf.shape for name, leaf in flax.traverse_util.flatten_dict(like, sep="/").items()
+    }
+    found = {name: array.shape for name, array in arrays.items()}
+    for name in sorted(wanted.keys() | found.keys()):
+        if wanted.get(name) != found.get(name):
+            raise errors.UserError(
+                f"{path} has {found.get(name, 'nothing')} as {name}, and the network of its "
+                f"metadata {wanted.get(name, 'nothing')}; write it anew with export.py"
+            )
 
 
 # --- What the readers share ---
@@ -326,7 +355,7 @@ def is_exported(path: str | Path) -> bool:
         return path.suffix[1:] in FORMATS
     try:
         return "ssd_jax" in safetensors.metadata(path)
-    except ValueError:  # whoever reads it says what is wrong
+    except _BROKEN:  # whoever reads it says what is wrong
         return False
 
 
@@ -355,11 +384,18 @@ def _described(path: Path, described: Mapping[str, str]) -> tuple[config_lib.Con
     """The config and the class names in a file's metadata."""
     try:
         config = config_lib.from_mapping(json.loads(described["config"]))
-        return config, json.loads(described["class_names"])
-    except (KeyError, TypeError, ValueError) as error:
+        config_lib.validate(config)
+        return config, list(map(str, json.loads(described["class_names"])))
+    except _BROKEN as error:
         raise errors.UserError(
-            f"{path} was not written by export.py: its metadata lack what ssd_jax needs ({error})"
+            f"{path} was not written by export.py: its metadata lack what ssd_jax needs "
+            f"({_reason(error)})"
         ) from None
+
+
+def _reason(error: Exception) -> str:
+    """An exception's text on one line, or its kind where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _detector(

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import struct
 import subprocess
 import sys
 import zipfile
@@ -402,6 +403,88 @@ def test_a_foreign_onnx_model_is_refused(written, tmp_path):
     assert refused(lambda: export.load(tmp_path / "x.onnx"), tmp_path / "x.onnx", "metadata")
 
 
+def test_an_exported_network_cannot_be_exported_again(written, tmp_path):
+    loaded = export.load(written("onnx"))
+    path = tmp_path / "x.safetensors"
+    assert refused(lambda: export.write(loaded, path), path, "the run's workdir")
+
+
+def with_header(path, header):
+    """A safetensors file of no arrays with such a header."""
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    return path
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b'{"__metadata__": 5}',
+        b'{"__metadata__": null}',
+        b'{"__metadata__": ["ssd_jax"]}',
+        b'{"__metadata__": {"ssd_jax": 5}}',
+        b'{"__metadata__": {"ssd_jax": "1", "config": "[]", "class_names": "[]"}}',
+        b'{"__metadata__": {"ssd_jax": "1", "config": "{\\"model\\": []}"}}',
+        b'{"__metadata__": {"ssd_jax": "1", "config": "{\\"eval\\": {\\"top_k\\": \\"a\\"}}"}}',
+        b"[" * 100_000,
+        b"5",
+    ],
+)
+def test_broken_metadata_are_refused(tmp_path, header):
+    path = with_header(tmp_path / "x.safetensors", header)
+    assert export.is_exported(path) in (True, False)
+    for read in (export.load, detector_lib.load_detector):
+        assert refused(lambda read=read: read(path), path)
+
+
+@pytest.mark.parametrize("name", export.FORMATS)
+def test_a_file_that_cannot_be_read_is_named(written, monkeypatch, name):
+    path = written(name)
+
+    def denied(*args, **options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("builtins.open", denied)
+    monkeypatch.setattr("io.open", denied)  # of pathlib and zipfile
+    monkeypatch.setattr(onnxruntime, "InferenceSession", denied)
+    if name == "safetensors":
+        assert not export.is_exported(path)
+    assert refused(lambda: export.load(path), path, "Permission denied")
+
+
+@pytest.mark.slow
+def test_a_changed_byte_of_a_stablehlo_file_never_ends_in_a_traceback(written, tmp_path):
+    whole, path = written("stablehlo").read_bytes(), tmp_path / "x.stablehlo"
+    random = np.random.default_rng(0)
+    places = [*range(0, 200, 7), *random.integers(0, len(whole), 20).tolist()]
+    said = []
+    for place in places:
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        try:
+            export.load(path)
+        except errors.UserError as error:
+            said.append(str(error))
+    assert said
+    assert all(str(path) in text and "\n" not in text for text in said)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda arrays: arrays.pop("conf0/kernel"), "nothing as conf0/kernel"),
+        (lambda arrays: arrays.update({"conf0/bias": np.zeros(3, np.float32)}), "(3,) as conf0"),
+        (lambda arrays: arrays.update(extra=np.zeros(1, np.float32)), "metadata nothing"),
+    ],
+)
+def test_parameters_of_another_network_are_refused(written, tmp_path, change, named):
+    path = tmp_path / "x.safetensors"
+    with safetensors.safe_open(written("safetensors"), framework="numpy") as file:
+        described = file.metadata()
+    arrays = safetensors.numpy.load_file(written("safetensors"))
+    change(arrays)
+    safetensors.numpy.save_file(arrays, path, metadata=described)
+    assert refused(lambda: export.load(path), path, named)
+
+
 def test_foreign_safetensors_are_refused(tmp_path):
     safetensors.numpy.save_file({"a": np.zeros(3)}, tmp_path / "x.safetensors")
     assert refused(lambda: export.load(tmp_path / "x.safetensors"), "metadata")
@@ -534,6 +617,34 @@ def test_the_scripts_export_and_detect_the_same(workdir, tmp_path):
 
 
 @pytest.mark.slow
+def test_export_compares_on_pictures_that_are_named(written, tmp_path):
+    command = ("export.py", "--weights", written("safetensors"), "--formats", "safetensors")
+    (tmp_path / "a.jpg").write_bytes(voc_tree.jpeg(200, 300))
+    done = script(*command, tmp_path / "a.jpg", "--output", tmp_path / "a")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "from JAX on 1 pictures" in done.stdout
+    (row,) = [line for line in done.stdout.splitlines() if line.startswith("│ safetensors")]
+    boxes, scores, count, alone = (float(cell) for cell in row.split("│")[2:6])
+    assert (boxes, scores, alone) == (0, 0, 0)
+    assert count > 0
+    done = script(*command, tmp_path / "none.jpg", "--output", tmp_path / "b")
+    assert done.returncode == 2
+    assert "none.jpg" in done.stderr
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.slow
+def test_weights_alone_are_exported_without_a_dataset(written, tmp_path):
+    done = script(
+        "export.py", "--weights", written("safetensors"), "--formats", "safetensors",
+        "--output", tmp_path / "out", f"--config.data.cache_dir={tmp_path / 'cache'}",
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "not compared with JAX: name a picture" in done.stdout
+    assert (tmp_path / "out" / "detector.safetensors").is_file()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -561,6 +672,17 @@ def test_an_exported_file_refuses_another_config(written):
     found.config.eval.top_k = 9
     with pytest.raises(errors.UserError, match=r"change nothing in .*: give the flag to"):
         found.build(found.config)
+
+
+def test_weights_take_what_an_exported_file_says_of_itself(tmp_path):
+    """Its own classes, mean and default boxes, and not those that its logits might be of."""
+    detector = detector_of(prior_sizes="coco", mean=(1.0, 2.0, 3.0), clip_priors=True)
+    path = tmp_path / "x.safetensors"
+    export.write(detector, path)
+    loaded = detector_lib.load_detector(path)
+    found = detector_lib.find(workdir=None, checkpoint=None, weights=str(path))
+    assert found.config.model == loaded.config.model == detector.config.model
+    assert found.build(found.config).class_names == loaded.class_names == NAMES
 
 
 def test_safetensors_of_others_are_not_taken_for_ours(written, tmp_path):

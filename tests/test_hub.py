@@ -1,7 +1,14 @@
+import errno
+import functools
 import hashlib
 import http.server
+import io
+import os
 import re
+import resource
 import threading
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,6 +33,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         answer = self.answers.pop(0) if self.answers else "whole"
         if answer == "404" or not self.path.endswith(FILE):
             return self.send_error(404)
+        if answer == "late 404":
+            time.sleep(0.5)
+            return self.send_error(404)
         if answer == "redirect":
             return self.redirect(f"/elsewhere/{FILE}")
         if answer == "circle":
@@ -38,7 +48,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             begin = 0
         data = b"x" * len(DATA) if answer == "wrong" else DATA
         self.send_response(206 if begin else 200)
-        self.send_header("Content-Length", str(len(data) - begin))
+        length = "many" if answer == "odd length" else str(len(data) - begin)
+        self.send_header("Content-Length", length)
         if begin:
             self.send_header("Content-Range", f"bytes {begin}-{len(data) - 1}/{len(data)}")
         self.end_headers()
@@ -68,16 +79,15 @@ def server(monkeypatch):
     monkeypatch.setitem(hub.NAMES, NAME, published)
     monkeypatch.setattr(download, "_PAUSE_S", 0)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.delenv(hub.MIRROR, raising=False)
     yield server
     server.shutdown()
     server.server_close()
     thread.join()
 
 
-def refusal(cache_dir):
+def refusal(cache_dir, **options):
     with pytest.raises(errors.UserError) as caught:
-        hub.locate(NAME, cache_dir=cache_dir)
+        hub.locate(NAME, cache_dir=cache_dir, **options)
     return str(caught.value)
 
 
@@ -130,6 +140,29 @@ def test_redirects_are_followed(tmp_path):
     assert hub.locate(NAME, cache_dir=tmp_path).read_bytes() == DATA
 
 
+def test_a_redirect_keeps_the_place_to_go_on_from(tmp_path):
+    Handler.answers = ["redirect", "dies", "redirect"]
+    assert hub.locate(NAME, cache_dir=tmp_path).read_bytes() == DATA
+    assert Handler.ranges == [None, None, "bytes=150000-", "bytes=150000-"]
+
+
+def test_a_length_that_is_no_number_is_not_needed(tmp_path):
+    Handler.answers = ["odd length"]
+    assert hub.locate(NAME, cache_dir=tmp_path).read_bytes() == DATA
+
+
+def test_a_terminal_shows_how_much_is_there(tmp_path, monkeypatch):
+    screen = io.StringIO()
+    terminal = functools.partial(
+        download.console.Console, file=screen, force_terminal=True, width=100
+    )
+    monkeypatch.setattr(download.console, "Console", terminal)
+    Handler.answers = ["dies"]
+    hub.locate(NAME, cache_dir=tmp_path)
+    assert FILE in screen.getvalue()
+    assert "300.0/300.0 kB" in screen.getvalue()
+
+
 def test_a_server_that_always_dies_is_given_up(tmp_path):
     Handler.answers = ["dies"] * 40
     assert "ends too early" in refusal(tmp_path)
@@ -145,14 +178,13 @@ def test_what_cannot_be_had_leaves_nothing(tmp_path, answers, reason):
     message = refusal(tmp_path)
     assert reason in message
     assert FILE in message
-    assert hub.MIRROR in message
+    assert "config.data.mirror (SSD_JAX_MIRROR)" in message
     assert "\n" not in message
     assert files(tmp_path) == []
 
 
-def test_without_a_network_the_way_out_is_said(tmp_path, monkeypatch):
-    monkeypatch.setenv(hub.MIRROR, "http://127.0.0.1:9/")
-    message = refusal(tmp_path)
+def test_without_a_network_the_way_out_is_said(tmp_path):
+    message = refusal(tmp_path, mirror="http://127.0.0.1:9/")
     assert f"http://127.0.0.1:9/{FILE} (" in message
     assert "refused" in message
     assert f"give its path instead of {NAME}" in message
@@ -166,16 +198,69 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path):
     assert Handler.ranges == []
 
 
+@pytest.fixture
+def read_only(monkeypatch):
+    """Makes all files refuse to be written, with an error's number."""
+
+    def deny(number):
+        def open_to_read(self, mode="r", *args, **options):
+            if not set(mode) <= set("rbt"):
+                raise OSError(number, os.strerror(number), str(self))
+            return opened(self, mode, *args, **options)
+
+        opened = Path.open
+        monkeypatch.setattr(Path, "open", open_to_read)
+
+    return deny
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_cache_that_is_read_only_is_named(tmp_path, read_only, number):
+    read_only(number)
+    message = refusal(tmp_path)
+    assert f"{tmp_path / 'weights' / FILE} cannot be written ({os.strerror(number)})" in message
+    assert "SSD_JAX_CACHE" in message
+    assert Handler.ranges == []
+
+
+def test_a_cache_that_is_read_only_gives_what_it_has(tmp_path, read_only):
+    path = hub.locate(NAME, cache_dir=tmp_path)
+    read_only(errno.EROFS)
+    assert hub.locate(NAME, cache_dir=tmp_path) == path
+
+
+def test_a_full_disk_is_no_matter_of_the_network(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        message = refusal(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert message.startswith(f"{tmp_path / 'weights'} takes no more ({os.strerror(errno.EFBIG)})")
+    assert "SSD_JAX_CACHE" in message
+    assert "MIRROR" not in message
+    assert "\n" not in message
+    assert hub.locate(NAME, cache_dir=tmp_path).read_bytes() == DATA
+    assert Handler.ranges == [None, "bytes=100000-"]
+
+
+def test_a_mirror_that_is_no_address_is_named(tmp_path):
+    message = refusal(tmp_path, mirror="http://[x")
+    assert f"cannot be downloaded from http://[x/{FILE} (Invalid IPv6 URL)" in message
+    assert files(tmp_path) == []
+
+
 def test_a_mirror_is_an_address_or_a_folder(server, tmp_path, monkeypatch):
     monkeypatch.setitem(hub.NAMES, NAME, hub.NAMES[NAME]._replace(base="http://127.0.0.1:9/"))
-    monkeypatch.setenv(hub.MIRROR, f"http://127.0.0.1:{server.server_port}/mirror")
-    assert hub.locate(NAME, cache_dir=tmp_path / "cache").read_bytes() == DATA
-    monkeypatch.setenv(hub.MIRROR, str(tmp_path))
-    assert f"no {FILE}" in refusal(tmp_path)
+    address = f"http://127.0.0.1:{server.server_port}/mirror"
+    found = hub.locate(NAME, cache_dir=tmp_path / "cache", mirror=address)
+    assert found.read_bytes() == DATA
+    folder = {"mirror": str(tmp_path)}
+    assert f"no {FILE}" in refusal(tmp_path, **folder)
     (tmp_path / FILE).write_bytes(DATA)
-    assert hub.locate(NAME, cache_dir=tmp_path) == tmp_path / FILE
+    assert hub.locate(NAME, cache_dir=tmp_path, **folder) == tmp_path / FILE
     (tmp_path / FILE).write_bytes(b"other")
-    assert "SHA-256" in refusal(tmp_path)
+    assert "SHA-256" in refusal(tmp_path, **folder)
 
 
 def test_two_at_once_download_once(tmp_path):
@@ -190,6 +275,25 @@ def test_two_at_once_download_once(tmp_path):
         thread.join()
     assert [path.read_bytes() == DATA for path in paths] == [True] * 4
     assert Handler.ranges == [None]
+
+
+def test_who_waits_for_one_that_fails_downloads_itself(tmp_path):
+    def locate():
+        try:
+            outcomes.append(hub.locate(NAME, cache_dir=tmp_path).read_bytes())
+        except Exception as error:
+            outcomes.append(error)
+
+    outcomes = []
+    Handler.answers = ["late 404"]
+    threads = [threading.Thread(target=locate) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert isinstance(outcomes[0], errors.UserError)
+    assert outcomes[1] == DATA
+    assert files(tmp_path) == [FILE]
 
 
 @pytest.mark.parametrize("name", ["ssd300-coc", "nowhere/w.pth"])

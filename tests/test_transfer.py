@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import voc_tree
+import weight_files
 from jax.extend import core
 from jax.interpreters import partial_eval
 
@@ -16,6 +18,7 @@ from ssd_jax import cli, errors, export
 from ssd_jax import config as config_lib
 from ssd_jax import detector as detector_lib
 from ssd_jax.data import classes
+from ssd_jax.models import ssd
 from ssd_jax.training import loop, optimizer
 from ssd_jax.training import step as step_lib
 from ssd_jax.weights import layouts, loading, transfer
@@ -145,6 +148,32 @@ def test_logits_of_no_known_meaning_are_taken_as_they_are(tmp_path):
     assert source.classes == transfer.Classes(classes.VOC)
 
 
+def test_heads_that_differ_in_more_than_classes_are_left_for_fit_to_refuse():
+    theirs, ours = transfer.Classes(("cat", "dog", "cow")), transfer.Classes(("fox", "dog"))
+    old, fresh = head(4, 1), head(3, 2)
+    more = {name: np.concatenate([array, array], axis=-1) for name, array in old.items()}
+    wide = {**old, "conf0/kernel": np.concatenate([old["conf0/kernel"]] * 2, axis=-2)}
+    for arrays, left in ((more, set(more)), (wide, {"conf0/kernel", "conf0/depthwise/scale"})):
+        found, _ = transfer.with_classes(
+            weights_of(arrays), nested(fresh), theirs=theirs, ours=ours, share=True
+        )
+        assert {name for name in arrays if found.arrays[name] is arrays[name]} == left
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_an_ssd512_into_an_ssd300_is_one_line(cfg, tmp_path, share):
+    arrays = {}
+    for level, boxes in enumerate((4, 6, 6, 6, 6, 4, 4)):
+        arrays[f"loc{level}/bias"] = np.ones(boxes * 4, np.float32)
+        arrays[f"conf{level}/bias"] = np.ones(boxes * 21, np.float32)
+    np.savez(tmp_path / "ssd512.npz", **arrays)
+    pretrained = str(tmp_path / "ssd512.npz")
+    model = dataclasses.replace(cfg.model, pretrained=pretrained, shared_classes=share)
+    message = r"ssd512\.npz: loc4/bias has shape \(24,\).* network's is \(16,\); config\.model"
+    with pytest.raises(errors.UserError, match=message):
+        loop.train(dataclasses.replace(cfg, model=model), tmp_path / "run")
+
+
 def test_patterns_name_parameters_and_modules():
     paths = ["vgg16/conv1_1/kernel", "vgg16/conv1_1/bias", "vgg16/conv10_1/bias", "conf0/bias"]
     assert optimizer.matching(paths, "vgg16/conv1_1") == paths[:2]
@@ -263,6 +292,65 @@ def test_a_run_begins_with_another_run(cfg, tmp_path, capsys, monkeypatch):
         for path, values in flax.traverse_util.flatten_dict(after.params, sep="/").items():
             same = np.array_equal(values, before[path])
             assert same == path.startswith("vgg16/"), path
+
+
+@pytest.fixture(scope="module")
+def amdegroots(tmp_path_factory):
+    """amdegroot's SSD300 of VOC's classes, an eighth as wide, and its arrays by our names."""
+    model = detector_lib.build_model(config_lib.ModelConfig(width=0.125), len(classes.VOC))
+    shapes = flax.traverse_util.flatten_dict(ssd.abstract_params(model, (300, 300)), sep="/")
+    random = np.random.default_rng(0)
+    ours = {
+        name: (0.02 * random.standard_normal(leaf.shape)).astype(np.float32)
+        for name, leaf in shapes.items()
+    }
+    (layout,) = (of for of in layouts.LAYOUTS if of.title == "amdegroot's SSD")
+    theirs = {
+        name: ours[path].transpose(3, 2, 0, 1) if ours[path].ndim == 4 else ours[path]
+        for name, path in layout.entries.items()
+        if path in ours
+    }
+    assert len(theirs) == len(ours)
+    path = tmp_path_factory.mktemp("weights") / "amdegroot.pth"
+    weight_files.torch_zip(path, theirs)
+    return path, ours
+
+
+@pytest.mark.slow
+def test_a_run_begins_with_somebodys_detector_of_other_classes(cfg, amdegroots, tmp_path):
+    path, ours = amdegroots
+    names = ("bee", "dog", "person")  # two of them are VOC's
+    data = voc_tree.write(
+        tmp_path / "data",
+        pictures={f"{k}.jpg": voc_tree.jpeg(90, 120, seed=k) for k in range(8)},
+        annotations={
+            f"{k}": voc_tree.xml(*map(voc_tree.box, names), size=(90, 120)) for k in range(8)
+        },
+        splits={"train": [str(k) for k in range(8)], "val": ["0"]},
+    )
+    here = dataclasses.replace(
+        cfg.data, dataset="folder", path=str(data), train_split="train", eval_split="val"
+    )
+    config = dataclasses.replace(
+        cfg,
+        data=here,
+        model=dataclasses.replace(cfg.model, pretrained=str(path)),
+        train=dataclasses.replace(cfg.train, learning_rate=1e-9),  # so that all stays as it began
+    )
+    loop.train(config, tmp_path / "run")
+    detector = detector_lib.load_detector(tmp_path / "run")
+    assert detector.class_names == names
+    assert detector.config.model.clip_priors  # as amdegroot's
+    found = flax.traverse_util.flatten_dict(jax.device_get(detector.params), sep="/")
+    for name, values in ours.items():
+        if not name.startswith("conf"):  # the body, the extras and where the boxes are
+            np.testing.assert_allclose(found[name], values, atol=1e-5, err_msg=name)
+            continue
+        theirs = values.reshape(*values.shape[:-1], -1, 21)
+        mine = found[name].reshape(*values.shape[:-1], -1, 4)
+        for here, there in ((0, 0), (2, classes.VOC.index("dog") + 1), (3, 15)):  # person is 15
+            np.testing.assert_allclose(mine[..., here], theirs[..., there], atol=1e-5)
+        assert np.abs(mine[..., 1] - theirs[..., 1]).max() > 1e-3  # a bee is no aeroplane
 
 
 def test_the_default_boxes_of_a_detector_come_with_its_heads(cfg, tmp_path):

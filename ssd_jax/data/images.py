@@ -1,8 +1,8 @@
 """Bytes of a picture file -> RGB pixels, whatever the file holds.
 
 Ordinary 8-bit JPEGs are decoded by simplejpeg, which is quick, releases the GIL and refuses
-corrupt data that others decode silently; everything else goes through Pillow. Exif's orientation is
-applied.
+corrupt data that others decode silently; everything else goes through Pillow, CMYK JPEGs after
+simplejpeg has found them whole. Exif's orientation is applied.
 """
 
 import contextlib
@@ -54,8 +54,19 @@ def decode(
         else:
             with Image.open(io.BytesIO(data)) as opened:
                 _refuse_bomb(*opened.size)
-                image = _upright(_rgb(opened), _orientation(opened))
+                if data.startswith(_JPEG_MAGIC):  # of which Pillow takes half-destroyed ones
+                    simplejpeg.decode_jpeg(data, colorspace="CMYK")
+                image = rgb(opened)
         return image if fit is None else shrink(image, height=fit[0], width=fit[1])
+
+
+def rgb(image: Image.Image) -> np.ndarray:
+    """Pixels of a PIL picture as `decode` gives those of a file: `[H, W, 3]` uint8, upright.
+
+    Raises:
+      ValueError: The pixels are floating-point numbers.
+    """
+    return _upright(_rgb(image), _orientation(image))
 
 
 def size(data: bytes, *, name: str) -> tuple[int, int]:

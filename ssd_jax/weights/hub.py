@@ -1,15 +1,11 @@
-"""Published weights by name: where they are, and what they have to be.
+"""Published weights by name: where they are, and what they have to be."""
 
-The variable `SSD_JAX_MIRROR` is an address, or a folder, that has the files instead.
-"""
-
-import os
 from pathlib import Path
 from typing import NamedTuple
 
 from ssd_jax import download, errors
 
-MIRROR = "SSD_JAX_MIRROR"
+_MIRROR = "config.data.mirror (SSD_JAX_MIRROR)"
 
 _TORCHVISION = "https://download.pytorch.org/models/"
 
@@ -45,12 +41,13 @@ NAMES = {
 }
 
 
-def locate(path_or_name: str | Path, *, cache_dir: str | Path) -> Path:
+def locate(path_or_name: str | Path, *, cache_dir: str | Path, mirror: str = "") -> Path:
     """The file that a user means, downloaded where it is a name and not yet there.
 
     Args:
       path_or_name: A file, or one of `NAMES`.
       cache_dir: Downloads are kept in its folder `weights`.
+      mirror: An address, or a folder, that has the files instead; empty: torchvision's.
 
     Raises:
       UserError: If it is neither, or can't be had.
@@ -63,21 +60,23 @@ def locate(path_or_name: str | Path, *, cache_dir: str | Path) -> Path:
             f"{path_or_name}: there is no such file, and no published weights of that name; the "
             f"names are {', '.join(NAMES)}"
         )
-    mirror = os.environ.get(MIRROR, entry.base)
-    if "://" not in mirror:
-        return _in_folder(Path(mirror).expanduser() / entry.filename, entry)
+    address = mirror or entry.base
+    if "://" not in address:
+        return _in_folder(Path(address).expanduser() / entry.filename, entry)
     return download.fetch(
-        f"{mirror.rstrip('/')}/{entry.filename}",
+        f"{address.rstrip('/')}/{entry.filename}",
         Path(cache_dir).expanduser() / "weights" / entry.filename,
         sha256=entry.sha256,
         otherwise=f"get the file elsewhere and give its path instead of {path_or_name}, or set "
-        f"{MIRROR} to an address or a folder that has it",
+        f"{_MIRROR} to an address or a folder that has it",
     )
 
 
 def _in_folder(path: Path, entry: Published) -> Path:
     if not path.is_file():
-        raise errors.UserError(f"{MIRROR}={path.parent}: it has no {entry.filename}; put it there")
+        raise errors.UserError(
+            f"{_MIRROR} is {path.parent}: it has no {entry.filename}; put it there"
+        )
     if not download.verified(path, sha256=entry.sha256):
         raise errors.UserError(
             f"{path} is not the file that is meant: its SHA-256 does not begin with {entry.sha256}"

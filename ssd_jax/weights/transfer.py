@@ -49,7 +49,9 @@ def with_classes(
     """Weights whose conf heads are for other classes.
 
     A class whose name both have, and the background, keep their kernels and biases; all others
-    take those of `params`. VOC's and COCO's names of one thing count as the same.
+    take those of `params`. VOC's and COCO's names of one thing count as the same. A head that
+    differs from that of `params` in more than its classes is left as it is, for `loading.fit` to
+    refuse.
 
     Args:
       weights: Of a detector with the classes `theirs`.
@@ -69,13 +71,21 @@ def with_classes(
     fresh = flax.traverse_util.flatten_dict(params, sep="/")
     arrays = {
         path: _replaced(array, fresh[path], rows, theirs.total())
-        if _PREDICTOR.fullmatch(path) and path in fresh
+        if _PREDICTOR.fullmatch(path)
+        and path in fresh
+        and _boxes(array, theirs) == _boxes(fresh[path], ours)
         else array
         for path, array in weights.arrays.items()
         if share or not _PREDICTOR.fullmatch(path)
     }
     kept = tuple(name for name in ours.names if _plain(name) in shared)
     return _without(weights, arrays), kept
+
+
+def _boxes(array: Any, classes: Classes) -> tuple[int, ...]:
+    """Shape of a conf head, its channels as boxes of these logits and what remains."""
+    *shape, channels = array.shape
+    return *shape, *divmod(channels, classes.total())
 
 
 def _replaced(
