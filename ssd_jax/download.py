@@ -1,9 +1,11 @@
 """Files from the network: resumed where a connection broke, verified, then moved to their place."""
 
+import contextlib
 import fcntl
 import hashlib
 import http.client
 import io
+import os
 import time
 import urllib.error
 import urllib.request
@@ -40,37 +42,46 @@ def fetch(url: str, path: Path, *, sha256: str, otherwise: str) -> Path:
     Raises:
       UserError: If it can't be downloaded or written, or is not what it has to be.
     """
-    if path.is_file():
-        return path
     part = path.with_name(path.name + _UNFINISHED)
     try:
+        if path.is_file():
+            return path
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = part.open("a+b")
+        file = _opened(part)
     except OSError as error:
         raise errors.UserError(
             f"{path} cannot be written ({error.strerror}), so {url} is not downloaded; give "
             f"another folder by the variable SSD_JAX_CACHE, or {otherwise}"
         ) from None
     with file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # processes that want the same file wait
-        if not path.is_file():
-            try:
+        try:
+            if not path.is_file():
                 _complete(file, part, url, sha256, otherwise)
-            except errors.UserError:
-                if not file.seek(0, io.SEEK_END):
-                    part.unlink(missing_ok=True)
-                raise
-            part.replace(path)
+                part.replace(path)
+        finally:
+            if not file.seek(0, io.SEEK_END):
+                part.unlink(missing_ok=True)
     return path
 
 
 def verified(path: Path, *, sha256: str) -> bool:
     """Whether the SHA-256 of a file begins like this."""
-    with path.open("rb") as file:
+    with path.open("rb", buffering=0) as file:
         return _digest(file).startswith(sha256)
 
 
-def _complete(file: io.BufferedIOBase, part: Path, url: str, sha256: str, otherwise: str) -> None:
+def _opened(part: Path) -> io.FileIO:
+    """The unfinished file, for this process alone: those that want the same one wait here."""
+    while True:
+        file = part.open("a+b", buffering=0)
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), part.stat()):
+                return file
+        file.close()  # whom this one waited for has finished it, or removed it
+
+
+def _complete(file: io.FileIO, part: Path, url: str, sha256: str, otherwise: str) -> None:
     """Makes a part, which may be empty, the whole file."""
     if _digest(file).startswith(sha256):
         return
@@ -87,7 +98,7 @@ def _complete(file: io.BufferedIOBase, part: Path, url: str, sha256: str, otherw
         )
 
 
-def _fill(file: io.BufferedIOBase, url: str, name: str, otherwise: str) -> None:
+def _fill(file: io.FileIO, url: str, name: str, otherwise: str) -> None:
     """Appends what is missing, in as many connections as it takes."""
     failures = 0
     with _bar() as bar:
@@ -104,17 +115,17 @@ def _fill(file: io.BufferedIOBase, url: str, name: str, otherwise: str) -> None:
                     raise _failed(url, name, error, otherwise) from None
                 file.truncate(0)
                 reason = error
-            except (OSError, http.client.HTTPException) as error:
+            except errors.UserError:
+                raise
+            except (OSError, http.client.HTTPException, ValueError) as error:
                 reason = getattr(error, "reason", None) or error
             failures = 0 if file.seek(0, io.SEEK_END) > before else failures + 1
-            if failures == _ATTEMPTS or isinstance(reason, ConnectionRefusedError):
+            if failures == _ATTEMPTS or isinstance(reason, ConnectionRefusedError | ValueError):
                 raise _failed(url, name, reason, otherwise)
             time.sleep(_PAUSE_S * failures)
 
 
-def _append(
-    file: io.BufferedIOBase, url: str, bar: progress.Progress, task: progress.TaskID
-) -> bool:
+def _append(file: io.FileIO, url: str, bar: progress.Progress, task: progress.TaskID) -> bool:
     """One connection; whether the file is whole after it."""
     request = urllib.request.Request(url)
     if begin := file.seek(0, io.SEEK_END):
@@ -124,12 +135,24 @@ def _append(
             file.truncate(0)
             begin = 0
         length = response.headers.get("Content-Length")
-        total = begin + int(length) if length else None
+        total = begin + int(length) if length and length.isdecimal() else None
         bar.update(task, completed=begin, total=total)
         for chunk in _chunks(response):
-            file.write(chunk)
+            _write(file, chunk)
             bar.advance(task, len(chunk))
     return total is None or file.tell() == total
+
+
+def _write(file: io.FileIO, chunk: bytes) -> None:
+    """Appends bytes; a disk that is full is another matter than a network that fails."""
+    try:
+        while chunk:
+            chunk = chunk[file.write(chunk) :]
+    except OSError as error:
+        raise errors.UserError(
+            f"{Path(file.name).parent} takes no more ({error.strerror}); make room there, or give "
+            "another folder by the variable SSD_JAX_CACHE"
+        ) from None
 
 
 def _continues(response: http.client.HTTPResponse, begin: int) -> bool:
@@ -143,8 +166,7 @@ def _chunks(response: http.client.HTTPResponse) -> Iterator[bytes]:
         yield chunk
 
 
-def _digest(file: io.BufferedIOBase) -> str:
-    file.flush()
+def _digest(file: io.FileIO) -> str:
     file.seek(0)
     return hashlib.file_digest(file, "sha256").hexdigest()
 
