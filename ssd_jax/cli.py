@@ -1,9 +1,11 @@
 """What the scripts share: flags, one-line errors, the console."""
 
 import contextlib
+import functools
 import logging as std_logging
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,18 +31,26 @@ def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
     has saved its state exits with `errors.TRY_AGAIN`; any other exception keeps its traceback.
     """
     _quiet()
+    status = 0
     try:
         main(sys.argv)
     except errors.UserError as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-        sys.exit(2)
+        status = 2
     except errors.StoppedError as stopped:
         sys.stderr.write(f"{stopped}\n")
-        sys.exit(errors.TRY_AGAIN)
+        status = errors.TRY_AGAIN
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
-        sys.exit(130)
-    sys.exit(0)
+        status = 130
+    except Exception:
+        traceback.print_exc()
+        status = 1
+    if status and "jax" in sys.modules:  # nothing else knows of other processes
+        from ssd_jax import distributed
+
+        distributed.leave(status)
+    sys.exit(status)
 
 
 def parse(
@@ -126,13 +136,30 @@ def config_name(argv: Sequence[str]) -> str:
 def find_trained() -> "detector.Trained":
     """The network that the flags `--workdir`, `--checkpoint` or `--weights` name.
 
+    What becomes of somebody else's weights is printed when the detector is built.
+
     Raises:
       UserError: If none or several are given, or there is no such network.
     """
     from ssd_jax import detector
 
     given = flags.FLAGS
-    return detector.find(workdir=given.workdir, checkpoint=given.checkpoint, weights=given.weights)
+    return detector.find(
+        workdir=given.workdir,
+        checkpoint=given.checkpoint,
+        weights=given.weights,
+        data=given.config.data if "config" in given else _given_data(sys.argv),
+        say=functools.partial(stdout.print, markup=False),
+    )
+
+
+def _given_data(argv: Sequence[str]) -> config_lib.DataConfig:
+    """`config.data` as the command line has it, where the rest of the config is not known yet."""
+    values = flags.FlagValues()
+    values.set_gnu_getopt()
+    config_flags.DEFINE_config_dataclass("config", config_lib.Config(), flag_values=values)
+    values([_with_underscores(argument) for argument in argv], known_only=True)
+    return values.config.data
 
 
 @contextlib.contextmanager

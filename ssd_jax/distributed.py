@@ -4,11 +4,12 @@ The engine is JAX's own. A process that is alone needs none of this, and everyth
 plain value.
 """
 
+import contextlib
 import os
 import sys
 import threading
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +22,13 @@ from ssd_jax import errors
 _OWN = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 # What tells that the launcher started more than one process, and how many; JAX reads the rest.
 # SLURM_NTASKS would not do: it is also set where the script runs that calls srun, only once.
-_COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+_COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "MEGASCALE_NUM_SLICES")
+_OPEN_MPI = ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK")
+_OPEN_MPI_4 = "OMPI_MCA_orte_hnp_uri"  # where JAX reads the coordinator's address from
+_TPU_HOSTS = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")  # as JAX asks for them
+_TPU, _NO_METADATA = "TPU_ML_PLATFORM", "TPU_SKIP_MDS_QUERY"
 _LONGER = 60  # seconds that JAX waits more than we do
-_TPU_HOSTS = "TPU_WORKER_HOSTNAMES"
+_PARTING = 10  # seconds that a process which fails waits for others that fail with it
 
 
 def initialize(
@@ -35,24 +40,33 @@ def initialize(
 ) -> None:
     """Joins the other processes of a run, before JAX looks for devices.
 
-    Without arguments, SLURM, Open MPI and TPU pods are recognised by what they set in the
+    Without arguments, SLURM, Open MPI 4 and TPU pods are recognised by what they set in the
     environment, and so are JAX's own `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and
-    `JAX_PROCESS_ID`; a process that was started alone stays alone.
+    `JAX_PROCESS_ID`; a process that was started alone stays alone. Open MPI 5 says all but the
+    coordinator.
 
     Args:
       coordinator: `HOST:PORT` of process 0, the same for all.
       num_processes: How many there are.
       process_id: Of this one, from 0.
-      timeout: Seconds to wait for the others; then the process ends with one line and status 2.
+      timeout: Seconds to wait for the others; then the process ends with one line and the status
+        `errors.TRY_AGAIN`.
 
     Raises:
-      UserError: If the arguments are not complete, or JAX's variables are no numbers.
+      UserError: If the arguments or JAX's variables are not complete, or are no numbers, or the
+        coordinator cannot begin.
     """
-    own = [os.environ.get(name, "") for name in _OWN]
-    if all(own) and not coordinator:
-        if not (own[1].isdigit() and own[2].isdigit()):
-            raise errors.UserError(f"{_OWN[1]}={own[1]} and {_OWN[2]}={own[2]} must be numbers")
-        coordinator, num_processes, process_id = own[0], int(own[1]), int(own[2])
+    local = None
+    if num_processes is None and process_id is None and _by_open_mpi_5(os.environ):
+        num_processes, process_id, local = (int(os.environ[name]) for name in _OPEN_MPI)
+        coordinator = coordinator or os.environ.get(_OWN[0], "")
+        if not coordinator:
+            raise errors.UserError(
+                f"Open MPI started {num_processes} processes and does not say where process 0 is: "
+                f"give --coordinator=HOST:PORT with its host and a free port"
+            )
+    elif not coordinator and num_processes is None and process_id is None:
+        coordinator, num_processes, process_id = _own_variables(os.environ)
     _check(coordinator, num_processes, process_id)
     if not coordinator and not _launched_by_many(os.environ):
         return
@@ -61,14 +75,41 @@ def initialize(
     alarm = threading.Timer(timeout, _nobody_came, (coordinator, num_processes, timeout))
     alarm.daemon = True
     alarm.start()
-    jax.distributed.initialize(
-        coordinator_address=coordinator or None,
-        num_processes=num_processes,
-        process_id=process_id,
-        initialization_timeout=timeout + _LONGER,
-    )
-    alarm.cancel()
+    try:
+        jax.distributed.initialize(
+            coordinator_address=coordinator or None,
+            num_processes=num_processes,
+            process_id=process_id,
+            local_device_ids=local,
+            initialization_timeout=timeout + _LONGER,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise errors.UserError(
+            f"process {'' if process_id is None else process_id} cannot join the others at "
+            f"{coordinator or 'their coordinator'}: {error}; is the port free, and the address "
+            f"that of process 0?"
+        ) from error
+    finally:
+        alarm.cancel()
     _connect()
+
+
+def _own_variables(environment: Mapping[str, str]) -> tuple[str, int | None, int | None]:
+    """Coordinator, number of processes and of this one, as JAX's variables have them, or nothing.
+
+    Beside a launcher the coordinator may stand alone; JAX then takes it itself.
+    """
+    own = {name: environment.get(name, "") for name in _OWN}
+    address, count, number = own.values()
+    if not any(own.values()) or (not (count or number) and _launched_by_many(environment)):
+        return "", None, None
+    if missing := [name for name, value in own.items() if not value]:
+        raise errors.UserError(
+            f"{', '.join(_OWN)} belong together: set {' and '.join(missing)} too, or none of them"
+        )
+    if not (count.isdigit() and number.isdigit()):
+        raise errors.UserError(f"{_OWN[1]}={count} and {_OWN[2]}={number} must be numbers")
+    return address, int(count), int(number)
 
 
 def _check(coordinator: str, num_processes: int | None, process_id: int | None) -> None:
@@ -88,11 +129,29 @@ def _check(coordinator: str, num_processes: int | None, process_id: int | None) 
         )
 
 
+def _by_open_mpi_5(environment: Mapping[str, str]) -> bool:
+    """Whether Open MPI started several, without what JAX recognises it by."""
+    return int(environment.get(_OPEN_MPI[0], "1")) > 1 and _OPEN_MPI_4 not in environment
+
+
 def _launched_by_many(environment: Mapping[str, str]) -> bool:
-    """Whether a launcher's variables tell of more than one process."""
+    """Whether a launcher's variables, or a TPU's metadata, tell of more than one process."""
     counts = [environment.get(name, "1") for name in _COUNTS]
-    hosts = environment.get(_TPU_HOSTS, "").count(",") + 1
-    return hosts > 1 or any(count.isdigit() and int(count) > 1 for count in counts)
+    hosts = [environment.get(name, "").count(",") + 1 for name in _TPU_HOSTS]
+    if max(hosts) > 1 or any(count.isdigit() and int(count) > 1 for count in counts):
+        return True
+    # JAX sets the first where it finds a TPU, and the second where it finds none.
+    return _TPU in environment and _NO_METADATA not in environment and _in_google_pod()
+
+
+def _in_google_pod() -> bool:
+    """Whether Google's metadata server tells of more hosts that this TPU belongs to."""
+    from jax._src.clusters.cloud_tpu_cluster import GceTpuCluster  # no public function asks it
+
+    try:
+        return GceTpuCluster.is_env_present() and GceTpuCluster.get_process_count() > 1
+    except (ImportError, OSError, RuntimeError):  # no such server: not a TPU VM of Google's
+        return False
 
 
 def _nobody_came(coordinator: str, num_processes: int | None, timeout: int) -> None:
@@ -100,10 +159,10 @@ def _nobody_came(coordinator: str, num_processes: int | None, timeout: int) -> N
     sys.stderr.write(
         f"error: the {num_processes or 'other'} processes did not meet at "
         f"{coordinator or 'their coordinator'} within {timeout} s: see that all of them run, "
-        f"process 0 there, and that its port is open\n"
+        f"process 0 there, and that its port is open; the same command tries again\n"
     )
     sys.stderr.flush()
-    os._exit(2)
+    os._exit(errors.TRY_AGAIN)
 
 
 def _connect() -> None:
@@ -139,6 +198,30 @@ def all_true(value: bool) -> bool:
     return bool(np.all(gather(np.array(value))))
 
 
+def any_true(value: bool) -> bool:
+    """Whether a value is true in some process; each of them has to ask."""
+    return not all_true(not value)
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Each process has to pass its `with`: a mistake that one finds there ends all of them.
+
+    Raises:
+      UserError: Its own in a process that found one, in the others that of the first.
+    """
+    mistake = None
+    try:
+        yield
+    except errors.UserError as error:
+        mistake = error
+    found = {k: text for k, text in enumerate(_gather_text(str(mistake or ""))) if text}
+    if mistake:
+        raise mistake
+    for process, text in found.items():
+        raise errors.UserError(f"in process {process}: {text}")
+
+
 def gather(values: Any) -> Any:
     """Stacks what the processes have along a new first axis, one row for each.
 
@@ -159,10 +242,7 @@ def check_same(texts: Sequence[str]) -> None:
     Raises:
       UserError: Naming the first line that differs, and the processes where it does.
     """
-    data = "\n".join(texts).encode()
-    length = int(np.max(gather(np.array(len(data)))))
-    rows = gather(np.frombuffer(data.ljust(length, b"\n"), np.uint8))
-    others = [bytes(row).decode().split("\n") for row in rows]
+    others = [text.split("\n") for text in _gather_text("\n".join(texts))]
     for number, line in enumerate(others[0]):
         differing = [k for k, lines in enumerate(others) if lines[number : number + 1] != [line]]
         if differing:
@@ -171,3 +251,26 @@ def check_same(texts: Sequence[str]) -> None:
                 f"the processes differ: {line!r} in process 0, {' '.join(there)!r} in process "
                 f"{differing[0]}; start them all with the same command and data"
             )
+
+
+def leave(status: int) -> NoReturn:
+    """Ends this process after a failure, soon: JAX would wait five minutes for the others.
+
+    Those that fail at the same time end together, without a word of the coordinator's absence.
+    """
+    if not jax.distributed.is_initialized():
+        sys.exit(status)
+    parting = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+    parting.start()
+    parting.join(_PARTING)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _gather_text(text: str) -> list[str]:
+    """The text of each process, without zeros at its end."""
+    data = text.encode()
+    length = int(np.max(gather(np.array(len(data)))))
+    rows = gather(np.frombuffer(data.ljust(length, b"\0"), np.uint8))
+    return [bytes(row).rstrip(b"\0").decode() for row in rows]

@@ -12,5 +12,8 @@ class UserError(ValueError):
     """
 
 
-class StoppedError(Exception):
-    """A run was told to stop and has saved its state: the scripts exit with `TRY_AGAIN`."""
+class StoppedError(BaseException):
+    """A run was told to stop and has saved its state: the scripts exit with `TRY_AGAIN`.
+
+    Like KeyboardInterrupt it is no Exception, so that nothing on its way takes it for a failure.
+    """

@@ -4,15 +4,19 @@ import json
 import re
 import signal
 import socket
+import types
 
 import jax
 import numpy as np
 import pytest
 import tiny_run
 import train_worker
+from jax._src.clusters import cloud_tpu_cluster
 from tiny_run import arrays_of, assert_same, ends, start, start_training, wait_for_checkpoint
 
 from ssd_jax import distributed, errors
+from ssd_jax.evaluation import evaluated
+from ssd_jax.training import loop
 
 
 def free_port():
@@ -76,14 +80,18 @@ def whole(config_file, tmp_path_factory):
 
 @pytest.mark.slow
 def test_two_processes_evaluate_what_one_does(config_file, whole):
-    shared = json.loads((whole / "evaluation.json").read_text())
+    shared, of_two = json.loads((whole / "evaluation.json").read_text()), evaluated.load(whole)
     (status, stderr), *_ = ends([start("evaluate.py", "--config", config_file, "--workdir", whole)])
     assert status == 0, stderr
-    alone = json.loads((whole / "evaluation.json").read_text())
-    assert shared["images"] == alone["images"] == 6
+    alone, of_one = json.loads((whole / "evaluation.json").read_text()), evaluated.load(whole)
+    assert shared["images"] == alone["images"] == 7  # shares of 4 and 3
     for name in ("mean_ap_voc07", "mean_ap_area"):
         assert shared[name] == pytest.approx(alone[name], abs=1e-6)
     assert shared["coco"] == pytest.approx(alone["coco"], abs=1e-6)
+    assert of_two.detections.keys() == of_one.detections.keys()
+    for name, columns in of_one.detections.items():
+        for found, expected in zip(of_two.detections[name], columns, strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-3, err_msg=name)
 
 
 @pytest.mark.slow
@@ -111,26 +119,99 @@ def test_a_signal_to_one_process_ends_all_at_the_same_step(config_file, whole, t
 
 
 @pytest.mark.slow
-def test_a_process_that_dies_ends_the_others_and_the_run_goes_on(config_file, whole, tmp_path):
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_process_that_dies_ends_the_others_and_the_run_goes_on(
+    config_file, whole, tmp_path, killed
+):
     workdir = tmp_path / "run"
     processes = start_two(config_file, workdir)
     wait_for_checkpoint(workdir, 2, processes)
-    processes[1].kill()
-    (status, _), _ = ends(processes, timeout=120)
-    assert status not in (0, None)
+    processes[killed].kill()
+    other = ends(processes, timeout=120)[1 - killed]
+    assert other[0] not in (0, 2, None), other[1]
     for status, stderr in ends(start_two(config_file, workdir)):
         assert status == 0, stderr
     assert_same(arrays_of(workdir, 6), arrays_of(whole, 6))
 
 
 @pytest.mark.slow
-def test_processes_with_different_configs_are_told_which_field(config_file, tmp_path):
-    different = ((), ("--config.train.learning_rate=0.5",))
-    for status, stderr in ends(start_two(config_file, tmp_path / "run", of_each=different)):
-        assert status == 2
+def test_where_one_process_hangs_the_others_end(config_file, whole, tmp_path):
+    endless = ("--config.train.steps=1000000", "--config.train.watchdog_minutes=0.3")
+    processes = start_two(config_file, tmp_path / "run", of_each=(endless, endless))
+    try:
+        wait_for_checkpoint(tmp_path / "run", 1, processes)
+        processes[1].send_signal(signal.SIGSTOP)
+        processes[0].wait(timeout=90)
+    finally:
+        processes[1].kill()
+        (status, stderr), _ = ends(processes)
+    assert status == errors.TRY_AGAIN, stderr
+    assert "no step in 0.3 minutes" in stderr
+
+
+def end_with_one_line(processes):
+    """The last line of each, which has to come long before JAX gives up on the others."""
+    lines = []
+    for status, stderr in ends(processes, timeout=120):
+        assert status == 2, stderr
         assert "Traceback" not in stderr
-        assert re.search(r"the processes differ: .*learning_rate.* in process 0", stderr)
+        lines.append(stderr.splitlines()[-1])
+    return lines
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("field", "value"), [("learning_rate", "0.5"), ("batch_size", "6"), ("accumulate", "4")]
+)
+def test_processes_with_different_configs_are_told_which_field(config_file, tmp_path, field, value):
+    different = ((), (f"--config.train.{field}={value}",))
+    for line in end_with_one_line(start_two(config_file, tmp_path / "run", of_each=different)):
+        assert re.search(rf"the processes differ: .*{field}.* in process 0", line)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_what_one_process_finds_wrong_ends_all(config_file, tmp_path):
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    with loop._locked(workdir):
+        first, second = end_with_one_line(start_two(config_file, workdir))
+    assert first.startswith(f"error: {workdir} is in use by process ")
+    assert second == first.replace("error: ", "error: in process 0: ")
+
+
+_ALONE = """
+import sys, time
+from ssd_jax import cli, distributed, errors
+
+def main(argv):
+    port, process = int(argv[1]), int(argv[2])
+    distributed.initialize(f"127.0.0.1:{port}", 2, process, timeout=60)
+    if process == 1:
+        raise errors.UserError("of this one alone")
+    distributed.gather(0)
+
+cli.run(main)
+"""
+
+
+@pytest.mark.slow
+def test_a_mistake_that_the_others_cannot_know_ends_its_process_soon():
+    processes = [start("-c", _ALONE, port, number) for port in [free_port()] for number in range(2)]
+    try:
+        processes[1].wait(timeout=60)
+    finally:
+        processes[0].kill()
+        _, (status, stderr) = ends(processes)
+    assert (status, stderr.splitlines()[-1]) == (2, "error: of this one alone")
+
+
+def test_a_workdir_that_another_machine_has_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "_UNSEEN", 0)
+    with pytest.raises(errors.UserError, match=r"does not see the config.json that process 0 wrot"):
+        loop._check_seen(tmp_path / "config.json")
+    (tmp_path / "config.json").write_text("{}")
+    loop._check_seen(tmp_path / "config.json")
 
 
 _LATE = """
@@ -174,9 +255,20 @@ def test_a_coordinator_that_does_not_answer_is_one_line(config_file, tmp_path):
             )
         ]
     )
-    assert status == 2
+    assert status == errors.TRY_AGAIN
     assert stderr.splitlines()[-1].startswith("error: the 2 processes did not meet at 127.0.0.1:")
     assert "Traceback" not in stderr
+
+
+@pytest.mark.slow
+def test_a_port_in_use_is_one_line(config_file, tmp_path):
+    with socket.socket(socket.AF_INET6) as used:
+        used.bind(("::", 0))
+        used.listen()
+        address = f"127.0.0.1:{used.getsockname()[1]}"
+        joining = (f"--coordinator={address}", "--num-processes=2", "--process-id=0")
+        (line,) = end_with_one_line([start_training(config_file, tmp_path / "run", *joining)])
+    assert line.startswith(f"error: process 0 cannot join the others at {address}: ")
 
 
 @pytest.mark.parametrize(
@@ -203,10 +295,70 @@ def test_what_cannot_be_joined_is_one_line(arguments, message):
         ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
         ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
         ({"TPU_WORKER_HOSTNAMES": "a"}, False),
+        ({"TPU_PROCESS_ADDRESSES": "a:8476,b:8476"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "2"}, True),
     ],
 )
 def test_launchers_are_known_by_their_variables(variables, many):
     assert distributed._launched_by_many(variables) is many
+
+
+@pytest.mark.parametrize(
+    ("present", "hosts", "variables", "many"),
+    [
+        (True, 2, {"TPU_ML_PLATFORM": "JAX"}, True),
+        (True, 1, {"TPU_ML_PLATFORM": "JAX"}, False),
+        (False, 2, {"TPU_ML_PLATFORM": "JAX"}, False),
+        (True, 2, {"TPU_ML_PLATFORM": "JAX", "TPU_SKIP_MDS_QUERY": "1"}, False),
+        (True, 2, {}, False),
+    ],
+)
+def test_a_tpu_pod_is_known_by_the_metadata_of_its_machine(
+    monkeypatch, present, hosts, variables, many
+):
+    monkeypatch.setattr(cloud_tpu_cluster.GceTpuCluster, "is_env_present", lambda: present)
+    monkeypatch.setattr(cloud_tpu_cluster.GceTpuCluster, "get_process_count", lambda: hosts)
+    assert distributed._launched_by_many(variables) is many
+
+
+@pytest.fixture
+def joined(monkeypatch):
+    """What JAX is asked to join."""
+    asked = types.SimpleNamespace()
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **given: vars(asked).update(given))
+    monkeypatch.setattr(distributed, "_connect", lambda: None)
+    monkeypatch.setattr(jax.config, "update", lambda name, value: None)
+    return asked
+
+
+@pytest.mark.parametrize("of_jax", [False, True])
+def test_open_mpi_5_needs_the_coordinator_only(monkeypatch, joined, of_jax):
+    for name, value in zip(distributed._OPEN_MPI, "830", strict=True):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(errors.UserError, match=r"started 8 processes .* give --coordinator="):
+        distributed.initialize()
+    if of_jax:
+        monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "host:1")
+    distributed.initialize("" if of_jax else "host:1")
+    assert joined.coordinator_address == "host:1"
+    assert (joined.num_processes, joined.process_id, joined.local_device_ids) == (8, 3, 0)
+
+
+def test_open_mpi_4_is_left_to_jax(monkeypatch, joined):
+    for name, value in zip(distributed._OPEN_MPI, "830", strict=True):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("OMPI_MCA_orte_hnp_uri", "4096.0;tcp://10.0.0.1:34911")
+    distributed.initialize()
+    assert (joined.coordinator_address, joined.num_processes, joined.process_id) == (None,) * 3
+
+
+@pytest.mark.parametrize("missing", distributed._OWN)
+def test_some_of_the_variables_are_too_few(monkeypatch, missing):
+    for name, value in zip(distributed._OWN, ("host:1", "2", "0"), strict=True):
+        if name != missing:
+            monkeypatch.setenv(name, value)
+    with pytest.raises(errors.UserError, match=f"belong together: set {missing} too"):
+        distributed.initialize()
 
 
 def test_variables_that_are_no_numbers_are_one_line(monkeypatch):

@@ -1,6 +1,7 @@
 """What happens to runs: signals, damage, a full disk, other people's workdirs, bad numbers."""
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ from ssd_jax import detector as detector_lib
 from ssd_jax import errors
 from ssd_jax.data import loader
 from ssd_jax.training import checkpoint, guard, loop, signals, watchdog
+from ssd_jax.training import step as step_lib
 
 pytestmark = pytest.mark.slow
 
@@ -98,12 +100,22 @@ def test_of_a_damaged_checkpoint_the_one_before_is_taken(
     assert steps == [1, 2, 3, 4, 4]
 
 
-def test_where_all_are_damaged_the_run_says_so_and_keeps_them(config, copied):
+def test_what_may_not_be_written_is_one_line(config, tmp_path, monkeypatch):
+    def refuse(image, path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(loop, "_save_picture", refuse)
+    with pytest.raises(errors.UserError, match=r"cannot write to .*run .*augmented.png.*let it"):
+        loop.train(config, tmp_path / "run")
+
+
+def test_where_all_are_damaged_the_run_says_so_and_moves_nothing(config, copied):
     for step in (2, 4):
         truncate(copied / "checkpoints" / str(step))
-    with pytest.raises(errors.UserError, match=r"every checkpoint in .* is damaged; they lie in"):
+    with pytest.raises(errors.UserError, match=r"every checkpoint in .* is damaged .*stays there"):
         loop.train(config, copied)
-    assert {path.name for path in (copied / "damaged").iterdir()} == {"2", "4"}
+    assert tiny_run.steps_saved(copied) == [2, 4]
+    assert not (copied / "damaged").exists()
 
 
 def test_detection_refuses_a_damaged_checkpoint(copied):
@@ -112,15 +124,15 @@ def test_detection_refuses_a_damaged_checkpoint(copied):
         detector_lib.load_detector(copied / "checkpoints" / "4")
 
 
-def test_a_checkpoint_of_a_newer_version_is_refused(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "VERSION", 2)
-    loop.train(config, tmp_path / "run")
-    monkeypatch.setattr(checkpoint, "VERSION", 1)
-    with pytest.raises(
-        errors.UserError, match=r"newer ssd_jax .format 2, this one reads 1.: update"
-    ):
-        loop.train(config, tmp_path / "run")
-    assert tiny_run.steps_saved(tmp_path / "run") == [2, 4]
+def test_a_workdir_of_a_newer_version_is_refused(config, copied):
+    place = copied / "config.json"
+    place.write_text(json.dumps({**json.loads(place.read_text()), "version": 2}))
+    for use in (lambda: loop.train(config, copied), lambda: detector_lib.load_detector(copied)):
+        with pytest.raises(
+            errors.UserError, match=r"newer ssd_jax .format 2, this one reads 1.: update"
+        ):
+            use()
+    assert tiny_run.steps_saved(copied) == [2, 4]
 
 
 @pytest.mark.parametrize("devices", [1, 2, 4])
@@ -146,7 +158,8 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(tmp_path):
     """A limit on the size of files stands for the disk: the next checkpoint passes it."""
     config_file = tiny_run.write_config(tmp_path, steps=2, devices=1)
     workdir = tmp_path / "run"
-    assert kill_and_resume.finish(config_file, workdir) == 0
+    assert kill_and_resume.finish(config_file, workdir, "--profile=1:2") == 0
+    assert list((workdir / "profile").rglob("*.xplane.pb"))
     result = subprocess.run(
         [
             "bash",
@@ -211,6 +224,7 @@ def test_a_second_signal_ends_at_once():
         "import os, signal, time\n"
         "from ssd_jax.training import signals\n"
         "with signals.Stop() as stop:\n"
+        "    stop.defer()\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    print(stop.name, flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
@@ -219,6 +233,57 @@ def test_a_second_signal_ends_at_once():
     assert result.returncode == 128 + signal.SIGINT
     assert result.stdout == "SIGTERM\n"
     assert "Traceback" not in result.stderr
+
+
+def test_a_second_signal_ends_at_once_what_is_not_pythons():
+    """NumPy sorts in one call, and Python runs no handler until it returns."""
+    code = (
+        "import numpy as np\n"
+        "from ssd_jax.training import signals\n"
+        "numbers = np.random.default_rng(0).random(50_000_000, np.float32)\n"
+        "with signals.Stop() as stop:\n"
+        "    stop.defer()\n"
+        "    print('sorting', flush=True)\n"
+        "    numbers.sort(kind='stable')\n"
+        "    print('sorted', flush=True)\n"
+    )
+    process = tiny_run.start("-c", code)
+    assert process.stdout.readline() == "sorting\n"
+    for _ in range(2):
+        time.sleep(0.3)
+        process.send_signal(signal.SIGTERM)
+    stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout) == (128 + signal.SIGTERM, "")
+    assert stderr == "stopped at once: the last checkpoint counts\n"
+
+
+def test_before_the_first_step_a_signal_ends_the_run_at_once(config, tmp_path, monkeypatch):
+    def prepare(options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    monkeypatch.setattr(loop, "open_data", prepare)
+    with pytest.raises(errors.StoppedError, match="SIGTERM before the first step"):
+        loop.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_whole_group_leaves_the_workers_be(tmp_path, sent):
+    """As Ctrl-C in a terminal does, and some schedulers."""
+    config_file = tiny_run.write_config(tmp_path, steps=1000, devices=1)
+    workdir = tmp_path / "run"
+    arguments = ("--config.train.checkpoint_every=1000000", "--config.data.workers=1")
+    process = tiny_run.start_training(config_file, workdir, *arguments, start_new_session=True)
+    rows = workdir / "metrics.csv"
+    while not rows.exists() or len(rows.read_text().splitlines()) < 3:
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, sent)
+    ((status, stderr),) = tiny_run.ends([process])
+    assert status == errors.TRY_AGAIN, stderr
+    assert "Traceback" not in stderr
+    assert len(tiny_run.steps_saved(workdir)) == 1
 
 
 def test_handlers_are_as_before_in_the_end():
@@ -266,7 +331,8 @@ def test_a_step_that_is_not_finite_is_skipped_and_its_pictures_named(
 ):
     original = loader.training_batches
     monkeypatch.setattr(loader, "training_batches", lambda *a, **k: nan_boxes(original(*a, **k)))
-    loop.train(changed(config, "data", augment="flip"), tmp_path / "run")
+    warming = changed(config, warmup_steps=4, learning_rate=4e-4)
+    loop.train(changed(warming, "data", augment="flip"), tmp_path / "run")
     (row,) = map(json.loads, (tmp_path / "run" / "skipped.jsonl").read_text().splitlines())
     assert row["step"] == 2
     stream = original(
@@ -280,8 +346,12 @@ def test_a_step_that_is_not_finite_is_skipped_and_its_pictures_named(
     order = [*loader.epoch_order(12, 0, 0), *loader.epoch_order(12, 0, 1)]
     assert row["pictures"] == [split.source[order[place]]["name"] for place in positions]
     assert any("step 2 is skipped" in line for line in warnings_of)
-    rows = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
-    assert [row["skipped"] for row in rows if "skipped" in row] == [0, 1, 0, 0]
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    rows = [row for row in map(json.loads, lines) if "loss" in row]
+    assert [row["skipped"] for row in rows] == [0, 1, 0, 0]
+    # What step 2 did not take the next one takes.
+    rates = [row["learning_rate"] for row in rows]
+    np.testing.assert_allclose(rates, [1e-4, 2e-4, 2e-4, 3e-4], rtol=1e-6)
 
 
 def test_too_many_in_a_row_end_the_run_with_its_state_kept_apart(config, tmp_path):
@@ -316,10 +386,15 @@ def test_a_workdir_of_another_config_is_refused_and_left_alone(config, finished)
     assert before == {path: path.read_bytes() for path in finished.glob("*.json*")}
 
 
-def test_a_config_can_be_changed_on_demand(config, copied):
-    other = changed(config, learning_rate=1e-5, steps=5)
+@pytest.mark.parametrize(
+    "fields", [{}, {"clip_norm": 10.0, "optimizer": "adam", "freeze": ("vgg16/conv1_1",)}], ids=str
+)
+def test_a_config_can_be_changed_on_demand(config, copied, fields):
+    other = changed(config, learning_rate=1e-5, steps=5, **fields)
     loop.train(other, copied, change_config=True)
+    assert not (copied / "damaged").exists()
     rows = list(map(json.loads, (copied / "metrics.jsonl").read_text().splitlines()))
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 4, 5, 5]
     assert [row["learning_rate"] for row in rows if row["step"] == 5 and "loss" in row] == [
         pytest.approx(1e-5)
     ]
@@ -331,14 +406,22 @@ def test_a_workdir_that_cannot_be_made_is_one_line(config, tmp_path):
         loop.train(config, tmp_path / "file" / "run")
 
 
-def test_the_average_of_the_weights_is_saved_evaluated_and_resumed(config, tmp_path):
+def test_the_average_of_the_weights_is_saved_evaluated_and_resumed(config, tmp_path, monkeypatch):
     with_average = changed(config, ema_decay=0.9)
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    evaluated, original = [], loop.evaluation.evaluate
+
+    def evaluate(detector, *arguments, **options):
+        evaluated.append(detector.params)
+        return original(detector, *arguments, **options)
+
+    monkeypatch.setattr(loop.evaluation, "evaluate", evaluate)
     loop.train(with_average, whole)
     loop.train(changed(with_average, steps=2), stopped)
     loop.train(with_average, stopped)
     average = detector_lib.load_detector(whole / "checkpoints/4").params
     again = detector_lib.load_detector(stopped / "checkpoints/4").params
+    jax.tree.map(np.testing.assert_array_equal, evaluated[0], average)
     settings, _ = config_lib.load(whole / "config.json")
     raw = changed(settings, "eval", ema=False)
     params = detector_lib.restore(raw, whole / "checkpoints/4").params
@@ -353,9 +436,46 @@ def test_the_rate_grows_with_the_batch_where_it_is_told_for_which_it_is(config):
     assert float(loop._schedule(changed(scaled, scale_rate_from=0))(5)) == pytest.approx(1e-3)
 
 
-def test_a_profile_of_the_steps_that_were_named_is_written(config, tmp_path):
+def test_a_profile_of_the_steps_that_were_named_is_written(config, tmp_path, capsys):
     loop.train(config, tmp_path / "run", profile=range(2, 4))
     assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
+    begun = capsys.readouterr().out
+    assert "  devices  8 x cpu, shard_map\n" in begun
+    assert "    batch  8: 1 a device\n" in begun
+
+
+def test_a_layout_says_what_a_device_computes_at_a_time():
+    options = config_lib.TrainConfig(batch_size=32, accumulate=2)
+    mesh = step_lib.make_mesh(jax.devices()[:4])
+    assert loop._layout(options, mesh) == "32: 8 a device, 4 at a time"
+
+
+def test_a_profile_of_other_steps_than_remain_is_one_line(config, copied):
+    with pytest.raises(errors.UserError, match="--profile 2:4 traces nothing: no step is still to"):
+        loop.train(config, copied, profile=range(2, 4))
+    for profile in (range(1, 3), range(5, 9)):
+        with pytest.raises(errors.UserError, match="nothing: steps 3 to 4 are still to do"):
+            loop._check_profile(profile, 2, 4)
+    for profile in (range(0), range(1, 4), range(4, 9)):
+        loop._check_profile(profile, 2, 4)
+
+
+def test_what_is_compiled_is_kept_where_no_variable_says_otherwise(tmp_path, monkeypatch):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    code = (
+        "import sys, jax, train\n"
+        "from ssd_jax import cli\n"
+        "from ssd_jax.training import loop\n"
+        "def shown(*arguments, profile, **options):\n"
+        "    print(jax.config.jax_compilation_cache_dir, profile)\n"
+        "    sys.exit()\n"
+        "loop.train = shown\n"
+        "cli.run(train.main)\n"
+    )
+    config_file = tiny_run.write_config(tmp_path, steps=4, devices=1)
+    process = tiny_run.start("-c", code, "--config", config_file, "--profile=2:4")
+    stdout, stderr = process.communicate(timeout=120)
+    assert stdout == f"{tmp_path / 'cache' / 'compiled'} range(2, 4)\n", stderr
 
 
 @pytest.mark.parametrize("value", ["3", "3:", "5:3", "a:b"])

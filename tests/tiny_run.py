@@ -19,7 +19,7 @@ _CONFIG = """
 from ssd_jax import config
 from ssd_jax.data import datasets
 
-datasets.SYNTHETIC = {{"train": 12, "test": 6, "seed": 0}}
+datasets.SYNTHETIC = {{"train": 12, "test": 7, "seed": 0}}
 
 
 def get_config():
@@ -29,6 +29,7 @@ def get_config():
     cfg.data.canvas, cfg.data.cache_dir = 160, {cache!r}
     cfg.train.steps, cfg.train.batch_size, cfg.train.cpu_devices = {steps}, 4, {devices}
     cfg.train.learning_rate, cfg.train.fresh_warmup_steps = 1e-4, 0
+    cfg.train.ema_decay = 0.9
     cfg.train.log_every = cfg.train.checkpoint_every = 1
     cfg.train.eval_every, cfg.eval.batch_size = 1_000_000, 4
     return cfg
@@ -67,21 +68,22 @@ def config(cache):
     return made
 
 
-def start(*command):
+def start(*command, cwd=ROOT, **options):
     """A Python process, without the devices that conftest.py gives to the tests."""
     own = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     return subprocess.Popen(
         [sys.executable, *map(str, command)],
-        cwd=ROOT,
+        cwd=cwd,
         env={**own, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        **options,
     )
 
 
-def start_training(config_file, workdir, *arguments):
-    return start("train.py", "--config", config_file, "--workdir", workdir, *arguments)
+def start_training(config_file, workdir, *arguments, **options):
+    return start("train.py", "--config", config_file, "--workdir", workdir, *arguments, **options)
 
 
 def ends(processes, timeout=300):
@@ -106,7 +108,8 @@ def wait_for_checkpoint(workdir, step, processes):
 def arrays_of(workdir, step):
     """All of a checkpoint's state, by file and name."""
     folder = (Path(workdir) / "checkpoints" / str(step)).absolute()
-    trees = {name: _restored(folder / name) for name in ("params", "training")}
+    items = [name for name in ("params", "ema", "training") if (folder / name).is_dir()]
+    trees = {name: _restored(folder / name) for name in items}
     leaves = jax.tree_util.tree_leaves_with_path(trees)
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 

@@ -6,7 +6,13 @@ by asking for the stream from `step * batch_size` on.
 """
 
 import collections
+import contextlib
 import functools
+import itertools
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -133,13 +139,23 @@ def training_batches(
         records = [_record_at(source, position, seed) for position in positions.tolist()]
         for row, record in enumerate(records):
             _draw(record, made, row)
-            keep = (difficult | ~record["difficult"]) & ~record["crowd"]
+            keep = trained_on(record, difficult=difficult)
             count = np.count_nonzero(keep)
             made["boxes"][row, :count] = record["boxes"][keep]
             made["labels"][row, :count] = record["labels"][keep]
         return made
 
     return _iterate(grain.MapDataset.range(_ENDLESS).map(batch), threads, workers)
+
+
+def trained_on(record: Mapping[str, Any], *, difficult: bool) -> np.ndarray:
+    """`[N]` bool: the objects of a record that training takes, crowds never.
+
+    Args:
+      record: As `datasets.load` gives them.
+      difficult: Keep objects that are marked difficult.
+    """
+    return (difficult | ~record["difficult"]) & ~record["crowd"]
 
 
 def names(source: Source, *, positions: Iterable[int], seed: int) -> list[str]:
@@ -211,8 +227,37 @@ def _iterate(dataset: grain.MapDataset, threads: int, workers: int = 0) -> Itera
     if workers:
         if not flags.FLAGS.is_parsed():  # grain reads absl's flags, which a notebook never parses
             flags.FLAGS.mark_as_parsed()
-        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+        options = grain.MultiprocessingOptions(num_workers=workers)
+        with _signals_held_back():
+            iterator = iter(batches.mp_prefetch(options, _end_with_parent))
+            return itertools.chain([next(iterator)], iterator)  # the first starts the workers
     return iter(batches)
+
+
+@contextlib.contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """What is started within its `with` never gets what a scheduler or Ctrl-C sends to all.
+
+    They are for the process that saves the state, and needs its workers until then.
+    """
+    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
+
+
+def _end_with_parent(worker: int, workers: int) -> None:
+    """Called in a worker: it would go on for ever without the process that it works for."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _blank(rows: int, canvas: int, pool: Pool) -> Batch:

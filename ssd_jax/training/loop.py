@@ -7,7 +7,8 @@ import fcntl
 import functools
 import os
 import socket
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,8 @@ from ssd_jax.models import calibration, ssd, vgg
 from ssd_jax.training import checkpoint, guard, logs, optimizer, progress, signals, watchdog
 from ssd_jax.training import step as step_lib
 from ssd_jax.weights import loading, transfer
+
+_UNSEEN = 60  # seconds that NFS may keep in mind that a file was not there
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,22 +101,28 @@ def train(
         or too many steps in a row were not finite.
       StoppedError: If a signal ended the run; its state is saved.
     """
-    logs.check_wandb(config.train.wandb)
-    source = functools.cache(functools.partial(_read_source, config))
-    config = _settled(config, workdir, source)
-    mesh = step_lib.make_mesh()
-    _check_batch(config.train, mesh.size)
-    data = open_data(config.data)
-    paths = _paths(config.model, len(data.train.class_names))
-    _check_patterns(config.train, paths)
-    if not (workdir / "config.json").exists():
-        _check_frozen(config, paths, source)
-    distributed.check_same(_same_everywhere(config, data))
-    with (
-        _claim(workdir, config, data.train.class_names, change_config=change_config),
-        checkpoint.room_for(workdir),
-    ):
-        return _train(config, workdir, data, mesh, source, profile)
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(signals.Stop())
+        distributed.check_same(_settings(config))
+        source = functools.cache(functools.partial(_read_source, config))
+        with distributed.together():
+            logs.check_wandb(config.train.wandb)
+            config = _settled(config, workdir, source)
+            mesh = step_lib.make_mesh()
+            _check_batch(config.train, mesh.size)
+            data = open_data(config.data)
+            paths = _paths(config.model, len(data.train.class_names))
+            _check_patterns(config.train, paths)
+            if not (workdir / "config.json").exists():
+                _check_frozen(config, paths, source)
+        # Not before: a process may prepare data for hours.
+        dog = stack.enter_context(watchdog.Watchdog(config.train.watchdog_minutes))
+        distributed.check_same([*_settings(config), *_contents(data)])
+        stack.enter_context(
+            _claim(workdir, config, data.train.class_names, change_config=change_config)
+        )
+        stack.enter_context(checkpoint.room_for(workdir))
+        return _train(config, workdir, data, mesh, source, profile, stop, dog, change_config)
 
 
 def _train(
@@ -123,6 +132,9 @@ def _train(
     mesh: jax.sharding.Mesh,
     source: Callable[[], detector_lib.Source],
     profile: range,
+    stop: signals.Stop,
+    dog: watchdog.Watchdog,
+    change_config: bool,
 ) -> evaluation.Evaluation:
     options, side = config.train, detector_lib.input_size(config.model)
     model = detector_lib.build_model(config.model, len(data.train.class_names))
@@ -156,8 +168,12 @@ def _train(
         manager = stack.enter_context(
             checkpoint.open_manager(workdir, keep=options.keep_checkpoints, clean=True)
         )
-        state, position, origin = _start(manager, state, config, model, source, data, workdir)
+        state, position, origin = _start(
+            manager, state, config, model, source, data, workdir, change_config
+        )
+        dog.beat()
         first = int(state.step)
+        _check_profile(profile, first, options.steps)
         _announce(config, data, model, state, mesh, origin)
         batches = step_lib.prefetch(_batches(config, data.train, position), mesh)
         if distributed.is_primary():
@@ -171,18 +187,21 @@ def _train(
                 settings=config_lib.to_dict(config),
             ),
             stack.enter_context(progress.Progress(first, options.steps, options.batch_size)),
-            stack.enter_context(watchdog.Watchdog(options.watchdog_minutes)),
+            dog,
             guard.Guard(
                 workdir,
+                step=first,
                 most=options.max_skipped,
                 names_of=functools.partial(_names, config, data.train, position, first),
             ),
             options,
             rate,
+            step_lib.updates_done(state.opt_state),
         )
-        stop = stack.enter_context(signals.Stop())
+        stop.defer()
         trace = stack.enter_context(_Profile(profile, workdir / "profile"))
-        evaluate = functools.partial(_evaluate, config, data.eval, workdir, host, stop)
+        evaluate = functools.partial(_evaluate, config, data.eval, host, stop)
+        report = functools.partial(_report, config, data.eval, workdir, host)
         result = None
         for number in range(first + 1, options.steps + 1):
             trace.at(number, host)
@@ -202,13 +221,17 @@ def _train(
                 mean_ap = result.voc07.mean_ap if result else None
                 with host.display.pause():
                     checkpoint.save(manager, state, run=run, mean_ap=mean_ap)
+            if result:
+                report(state, result)
             if ending:
                 checkpoint.wait(manager)
+                distributed.wait_for_all("stopped")
                 raise errors.StoppedError(
                     f"stopped after step {number}, whose state is saved in {workdir}: the same "
                     f"command goes on from there"
                 )
-        result = result or evaluate(state)
+        if result is None and (result := evaluate(state)):
+            report(state, result)
         checkpoint.wait(manager)
         host.log.close()
     if result is None:
@@ -237,10 +260,12 @@ class _Host:
         keeper: guard.Guard,
         options: config_lib.TrainConfig,
         rate: Any,
+        updates: Any,
     ):
         self.log, self.display, self.dog, self.guard = log, display, dog, keeper
         self.stop = False
         self._options, self._rate = options, rate
+        self._updates = int(updates)  # that the schedule has counted: no skipped step is one
         self._pending: collections.deque[tuple[int, step_lib.Metrics]] = collections.deque()
 
     def follow(self, number: int, metrics: step_lib.Metrics) -> None:
@@ -261,8 +286,9 @@ class _Host:
         self.guard.check(number, values)
         if number % self._options.log_every == 0 or number == self._options.steps:
             speed = self.display.update(number, loss=values["loss"])
-            rate = float(self._rate(number - 1))
+            rate = float(self._rate(self._updates))
             self.log.write(step=number, **values, learning_rate=rate, images_per_second=speed)
+        self._updates += not values["skipped"]
 
 
 class _Profile:
@@ -305,6 +331,7 @@ def _run(config: config_lib.Config, data: Data, position: int) -> dict[str, Any]
         "config": config_lib.to_dict(config),
         "class_names": list(data.train.class_names),
         "position": position,
+        "pictures": len(data.train.source),
     }
 
 
@@ -339,38 +366,51 @@ def _batches(
 def _evaluate(
     config: config_lib.Config,
     split: datasets.Split,
-    workdir: Path,
     host: _Host,
     stop: signals.Stop,
     state: step_lib.TrainState,
 ) -> evaluation.Evaluation | None:
-    """Evaluates the parameters, logs the mAP, draws samples and writes the report.
-
-    Returns None if a signal came meanwhile; several processes end their evaluation first.
-    """
-    step = int(state.step)
-    params = state.ema if state.ema is not None and config.eval.ema else state.params
-    detector = detector_lib.Detector(config, split.class_names, jax.device_get(params))
+    """Evaluates the parameters and logs the mAP; None if a signal came to a process meanwhile."""
 
     def on_picture(done: int) -> None:
         host.dog.beat()
         host.display.evaluating(done)
-        if stop.name and jax.process_count() == 1:
+
+    def on_batch() -> None:
+        if distributed.any_true(bool(stop.name)):
             raise errors.StoppedError
 
     with host.display.pause():
         try:
             result = evaluation.evaluate(
-                detector, split, max_images=config.eval.max_images, on_picture=on_picture
+                _detector(config, split, state),
+                split,
+                max_images=config.eval.max_images,
+                on_picture=on_picture,
+                on_batch=on_batch,
             )
         except errors.StoppedError:
             return None
         host.dog.beat()
+        host.log.write(step=int(state.step), mean_ap=result.voc07.mean_ap)
+    return result
+
+
+def _report(
+    config: config_lib.Config,
+    split: datasets.Split,
+    workdir: Path,
+    host: _Host,
+    state: step_lib.TrainState,
+    result: evaluation.Evaluation,
+) -> None:
+    """Draws samples, writes the report and says the mAP."""
+    step = int(state.step)
+    with host.display.pause():
         if distributed.is_primary():
-            pictures = evaluation.draw_samples(detector, split)
+            pictures = evaluation.draw_samples(_detector(config, split, state), split)
             sheet = visualize.grid(pictures, columns=4)
             _save_picture(sheet, workdir / "samples" / f"step_{step:06d}.png")
-            host.log.write(step=step, mean_ap=result.voc07.mean_ap)
             evaluation.write(
                 workdir,
                 result,
@@ -383,25 +423,34 @@ def _evaluate(
         cli.stdout.print(
             f"step {step}: mAP (VOC07) {result.voc07.mean_ap:.4f} on {result.images} pictures"
         )
-    return result
+
+
+def _detector(
+    config: config_lib.Config, split: datasets.Split, state: step_lib.TrainState
+) -> detector_lib.Detector:
+    """Of the parameters, or of their average."""
+    params = state.ema if state.ema is not None and config.eval.ema else state.params
+    return detector_lib.Detector(config, split.class_names, jax.device_get(params))
 
 
 def _augmented(config: config_lib.Config, split: datasets.Split) -> np.ndarray:
     """A sheet of what training sees of the first picture that has objects."""
+    kept = functools.partial(loader.trained_on, difficult=config.data.difficult)
     records = (split.source[index] for index in range(len(split.source)))
-    record = next((item for item in records if len(item["labels"])), split.source[0])
+    record = next((item for item in records if kept(item).any()), split.source[0])
     canvas = config.data.canvas
     picture = images.decode(record["image"], name=record["name"], fit=(canvas, canvas))
     return visualize.augmentations(
         jax.random.key(config.seed),
         picture,
-        record["boxes"],
-        record["labels"],
+        record["boxes"][kept(record)],
+        record["labels"][kept(record)],
         class_names=split.class_names,
         size=detector_lib.input_size(config.model),
         policy=config.data.augment,
         channel_shuffle=config.data.channel_shuffle,
         interpolations=config.data.interpolations,
+        mean=detector_lib.picture_mean(config.model),
     )
 
 
@@ -416,6 +465,7 @@ def _read_source(config: config_lib.Config) -> detector_lib.Source:
         model.pretrained,
         backbone=model.backbone,
         cache_dir=config.data.cache_dir,
+        mirror=config.data.mirror,
         atrous=model.atrous,
     )
 
@@ -453,10 +503,12 @@ def _start(
     source: Callable[[], detector_lib.Source],
     data: Data,
     workdir: Path,
+    change_config: bool,
 ) -> Start:
     """The state to begin with or to go on from; `weights.txt` says what came of a file's arrays."""
     if (restored := checkpoint.restore(manager, state)) is not None:
         state, run = restored
+        _check_same_pictures(workdir, run, data.train, change_config=change_config)
         return Start(state, run["position"], f"checkpoint of step {int(state.step)}")
     if not config.model.pretrained:
         return Start(state, 0, "fresh parameters")
@@ -542,15 +594,18 @@ def _check_frozen(
         )
 
 
-def _same_everywhere(config: config_lib.Config, data: Data) -> list[str]:
-    """What all processes have to have alike, in lines."""
-    own = dataclasses.replace(
-        config, data=dataclasses.replace(config.data, path="", archives="", cache_dir="")
-    )
+def _settings(config: config_lib.Config) -> list[str]:
+    """What all processes have to have alike of the config, in lines."""
+    data = dataclasses.replace(config.data, path="", archives="", cache_dir="", mirror="")
+    own = dataclasses.replace(config, data=data)
     flat = jax.tree_util.tree_leaves_with_path(dataclasses.asdict(own))
-    lines = [f"config{jax.tree_util.keystr(path)} = {value!r}" for path, value in flat]
+    return [f"config{jax.tree_util.keystr(path)} = {value!r}" for path, value in flat]
+
+
+def _contents(data: Data) -> list[str]:
+    """Likewise of the data."""
     sizes = f"{len(data.train.source)} and {len(data.eval.source)} pictures"
-    return [*lines, sizes, f"classes {', '.join(data.train.class_names)}"]
+    return [sizes, f"classes {', '.join(data.train.class_names)}"]
 
 
 @contextlib.contextmanager
@@ -564,19 +619,33 @@ def _claim(
         classes or, unless it is to be changed, another config. Nothing is written then.
     """
     path = workdir / "config.json"
-    if path.exists():
-        _check_same_run(workdir, config, class_names, change_config=change_config)
-    distributed.wait_for_all("config is read")
+    with distributed.together():
+        if path.exists():
+            _check_same_run(workdir, config, class_names, change_config=change_config)
     with contextlib.ExitStack() as stack:
-        if distributed.is_primary():
-            try:
-                workdir.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(_locked(workdir))
-                config_lib.save(path, config, class_names)
-            except OSError as error:
-                raise errors.UserError(f"--workdir {workdir}: {error.strerror}") from None
-        distributed.wait_for_all("config is written")
+        with distributed.together():
+            if distributed.is_primary():
+                try:
+                    workdir.mkdir(parents=True, exist_ok=True)
+                    stack.enter_context(_locked(workdir))
+                    config_lib.save(path, config, class_names)
+                except OSError as error:
+                    raise errors.UserError(f"--workdir {workdir}: {error.strerror}") from None
+        with distributed.together():
+            _check_seen(path)
         yield
+
+
+def _check_seen(path: Path) -> None:
+    """Makes sure that this process has the workdir of process 0, which wrote a file there."""
+    end = time.monotonic() + _UNSEEN
+    while not path.exists():
+        if time.monotonic() > end:
+            raise errors.UserError(
+                f"--workdir {path.parent}: {socket.gethostname()} does not see the {path.name} "
+                f"that process 0 wrote there; give a folder that all machines see"
+            )
+        time.sleep(0.2)
 
 
 def _check_same_run(
@@ -597,6 +666,23 @@ def _check_same_run(
         )
     for name, values in found.items():
         cli.stdout.print(f"  changed  {name} {values}")
+
+
+def _check_same_pictures(
+    workdir: Path, run: Mapping[str, Any], split: datasets.Split, *, change_config: bool
+) -> None:
+    """Compares the size of the data in which a checkpoint has a position with that of today's."""
+    here = len(split.source)
+    there = {"pictures": here, **run}["pictures"]  # the first: an older checkpoint does not say
+    if there == here:
+        return
+    found = f"data.train_split has {here} pictures, and had {there}"
+    if not change_config:
+        raise errors.UserError(
+            f"the data of {workdir} have changed: {found}. Give another --workdir, or "
+            f"--change-config to go on in this one"
+        )
+    cli.stdout.print(f"  changed  {found}")
 
 
 @contextlib.contextmanager
@@ -702,6 +788,15 @@ def _optimizer(config: config_lib.TrainConfig, rate: Any) -> Any:
         clip_norm=config.clip_norm,
         rates=config_lib.rate_multipliers(config.rates),
     )
+
+
+def _check_profile(profile: range, first: int, last: int) -> None:
+    """A trace of steps that a run does not do would be looked for in vain."""
+    if profile and not (profile.start <= last and profile.stop > first + 1):
+        remaining = f"steps {first + 1} to {last} are" if first < last else "no step is"
+        raise errors.UserError(
+            f"--profile {profile.start}:{profile.stop} traces nothing: {remaining} still to do"
+        )
 
 
 def _check_batch(options: config_lib.TrainConfig, devices: int) -> None:

@@ -2,14 +2,20 @@
 
 import os
 import signal
+import threading
 from types import FrameType
+
+from ssd_jax import errors
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _STDERR = 2  # written to without a buffer: a handler may interrupt any other write
 
 
 class Stop:
-    """Within its `with`, the first signal is only noted and the second ends the process at once.
+    """Within its `with`, a signal ends the run by `StoppedError`, or is noted after `defer`.
+
+    A second one ends the process at once, also where Python runs no handlers, as in a long call of
+    XLA's: a thread counts them.
 
     Attributes:
       name: Of the signal that came, or empty.
@@ -17,9 +23,18 @@ class Stop:
 
     def __init__(self) -> None:
         self.name = ""
+        self._deferred = False
         self._earlier: dict[signal.Signals, object] = {}
 
+    def defer(self) -> None:
+        """From now on the first signal is only noted: there is a state to save."""
+        self._deferred = True
+
     def __enter__(self) -> "Stop":
+        reading, self._writing = os.pipe()
+        os.set_blocking(self._writing, False)
+        self._earlier_writing = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
+        threading.Thread(target=_count, args=(reading,), name="signals", daemon=True).start()
         for number in _SIGNALS:
             self._earlier[number] = signal.signal(number, self._note)
         return self
@@ -27,11 +42,27 @@ class Stop:
     def __exit__(self, *error: object) -> None:
         for number, handler in self._earlier.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+        signal.set_wakeup_fd(self._earlier_writing)
+        os.close(self._writing)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.name:
-            os.write(_STDERR, b"stopped at once: the last checkpoint counts\n")
-            os._exit(128 + number)
+            return
         self.name = signal.Signals(number).name
+        if not self._deferred:
+            raise errors.StoppedError(
+                f"{self.name} before the first step, nothing is lost: the same command begins again"
+            )
         text = f"{self.name}: the run saves and ends after this step; again ends it at once\n"
         os.write(_STDERR, text.encode())
+
+
+def _count(reading: int) -> None:
+    """Ends the process when the second signal comes out of a pipe."""
+    came = 0
+    with open(reading, "rb", buffering=0) as pipe:
+        while number := pipe.read(1):
+            came += number[0] in _SIGNALS
+            if came > 1:
+                os.write(_STDERR, b"stopped at once: the last checkpoint counts\n")
+                os._exit(128 + number[0])
