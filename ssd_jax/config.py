@@ -61,8 +61,9 @@ class DataConfig:
     path: str = ""
     archives: str = ""  # folder that holds VOC's or COCO's archives; empty: download them
     cache_dir: str = dataclasses.field(default_factory=_cache_dir)  # downloads, prepared datasets
+    # of voc YEAR/NAME; joined by +, cut as in train[:80%]
     train_split: str = "2007/trainval+2012/trainval"
-    eval_split: str = "2007/test"
+    eval_split: str = "2007/test"  # likewise; what no training sees
     max_bad_share: float = 0.01  # of the training pictures may be unreadable; they are left out
     difficult: bool = True  # train on objects marked difficult, as the authors do
     augment: str = "ssd"  # ssd (all of the paper's), crop (no expansion) or flip (neither)
@@ -77,14 +78,14 @@ class DataConfig:
 class TrainConfig:
     """The objective, the optimiser and the loop."""
 
-    steps: int = 120_000
+    steps: int = 120_000  # updates of the parameters, a batch each
     batch_size: int = 32  # global, over all devices of all processes
     accumulate: int = 1  # parts that a device's share of the batch is computed in, to save memory
     optimizer: str = "sgd"  # sgd (the paper's), adam or muon
-    learning_rate: float = 1e-3
+    learning_rate: float = 1e-3  # the highest, from which schedule lowers it
     scale_rate_from: int = 0  # batch size that learning_rate is for; the rate follows; 0: any
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
+    momentum: float = 0.9  # of sgd
+    weight_decay: float = 5e-4  # of all but biases; adam and muon: decoupled
     bias_rate: float = 2.0  # multiplier of the rate for biases, which do not decay
     clip_norm: float = 0.0  # largest norm of all gradients together; 0: any
     ema_decay: float = 0.0  # of the weights' moving average, say 0.999; 0: none is kept
@@ -92,18 +93,18 @@ class TrainConfig:
     rates: tuple[str, ...] = ()  # multipliers of the rate by pattern: conf*=10
     schedule: str = "steps"  # steps or cosine
     drops: tuple[int, ...] = (80_000, 100_000)  # where schedule = steps divides the rate
-    drop_factor: float = 0.1
+    drop_factor: float = 0.1  # what the rate is multiplied by at each of drops
     warmup_steps: int = 0  # linear, from 0
     fresh_warmup_steps: int = 500  # at least so many without model.pretrained, where 1e-3 diverges
     iou_threshold: float = 0.5  # from which a prior matches
-    neg_pos_ratio: float = 3.0
-    loc_weight: float = 1.0
+    neg_pos_ratio: float = 3.0  # mined negatives for each positive of a picture
+    loc_weight: float = 1.0  # of the smooth L1 loss beside the softmax: the paper's alpha
     boundary_boxes: bool = True  # train default boxes that reach over the picture's edge
     cpu_devices: int = 0  # without accelerator: split the CPU into so many devices; 0: one
     parallel: str = "shard_map"  # shard_map or pmap: how the step is mapped over the devices
-    log_every: int = 10
-    eval_every: int = 5_000
-    checkpoint_every: int = 1_000
+    log_every: int = 10  # steps between the rows of metrics.csv
+    eval_every: int = 5_000  # steps between evaluations; the last step has one too
+    checkpoint_every: int = 1_000  # steps between checkpoints; evaluations have one too
     keep_checkpoints: int = 2  # the latest so many; the best stays beside them
     max_skipped: int = 10  # steps in a row whose loss is not finite, then the run ends; 0: any
     watchdog_minutes: float = 30.0  # a process without a step for so long ends; 0: it waits
@@ -114,12 +115,12 @@ class TrainConfig:
 class EvalConfig:
     """From outputs to detections, and their evaluation."""
 
-    batch_size: int = 32
-    score_threshold: float = 0.01
+    batch_size: int = 32  # pictures at once
+    score_threshold: float = 0.01  # what scores no more is dropped before the suppression
     iou_threshold: float = 0.45  # of the non-maximum suppression
     clip_before_nms: bool = False  # clip boxes to the picture before it (torchvision), not after
-    top_k: int = 400
-    max_detections: int = 200
+    top_k: int = 400  # boxes of a class that the suppression looks at, the best
+    max_detections: int = 200  # of a picture, all classes together
     flip: bool = False  # also look at the mirrored picture
     sizes: tuple[int, ...] = ()  # shorter sides of the inputs to look at; empty: the training's
     max_images: int = 0  # evaluate only the first so many pictures; 0: all
@@ -130,7 +131,7 @@ class EvalConfig:
 class Config:
     """All of a run."""
 
-    seed: int = 0
+    seed: int = 0  # of the fresh parameters, the order of the pictures and their augmentation
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)

@@ -1,5 +1,6 @@
 """The documentation builds, its links and commands lead somewhere, and it is not out of date."""
 
+import ast
 import dataclasses
 import importlib.util
 import re
@@ -37,11 +38,13 @@ def test_the_site_builds_and_its_links_lead_somewhere(tmp_path):
 
 def test_the_page_of_the_configuration_is_that_of_the_dataclasses(monkeypatch):
     monkeypatch.delenv("SSD_JAX_CACHE", raising=False)
+    monkeypatch.delenv("SSD_JAX_MIRROR", raising=False)
     written = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
     assert written == pages().configuration(), "run python docs/pages.py"
     for part in ("model", "data", "train", "eval"):
         for field in dataclasses.fields(getattr(config_lib.Config(), part)):
             assert written.count(f"| `config.{part}.{field.name}` |") == 1
+    assert not re.findall(r"^\| (`config\S+`) .*\|\s*\|$", written, re.MULTILINE)
 
 
 def test_links_between_files_lead_somewhere():
@@ -51,8 +54,19 @@ def test_links_between_files_lead_somewhere():
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def test_the_tests_that_pages_name_are_there():
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
+    rows = (ROOT / "docs/differences.md").read_text(encoding="utf-8").partition("row is a test")[2]
+    rows = [row for row in rows.partition("\n## ")[0].splitlines() if row.startswith("| ")][1:]
+    assert len(rows) == 9
+    for row in rows:
+        names = re.findall(r"`(test_\w+)`", row)
+        assert names, row
+        assert all(f"\ndef {name}(" in tests for name in names), row
+
+
 def commands(page):
-    """The lines of a page's blocks that call one of our scripts, joined where they go on."""
+    """The commands of a page that call one of our scripts."""
     for line in try_commands.lines(page):
         found = re.search(r"(?:^|&& |srun |\S*/)python3? (\w+\.py.*)", line)
         if found and "..." not in line:
@@ -80,6 +94,42 @@ def test_commands_name_scripts_flags_and_fields_that_exist(page):
                     value = getattr(value, part)
             elif name not in COMMON:
                 assert f'"{name.replace("-", "_")}"' in source, f"{script} has no --{name}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_blocks_of_python_use_names_that_exist(page):
+    for kind, block in try_commands.blocks(page):
+        tree, ours = ast.parse(block if kind == "python" else ""), {}
+        for node in tree.body:
+            if isinstance(node, ast.Import | ast.ImportFrom) and "ssd_jax" in ast.unparse(node):
+                exec(ast.unparse(node), ours)
+        for node in ast.walk(tree):
+            owner = getattr(getattr(node, "value", None), "id", None)
+            if isinstance(node, ast.Attribute) and owner in ours:
+                assert hasattr(ours[owner], node.attr), ast.unparse(node)
+
+
+def test_the_script_runs_blocks_and_what_stands_in_sentences():
+    found = try_commands.commands()
+    for part in (
+        "python train.py --config configs/ssd300.py --summary",
+        "detect.py --workdir runs/quickstart PICTURE.jpg --config.eval.flip --config.eval.sizes=",
+        "evaluate.py --workdir runs/quickstart --config.eval.flip --config.eval.sizes=",
+        "export.py --workdir runs/quickstart --formats onnx",
+        "export.py --workdir runs/quickstart --outputs raw",
+        "python docs/pages.py",
+        "python train.py --config configs/quickstart.py --config.train.log_every=1",
+        "--process-id=0 & python train.py",
+        "matches = match(gt_boxes",
+        "onnxruntime.InferenceSession",
+        "jax.export.deserialize",
+        "safetensors.safe_open",
+    ):
+        assert any(part in command for command in found), part
+    for flags, command in try_commands.BEHIND:
+        assert any(re.match(f"{command} ({flags})", other) for other in found)
+    for way in try_commands.WAYS:
+        assert any(re.search(way.pattern, command) for command in found), way.pattern
 
 
 def test_commands_are_found():
