@@ -116,10 +116,13 @@ def test_the_mean_comes_with_the_weights_and_stays_with_the_run(tmp_path):
 def test_mean_and_gaps_are_fields_like_others(ssd_file):
     config, _ = detector_lib._describe(loading.read(ssd_file))
     assert config.model.mean == (123, 117, 104)
+    assert config.model.gaps == ()  # VOC's 21 logits are the background and its classes
     done = script(
-        "train.py", "--config", "configs/ssd300.py", "--summary", "--config.model.mean=1,2,3"
-    )
+        "train.py", "--config", "configs/ssd300.py", "--summary", "--config.model.mean=1,2,3",
+        "--config.model.gaps=2,5",
+    )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
+    assert "38 x 38 x 92" in done.stdout  # 4 boxes of 21 + 2 logits
     done = script(
         "train.py", "--config", "configs/ssd300.py", "--summary", "--config.model.mean=1,2"
     )

@@ -1,5 +1,6 @@
 """Whose names mean what, with cheap arrays; test_weights_parity shows what they compute."""
 
+import hashlib
 import zlib
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from ssd_jax import detector as detector_lib
 from ssd_jax import errors
 from ssd_jax.data import classes
 from ssd_jax.models import ssd
-from ssd_jax.weights import layouts, loading, reader
+from ssd_jax.weights import hub, layouts, loading, reader
 
 CAFFE_SOURCES = ("conv4_3_norm", "fc7", "conv6_2", "conv7_2", "conv8_2", "conv9_2", "conv10_2")
 
@@ -171,6 +172,30 @@ def test_caffes_old_classifier_shapes_are_read(tmp_path):
     np.testing.assert_array_equal(kernel[0, 0].T, layers["fc7"][0][::4, ::4])
 
 
+@pytest.mark.parametrize("old", [False, True])
+def test_caffes_vgg_with_reduced_fc_layers_is_read(tmp_path, old):
+    # As VGG_ILSVRC_16_layers_fc_reduced has them, at an eighth of the width.
+    model = detector_lib.build_model(config_lib.ModelConfig(width=0.125), 20)
+    params = ssd.abstract_params(model, (300, 300))
+    state, layers = {}, {}
+    for name in (*layouts.BODY, "fc6", "fc7"):
+        *window, inputs, outputs = params["vgg16"][name]["kernel"].shape
+        state[name] = cheap(name, (outputs, inputs, *window))
+        layers[name] = [state[name], cheap(name, (outputs,))]
+    layers["conv1_1"][0] = state["conv1_1"][:, ::-1]  # blue, green, red
+    weight_files.caffe(tmp_path / "w", layers, old=old)
+    weights = loading.read(tmp_path / "w", backbone="vgg16")
+    assert "Caffe" in weights.layout.title
+    assert not loading.has_heads(weights)
+    loaded, report = loading.fit(params, weights)
+    assert len(report.loaded) == 30
+    assert report.ignored == {}
+    for name, kernel in state.items():
+        ours = loaded["vgg16"][name]["kernel"]
+        np.testing.assert_array_equal(ours, kernel.transpose(2, 3, 1, 0), err_msg=name)
+        np.testing.assert_array_equal(loaded["vgg16"][name]["bias"], layers[name][1])
+
+
 @pytest.mark.parametrize(
     "names",
     ["block1_conv1/{0}_W_1:0 {0}_b_1:0", "model_weights/block1_conv1/{0}/kernel:0 bias:0",
@@ -273,23 +298,46 @@ def test_a_backbone_is_no_detector(features, tmp_path):
         ssd_jax.load_detector(tmp_path / "w")
 
 
-@pytest.mark.slow
-def test_cocos_unused_ids_are_never_detected(tmp_path):
-    # A head of torchvision with 91 logits, in which bias alone speaks: id 12, which is no class,
-    # would win everywhere; behind it id 13, "stop sign", which is class 12 of the 80.
-    assert classes.COCO[11] == "stop sign"
+def torchvision_ssd300():
+    """Names and shapes of torchvision's ssd300_vgg16 with 91 logits; its layers are amdegroot's."""
+    names = {f"vgg.{n}": f"backbone.features.{n}" for n in range(22)}
+    names |= {f"vgg.{22 + 2 * n}": f"backbone.extra.0.{2 * n - 1}" for n in (1, 2, 3)}
+    names |= {"vgg.31": "backbone.extra.0.7.1", "vgg.33": "backbone.extra.0.7.3"}
+    names |= {f"extras.{n}": f"backbone.extra.{1 + n // 2}.{n % 2 * 2}" for n in range(8)}
+    names |= {f"loc.{n}": f"head.regression_head.module_list.{n}" for n in range(6)}
+    names |= {f"conf.{n}": f"head.classification_head.module_list.{n}" for n in range(6)}
     shapes = {}
-    for name, shape in make_other_networks.ssd_shapes("amdegroot", 300).items():
-        wide = (shape[0] // 21 * 91, *shape[1:]) if name.startswith("conf") else shape
-        shapes[name] = wide
-    state = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    for name, (outputs, *others) in make_other_networks.ssd_shapes("amdegroot", 300).items():
+        layer, _, kind = name.rpartition(".")
+        outputs = outputs // 21 * 91 if layer.startswith("conf") else outputs
+        renamed = f"{names[layer]}.{kind}" if layer in names else "backbone.scale_weight"
+        shapes[renamed] = (outputs, *others)
+    return shapes
+
+
+@pytest.mark.slow
+def test_cocos_unused_ids_are_never_detected(tmp_path, monkeypatch):
+    # torchvision's detector, by its name and from a folder. In its head of 91 logits the bias alone
+    # speaks: id 12, which is no class, would win everywhere; behind it id 13, "stop sign", which
+    # is class 12 of the 80.
+    assert classes.COCO[11] == "stop sign"
+    state = {name: np.zeros(shape, np.float32) for name, shape in torchvision_ssd300().items()}
+    assert len(state) == 71  # as many as the published file has
     for level, boxes in enumerate(make_other_networks.BOXES[300]):
         bias = np.zeros((boxes, 91), np.float32)
         bias[:, 12], bias[:, 13] = 5, 4
-        state[f"conf.{level}.bias"] = bias.reshape(-1)
-    weight_files.torch_zip(tmp_path / "w", state)
-    detector = ssd_jax.load_detector(tmp_path / "w")
+        state[f"head.classification_head.module_list.{level}.bias"] = bias.reshape(-1)
+    published = hub.NAMES["ssd300-coco"]
+    path = tmp_path / published.filename
+    weight_files.torch_zip(path, state)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    monkeypatch.setitem(hub.NAMES, "ssd300-coco", published._replace(sha256=digest))
+    monkeypatch.setenv("SSD_JAX_MIRROR", str(tmp_path))
+    detector = ssd_jax.load_detector("ssd300-coco")
+    path.unlink()
     assert detector.class_names == classes.COCO
+    assert detector.config.model.clip_prior_sizes
     (found,) = detector([np.zeros((300, 300, 3), np.uint8)], score_threshold=0.1)
     assert set(found.labels) == {12}
     # The probability is that among all 91.
