@@ -6,6 +6,7 @@ plain value.
 
 import contextlib
 import os
+import socket
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ _OPEN_MPI = ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LO
 _OPEN_MPI_4 = "OMPI_MCA_orte_hnp_uri"  # where JAX reads the coordinator's address from
 _TPU_HOSTS = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")  # as JAX asks for them
 _TPU, _NO_METADATA = "TPU_ML_PLATFORM", "TPU_SKIP_MDS_QUERY"
+_BIND = "JAX_COORDINATOR_BIND_ADDRESS"  # where process 0 listens, if not at the coordinator's port
 _LONGER = 60  # seconds that JAX waits more than we do
 _PARTING = 10  # seconds that a process which fails waits for others that fail with it
 
@@ -70,6 +72,8 @@ def initialize(
     _check(coordinator, num_processes, process_id)
     if not coordinator and not _launched_by_many(os.environ):
         return
+    if coordinator and process_id == 0 and _BIND not in os.environ:
+        _check_port(coordinator)
     # Signals are ours: training/signals.py.
     jax.config.update("jax_enable_preemption_service", False)
     alarm = threading.Timer(timeout, _nobody_came, (coordinator, num_processes, timeout))
@@ -85,13 +89,26 @@ def initialize(
         )
     except (RuntimeError, ValueError) as error:
         raise errors.UserError(
-            f"process {'' if process_id is None else process_id} cannot join the others at "
-            f"{coordinator or 'their coordinator'}: {error}; is the port free, and the address "
-            f"that of process 0?"
+            f"cannot join the other processes at {coordinator or 'their coordinator'}: {error}; "
+            f"see that the address is that of process 0, and its port free"
         ) from error
     finally:
         alarm.cancel()
     _connect()
+
+
+def _check_port(coordinator: str) -> None:
+    """JAX may crash where it can't have the port."""
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    port = int(coordinator.rpartition(":")[2])
+    try:
+        socket.create_server(("", port), family=family, dualstack_ipv6=both).close()
+    except OSError as error:
+        raise errors.UserError(
+            f"process 0 cannot listen at port {port} of --coordinator={coordinator} "
+            f"({error.strerror}): give all processes a free one"
+        ) from None
 
 
 def _own_variables(environment: Mapping[str, str]) -> tuple[str, int | None, int | None]:
