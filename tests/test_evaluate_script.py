@@ -1,13 +1,17 @@
 import re
 from pathlib import Path
 
+import jax
 import pytest
 import tiny_run
 import voc_tree
 from rich import console
 
-from ssd_jax import cli
+from ssd_jax import cli, export
+from ssd_jax import config as config_lib
+from ssd_jax import detector as detector_lib
 from ssd_jax.evaluation import coco, run, tables, voc
+from ssd_jax.models import ssd
 
 ROOT = Path(__file__).parent.parent
 
@@ -22,10 +26,10 @@ def folder(tmp_path_factory):
     return place
 
 
-def evaluate(folder, cwd, *arguments):
+def evaluate(folder, cwd, *arguments, what="--results", name="quickstart"):
     """Status, stdout and stderr of evaluate.py of the detections, started in a folder."""
     process = tiny_run.start(
-        ROOT / "evaluate.py", "--results", folder / "quickstart", *arguments,
+        ROOT / "evaluate.py", what, folder / name, *arguments,
         "--config.data.dataset=folder", "--config.data.eval_split=val",
         f"--config.data.path={folder / 'data'}", f"--config.data.cache_dir={folder / 'cache'}",
         cwd=cwd,
@@ -54,24 +58,45 @@ def test_an_output_that_is_none_is_one_line(folder, tmp_path, output, more, why)
     assert (tmp_path / "full/report.html").read_text() == "mine"
 
 
-@pytest.mark.slow
-def test_results_leave_a_run_of_their_name_alone(folder, tmp_path):
-    """The page says what was evaluated, and has nothing of the run or of a network."""
+def beside_a_run(folder, tmp_path, **options):
+    """The page and its settings of what has the name of a run, of which it has nothing."""
     there = tmp_path / "runs/quickstart"
     there.mkdir(parents=True)
     (there / "report.html").write_text("of a training")
     (there / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
-    status, out, err = evaluate(folder, tmp_path)
+    status, out, err = evaluate(folder, tmp_path, **options)
     assert (status, err) == (0, "")
     assert "runs/quickstart-2/report.html" in out
     assert (there / "report.html").read_text() == "of a training"
     assert len(list(there.iterdir())) == 2
     text = (tmp_path / "runs/quickstart-2/report.html").read_text()
-    settings = dict(re.findall("<tr><th>(.*?)</th><td>(.*?)</td></tr>", text))
+    assert "Training" not in text
+    return text, dict(re.findall("<tr><th>(.*?)</th><td>(.*?)</td></tr>", text))
+
+
+@pytest.mark.slow
+def test_results_leave_a_run_of_their_name_alone(folder, tmp_path):
+    """The page has nothing of a network either."""
+    text, settings = beside_a_run(folder, tmp_path)
     assert settings["detections"] == str(folder / "quickstart")
     assert settings["pictures"] == "1"
-    for heading in ("Training", "Default boxes", "model."):
-        assert heading not in text
+    assert "model.backbone" not in settings
+    assert "Default boxes" not in text
+
+
+@pytest.mark.slow
+def test_weights_leave_a_run_of_their_name_alone(folder, tmp_path):
+    config = config_lib.Config()
+    config.model.width, config.eval.batch_size = 0.125, 1
+    config.data.canvas = 64
+    model = detector_lib.build_model(config.model, 1)
+    params = ssd.init(jax.random.key(0), model, detector_lib.input_size(config.model))
+    file = folder / "quickstart.safetensors"
+    export.write(detector_lib.Detector(config, ("dog",), params), file)
+    text, settings = beside_a_run(folder, tmp_path, what="--weights", name=file.name)
+    assert settings["detections"] == str(file)
+    assert settings["model.width"] == "0.125"
+    assert "Default boxes" in text
 
 
 @pytest.mark.slow
