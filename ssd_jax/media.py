@@ -567,25 +567,24 @@ class _Copy:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        with self._noted():
+        try:
             self._stack.__exit__(*error)
+        except (av.FFmpegError, OSError) as failure:
+            self.problem = self.problem or _not_written(self._place, failure)
 
     def write(self, image: np.ndarray, due: Fraction) -> None:
         """As of `video_writer`; all frames have the first one's size."""
         if self.problem:
             return
-        with self._noted():
+        try:
             if self._write is None:
                 writer = video_writer(self._place, image.shape[:2], rate=self._rate)
                 self._write = self._stack.enter_context(writer)
             self._write(image, due)
-
-    @contextlib.contextmanager
-    def _noted(self) -> Iterator[None]:
-        try:
-            yield
-        except (av.FFmpegError, OSError) as error:
-            self.problem = self.problem or _not_written(self._place, error)
+        except (av.FFmpegError, OSError) as failure:
+            self.problem = _not_written(self._place, failure)
+            # PyAV crashes where it is made to write on.
+            self.__exit__(type(failure), failure, failure.__traceback__)
 
 
 class VideoReader:

@@ -433,7 +433,8 @@ def test_a_video_copy_that_cannot_be_written_keeps_what_was_found(tmp_path):
 
 @pytest.mark.parametrize("frames", [9, 20])
 def test_a_full_disk_is_not_the_films_fault(tmp_path, monkeypatch, frames):
-    """At the 10th frame, and in what is written at the end."""
+    """At the 10th frame, after which nothing may be written, and in what is written at the end."""
+    ended = []
 
     @contextlib.contextmanager
     def full(path, size, *, rate):
@@ -445,6 +446,7 @@ def test_a_full_disk_is_not_the_films_fault(tmp_path, monkeypatch, frames):
             written.append(due)
 
         yield write
+        ended.append(path)
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(media, "video_writer", full)
@@ -453,6 +455,19 @@ def test_a_full_disk_is_not_the_films_fault(tmp_path, monkeypatch, frames):
     place = tmp_path / "out" / "film.mp4"
     assert outcome.problem == f"{source}: {place} was not written: No space left on device"
     assert len(outcome.found["frames"]) == len(outcome.found["times"]) == 20
+    assert ended == [place] * (frames == 20)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize("frames", [2, 60])
+def test_a_device_that_is_full_ends_a_copy_alone(tmp_path, frames):
+    """With 2 frames at the end, with 60 amid them."""
+    source = film(tmp_path / "film.mp4", frames=frames, size=(320, 240))
+    place = tmp_path / "full.mp4"
+    place.symlink_to("/dev/full")
+    [outcome] = media.annotate(FakeDetector(), {source: place}, score_threshold=0.5)
+    assert outcome.problem == f"{source}: {place} was not written: No space left on device"
+    assert len(outcome.found["frames"]) == frames
 
 
 def test_a_film_of_sound_alone_is_named(tmp_path):
