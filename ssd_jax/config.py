@@ -51,6 +51,11 @@ def _cache_dir() -> str:
     return os.environ.get("SSD_JAX_CACHE", "~/.cache/ssd_jax")
 
 
+def _mirror() -> str:
+    """The variable `SSD_JAX_MIRROR`, likewise."""
+    return os.environ.get("SSD_JAX_MIRROR", "")
+
+
 @dataclasses.dataclass
 class DataConfig:
     """What is trained and evaluated on."""
@@ -61,6 +66,8 @@ class DataConfig:
     path: str = ""
     archives: str = ""  # folder that holds VOC's or COCO's archives; empty: download them
     cache_dir: str = dataclasses.field(default_factory=_cache_dir)  # downloads, prepared datasets
+    # address or folder that has the weights of names such as ssd300-coco; empty: torchvision's
+    mirror: str = dataclasses.field(default_factory=_mirror)
     # of voc YEAR/NAME; joined by +, cut as in train[:80%]
     train_split: str = "2007/trainval+2012/trainval"
     eval_split: str = "2007/test"  # likewise; what no training sees
@@ -185,7 +192,7 @@ _SHARES = {"data": ("max_bad_share",), "train": ("ema_decay",)}
 # What a run may go on with when it is another than before: it does not change what is learnt.
 _FREE: dict[str, tuple[str, ...]] = {
     "model": ("remat",),
-    "data": ("archives", "cache_dir", "threads", "workers", "max_bad_share"),
+    "data": ("archives", "cache_dir", "mirror", "threads", "workers", "max_bad_share"),
     "train": (
         "steps",
         "accumulate",
