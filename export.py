@@ -29,6 +29,7 @@ flags.DEFINE_string("workdir", None, "Workdir of the run; its best checkpoint is
 flags.DEFINE_string("checkpoint", None, "One checkpoint, WORKDIR/checkpoints/STEP.")
 flags.DEFINE_string("weights", None, "A detector's weights: a file of any framework, or a name.")
 flags.DEFINE_string("output", None, "Folder of the files; WORKDIR/export by default.")
+flags.DEFINE_bool("overwrite", False, "Write into a folder that holds files already.")
 flags.DEFINE_list("formats", ["onnx", "stablehlo", "safetensors"], "Which files to write.")
 flags.register_validator(
     "formats",
@@ -51,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
     pictures = media.find(names) if names else []
     detector = trained().build(config)
     output = Path(FLAGS.output or trained().folder / "export")
-    media.make_folder(output)
+    media.make_folder(output, overwrite=FLAGS.overwrite)
     places = {name: output / f"detector.{name}" for name in FLAGS.formats}
     cli.stdout.print(f"exporting {trained().place}", markup=False)
     for path in places.values():

@@ -627,6 +627,8 @@ def test_export_compares_on_pictures_that_are_named(written, tmp_path):
     boxes, scores, count, alone = (float(cell) for cell in row.split("│")[2:6])
     assert (boxes, scores, alone) == (0, 0, 0)
     assert count > 0
+    done = script(*command, tmp_path / "a.jpg", "--output", tmp_path / "a", "--overwrite")
+    assert (done.returncode, done.stderr) == (0, "")
     done = script(*command, tmp_path / "none.jpg", "--output", tmp_path / "b")
     assert done.returncode == 2
     assert "none.jpg" in done.stderr
