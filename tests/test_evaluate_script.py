@@ -5,12 +5,10 @@ import jax
 import pytest
 import tiny_run
 import voc_tree
-from rich import console
 
-from ssd_jax import cli, export
 from ssd_jax import config as config_lib
 from ssd_jax import detector as detector_lib
-from ssd_jax.evaluation import coco, run, tables, voc
+from ssd_jax import export
 from ssd_jax.models import ssd
 
 ROOT = Path(__file__).parent.parent
@@ -109,29 +107,3 @@ def test_output_is_replaced_where_asked_to(folder, tmp_path):
     assert (status, err) == (0, "")
     assert f"     report  {place}/report.html\n" in out
     assert "<h1>Detections on folder, val</h1>" in (place / "report.html").read_text()
-
-
-@pytest.mark.parametrize(
-    ("name", "shown"),
-    [
-        ("my[/run]", "my[/run]"),
-        ("my[run]", "my[run]"),
-        (":dog: [bold]\\", ":dog: [bold]\\"),
-        ("\udcff" + 100 * " long", "?" + 100 * " long"),
-    ],
-)
-def test_places_are_printed_as_they_are(capsys, name, shown):
-    cli.show_places({"report": Path(name)})
-    assert capsys.readouterr().out == f"     report  {shown}\n"
-
-
-def test_class_names_are_printed_as_they_are():
-    names = ("[/dog]", "[cat]")
-    curves = voc.precision_recall({}, {}, class_names=names)
-    nothing = voc.summarize(curves, use_07_metric=True)
-    result = run.Evaluation(nothing, nothing, coco.evaluate({}, {}, class_names=names), 0, {}, {})
-    out = console.Console(width=80)
-    with out.capture() as captured:
-        out.print(tables.evaluation(result))
-    for name in names:
-        assert name in captured.get()

@@ -665,7 +665,7 @@ def _check_same_run(
             f"{workdir} is the workdir of another config: {lines}. Give another --workdir{way}"
         )
     for name, values in found.items():
-        cli.stdout.print(f"  changed  {name} {values}")
+        cli.stdout.print(cli.plain(f"  changed  {name} {values}"))
 
 
 def _check_same_pictures(
@@ -731,7 +731,7 @@ def _announce(
         f"warm-up {_warmup_steps(config)} steps)",
         "start": origin,
     }.items():
-        cli.stdout.print(f"[bold]{name:>9}[/bold]  {value}")
+        cli.stdout.print(f"[bold]{name:>9}[/bold] ", cli.plain(value))
 
 
 def _processes(mesh: jax.sharding.Mesh) -> str:

@@ -1,0 +1,43 @@
+from pathlib import Path
+
+import pytest
+from rich import console
+
+from ssd_jax import cli
+from ssd_jax import config as config_lib
+from ssd_jax.evaluation import coco, run, tables, voc
+from ssd_jax.training import loop
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("my[/run]", "my[/run]"),
+        ("my[run]", "my[run]"),
+        (":dog: [bold]\\", ":dog: [bold]\\"),
+        ("\udcff" + 100 * " long", "?" + 100 * " long"),
+    ],
+)
+def test_places_are_printed_as_they_are(capsys, name, shown):
+    cli.show_places({"report": Path(name)})
+    assert capsys.readouterr().out == f"     report  {shown}\n"
+
+
+def test_class_names_are_printed_as_they_are():
+    names = ("[/dog]", "[cat]")
+    curves = voc.precision_recall({}, {}, class_names=names)
+    nothing = voc.summarize(curves, use_07_metric=True)
+    result = run.Evaluation(nothing, nothing, coco.evaluate({}, {}, class_names=names), 0, {}, {})
+    out = console.Console(width=80)
+    with out.capture() as captured:
+        out.print(tables.evaluation(result))
+    for name in names:
+        assert name in captured.get()
+
+
+def test_fields_that_changed_are_printed_as_they_are(capsys, tmp_path):
+    config = config_lib.Config(data=config_lib.DataConfig(path="my[run]"))
+    config_lib.save(tmp_path / "config.json", config, ("dog",))
+    config.data.path = "my[/run]"
+    loop._check_same_run(tmp_path, config, ("dog",), change_config=True)
+    assert "'my[run]' there, 'my[/run]' here" in capsys.readouterr().out
