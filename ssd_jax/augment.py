@@ -301,7 +301,9 @@ def warp(
     """Expands, crops, resizes and flips a picture: one resampling, separable in rows and columns.
 
     The filters are OpenCV's, which do not smooth before they shrink (but for `"area"`, the mean of
-    what a pixel covers), with pixel centres at halves. The crop's border repeats.
+    what a pixel covers), with pixel centres at halves. The crop's border repeats. Two differ:
+    `"nearest"` takes the pixel under the centre of the new one, OpenCV that under its first edge;
+    `"area"` is the mean also where a side grows, and OpenCV's then a kind of linear.
 
     Args:
       image: `[H, W, 3]` uint8, filled by the picture up to `extent` from its upper left corner.

@@ -235,6 +235,20 @@ def test_formats_are_told_apart(tmp_path):
         check.open_reader(str(tmp_path / "voc"), "voc")
 
 
+def test_a_broken_description_is_wrong_with_the_data_not_the_command(capsys, tmp_path):
+    folder = write_yolo(tmp_path / "yolo")
+    (folder / "data.yaml").write_text("names: [")
+    assert run(capsys, folder) == run(capsys, folder, "--format", "yolo")
+    status, output = run(capsys, folder)
+    assert status == 1
+    assert "data.yaml: not YAML" in output
+    folder = coco_folder(tmp_path / "coco")
+    shutil.copy(folder / "annotations/instances_val.json", folder / "instances_val.json")
+    status, output = run(capsys, folder)
+    assert status == 1
+    assert "are both split 'val'; move one" in output
+
+
 def test_the_command_runs(tmp_path):
     folder = voc_tree.write_plain(tmp_path / "own")
     command = [sys.executable, "-W", "error", "-m", "ssd_jax.data.check", str(folder)]

@@ -209,13 +209,14 @@ def test_evaluation_gets_boxes_and_areas_to_the_last_digit(load, tmp_path):
         thing(2, 2, (0.1, 0.2, 10.3, 5.7)),
         thing(3, 2, (20.01, 3.3, 15.7, 9.9), area=None),  # reaches outside
         thing(4, 2, (1, 2, 3, 4), area=float("nan"), iscrowd=1),
+        thing(5, 2, (1, 2, 3, 4), area=-(10**400)),
     ]
     split = load("train", path=one(tmp_path / "own", things))
     bboxes, labels, crowd, areas = datasets.coco_ground_truth(split)["000000000002.jpg"]
     np.testing.assert_array_equal(bboxes, [t["bbox"] for t in things])
-    assert areas.tolist() == [100.5, 15.7 * 9.9, 12]
-    assert crowd.tolist() == [False, False, True]
-    assert labels.tolist() == [2, 2, 2]
+    assert areas.tolist() == [100.5, 15.7 * 9.9, 12, 12]
+    assert crowd.tolist() == [False, False, True, False]
+    assert labels.tolist() == [2, 2, 2, 2]
     np.testing.assert_allclose(split.source[1]["boxes"][1, 2], 1)  # training's is clipped
 
 
@@ -267,6 +268,7 @@ def test_boxes_beyond_the_picture_are_mended_and_named(tmp_path, bbox, kept, wor
         ({"bbox": [1, 2, 3, "4"]}, "not four numbers"),
         ({"bbox": [1, 2, 3, float("nan")]}, "not four numbers"),
         ({"bbox": None}, "bbox is None"),
+        ({"bbox": [1, 2, 10**400, 4]}, "not four numbers"),
         ({"category_id": 4}, "annotation 2: there is no category 4"),
         ({"category_id": [18]}, "there is no category"),
     ],
@@ -287,6 +289,85 @@ def test_missing_empty_and_other_sized_pictures_are_named(tmp_path):
     file.unlink()
     assert "000000000002.jpg: no such picture in" in reason(path, key)
     assert f"{tmp_path}/own/train, " in reason(path, key)
+
+
+@pytest.mark.parametrize(
+    ("height", "word"),
+    [
+        (48, "says 32 x 48, but the picture is 32 x 24"),
+        (48.0, "says 32 x 48, but the picture is 32 x 24"),
+        ("48", "height '48' and width 32 are no whole numbers of pixels"),
+        (24.5, "height 24.5 and width 32 are no whole numbers"),
+        (float("nan"), "height nan and width 32 are no whole numbers"),
+        (True, "height True and width 32 are no whole numbers"),
+        ([24], r"height [24] and width 32 are no whole numbers"),
+    ],
+)
+def test_a_size_that_is_not_the_pictures_is_named(tmp_path, height, word):
+    assert word in reason(one(tmp_path / "own", [], height=height), "train/000000000002.jpg")
+
+
+def test_a_size_may_be_a_float(load, tmp_path):
+    path = one(tmp_path / "own", [thing(2, 2)], height=24.0)
+    assert load("train", path=path).source[1]["height"] == 24
+
+
+def test_names_are_stored_in_one_line(load, tmp_path):
+    categories = [{"id": 18, "name": " hot\ndog "}, {"id": 90, "name": "cat"}]
+    root = tmp_path / "own"
+    file = root / "annotations/instances_train.json"
+    things = [thing(1, 1), thing(2, 2, category_id=90)]
+    write(file, [image(1), image(2)], things, categories=categories, pictures=root)
+    split = load("train", path=str(root))
+    assert split.class_names == ("hot dog", "cat")
+    assert [split.source[index]["labels"].tolist() for index in (0, 1)] == [[1], [2]]
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        (" ", "needs a whole number as id and a name"),
+        ("\u2028", "needs a whole number as id and a name"),
+        ("cat ", "several categories are named 'cat'"),
+        ("\ud800", "category 1: the name '.ud800' is not Unicode text; rename the class"),
+    ],
+)
+def test_names_that_cannot_be_stored_are_refused(tmp_path, name, word):
+    categories = [{"id": 1, "name": name}, {"id": 2, "name": "cat"}]
+    content = {"images": [], "annotations": [], "categories": categories}
+    file = tmp_path / "instances_train.json"
+    file.write_text(json.dumps(content))
+    with pytest.raises(errors.UserError, match=word):
+        coco.read_folder(str(file))
+
+
+def test_pictures_outside_the_folder_are_refused(load, tmp_path):
+    root, outside = tmp_path / "own", tmp_path / "elsewhere"
+    names = [str(outside / "1.jpg"), "../../elsewhere/2.jpg", str(root / "in/3.jpg"), "../in/4.jpg"]
+    images = [image(number, file_name=name) for number, name in enumerate(names, start=1)]
+    write(root / "annotations/instances_train.json", images, [thing(1, 3)])
+    for folder in (outside, root / "in"):
+        folder.mkdir()
+        for number in range(1, 5):
+            (folder / f"{number}.jpg").write_bytes(voc_tree.jpeg())
+    for key in names[:2]:
+        message = reason(str(root), f"train/{key}")
+        assert f"the JSON names a picture outside {root}; move it there" in message
+    split = load("train", path=str(root), max_bad_share=0.5)
+    assert [split.source[index]["name"] for index in range(2)] == names[2:]
+    assert "outside" in reason(f"{tmp_path}/./own", f"train/{names[0]}")
+
+
+def test_links_that_lead_nowhere_are_no_pictures(load, tmp_path):
+    root = tmp_path / "own"
+    path = one(root, [thing(2, 2)])
+    (root / "train/spare.jpg").symlink_to(tmp_path / "nowhere")
+    assert len(load("train", path=path).source) == 2
+    (root / "annotations/instances_val.json").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(
+        errors.UserError, match=r"instances_val\.json: is no file, or leads to none"
+    ):
+        load("train", path=path)
 
 
 def test_a_size_that_the_json_lacks_is_the_pictures(load, tmp_path):

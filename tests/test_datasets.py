@@ -2,6 +2,7 @@ import concurrent.futures
 import functools
 import hashlib
 import http.server
+import json
 import logging
 import os
 import pathlib
@@ -14,6 +15,7 @@ import time
 
 import numpy as np
 import pytest
+import tiny_run
 import voc_tree
 from PIL import Image
 
@@ -104,6 +106,41 @@ def test_splits_come_from_image_sets_without_class_lists(load, tmp_path):
     assert names(load("folder", "odd", path=folder)) == ["000001.jpg", "000003.jpg"]
     message = refusal(load, "folder", "val", path=folder)
     assert message.endswith("there is no val, only odd, train")
+
+
+def test_ids_with_spaces_are_no_class_list(load, tmp_path):
+    keys = [f"photo {number}" for number in (0, 1)]
+    splits = {"train": keys, "dog_train": ["photo0  1", "photo1 -1"]}
+    folder = voc_tree.write(
+        tmp_path / "own",
+        pictures={f"{key}.jpg": voc_tree.jpeg() for key in keys},
+        annotations={key: voc_tree.xml(voc_tree.box()) for key in keys},
+        splits=splits,
+    )
+    assert names(load("folder", "train", path=str(folder))) == ["photo 0.jpg", "photo 1.jpg"]
+    assert list(voc.read_folder(str(folder)).splits) == ["train"]
+
+
+def test_an_empty_list_of_a_split_is_named(load, tmp_path, caplog):
+    splits = {"train": [], "val": ["000001"]}
+    folder = voc_tree.write_plain(tmp_path / "own", splits=splits)
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        assert names(load("folder", "val", path=str(folder))) == ["000001.jpg"]
+    assert f"{folder}/ImageSets/Main/train.txt: is empty" in caplog.text
+    (folder / "ImageSets/Main/val.txt").unlink()
+    message = refusal(load, "folder", "val", path=str(folder))
+    assert message.endswith("Main/train.txt: is empty; write its ids there, or remove the file")
+
+
+def test_names_are_stored_in_one_line(load, tmp_path):
+    folder = voc_tree.write_plain(tmp_path / "own", 2)
+    objects = (voc_tree.box(" hot\ndog "), voc_tree.box("hot dog"), voc_tree.box("cat"))
+    (folder / "Annotations/000001.xml").write_bytes(voc_tree.xml(*objects))
+    split = load("folder", "all", path=str(folder))
+    assert split.class_names == ("cat", "dog", "hot dog")
+    assert split.source[0]["labels"].tolist() == [3, 3, 1]
+    (folder / "Annotations/000001.xml").write_bytes(voc_tree.xml(voc_tree.box("\u00a0")))
+    assert "object 1 has no <name>" in refusal(load, "folder", "all", path=str(folder))
 
 
 def test_hidden_files_are_passed_over(load, tmp_path):
@@ -209,7 +246,7 @@ def test_broken_pictures_are_named_and_counted(load, tmp_path, content):
     assert f"{folder}/JPEGImages/000003.jpg: " in message
     assert "15 of 20 pictures cannot be used" in message
     assert "; 14 more cannot be used: 000004, 000005, 000006" in message
-    assert message.endswith(", ...")
+    assert message.endswith(", ...: python -m ssd_jax.data.check PATH lists all")
 
 
 def test_a_dataset_of_broken_pictures_alone_is_not_prepared(load, tmp_path):
@@ -273,6 +310,21 @@ def test_evaluation_skips_nothing(load, tmp_path):
     assert len(load("folder", "trainval", path=path, max_bad_share=0.25).source) == 3
 
 
+def test_an_evaluation_of_a_split_by_order_names_what_is_not_in_it(load, tmp_path, caplog):
+    folder = spoiled(tmp_path / "own", 5, 10, 15)
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        assert names(load("folder", "val", path=folder)) == ["000020.jpg"]
+    (message,) = caplog.messages
+    assert "split 'val', made by order: 3 of the dataset's 20 pictures cannot be used" in message
+    assert "JPEGImages/000005.jpg: not a readable picture" in message
+    assert message.endswith("2 more cannot be used: 000010, 000015")
+    caplog.clear()
+    whole = str(voc_tree.write_plain(tmp_path / "whole"))
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        load("folder", "val", path=whole)
+    assert caplog.messages == []
+
+
 def test_what_cannot_be_read_never_falls_to_a_val_by_order(load, tmp_path):
     folder = spoiled(tmp_path / "own", 5)  # the first of every fifth
     assert names(load("folder", "val", path=folder)) == ["000010.jpg", "000015.jpg", "000020.jpg"]
@@ -306,6 +358,37 @@ def test_training_may_skip_and_evaluation_may_not(tmp_path):
     assert (len(data.train.source), len(data.eval.source)) == (15, 4)
     cfg.eval_split = "train"
     assert "an evaluation skips none" in refusal(loop.open_data, cfg)
+
+
+@pytest.mark.parametrize("difficult", [True, False])
+def test_the_sheet_of_augmented_pictures_shows_what_the_network_sees(monkeypatch, difficult):
+    from ssd_jax import visualize
+    from ssd_jax.training import loop
+
+    shown = {}
+
+    def augmentations(key, picture, boxes, labels, **options):
+        shown.update(options, boxes=boxes.tolist(), labels=labels.tolist())
+        return picture
+
+    monkeypatch.setattr(visualize, "augmentations", augmentations)
+    corners = np.float32([[0, 0, 0.5, 0.5], [0, 0, 1, 1], [0.5, 0, 1, 1]])
+    record = {
+        "image": voc_tree.jpeg(),
+        "name": "a.jpg",
+        "boxes": corners,
+        "labels": np.int32([1, 2, 1]),
+        "crowd": np.array([False, True, False]),
+        "difficult": np.array([False, False, True]),
+    }
+    crowd_alone = {**record, "crowd": np.ones(3, bool), "boxes": corners + 1}
+    cfg = config.Config()
+    cfg.model.mean, cfg.data.difficult = (1.0, 2.0, 3.0), difficult
+    loop._augmented(cfg, datasets.Split([crowd_alone, record], ("cat", "dog"), 3, (1, 2), True))
+    kept = [0, 2] if difficult else [0]
+    assert shown["boxes"] == corners[kept].tolist()
+    assert shown["labels"] == [1] * len(kept)
+    assert shown["mean"] == (1.0, 2.0, 3.0)
 
 
 def test_names_may_have_spaces_and_letters_of_any_script(load, tmp_path):
@@ -634,13 +717,19 @@ def test_neither_tensorflow_nor_jax_is_imported(tmp_path):
     assert result.stdout == ""
 
 
-@pytest.mark.skipif(not (SHARED / "own_data/kangaroo").is_dir(), reason="needs ../shared/own_data")
-def test_a_real_folder_with_a_truncated_picture(load, tmp_path):
+@pytest.fixture
+def kangaroo(shared, tmp_path):
+    """A copy of a real folder that may be changed; its picture 00090.jpg is truncated."""
     folder = tmp_path / "kangaroo"
-    shutil.copytree(SHARED / "own_data/kangaroo", folder, copy_function=shutil.copyfile)
+    shutil.copytree(shared / "own_data/kangaroo", folder, copy_function=shutil.copyfile)
     folder.chmod(0o755)
     for child in folder.iterdir():
         child.chmod(0o755)
+    return folder
+
+
+def test_a_real_folder_with_a_truncated_picture(load, kangaroo):
+    folder = kangaroo
     message = refusal(load, "folder", "train", path=str(folder))
     assert "kangaroo/JPEGImages/00090.jpg: not a readable picture" in message
     assert "--config.data.max_bad_share=0.04" in refusal(
@@ -653,6 +742,36 @@ def test_a_real_folder_with_a_truncated_picture(load, tmp_path):
     split = load("folder", "all", path=str(folder))
     assert len(split.source) == 37
     assert split.class_names == ("kangaroo",)
+
+
+@pytest.mark.slow
+def test_a_real_folder_is_trained_on_with_one_command(kangaroo, tmp_path):
+    options = {
+        "path": kangaroo,
+        "dataset": "folder",
+        "eval_split": "val",
+        "max_bad_share": 0.05,  # 1 of 31 is more than the hundredth of the default
+    }
+    command = (
+        tiny_run.write_config(tmp_path, steps=2, devices=1),
+        tmp_path / "run",
+        *(f"--config.data.{name}={value}" for name, value in options.items()),
+    )
+    ((status, err),) = tiny_run.ends([tiny_run.start_training(*command)])
+    assert status == 0, err
+    assert "1 of 31 pictures cannot be used and are left out" in err
+    assert "split 'val', made by order: 1 of the dataset's 38 pictures" in err
+    assert err.count("JPEGImages/00090.jpg: not a readable picture") == 2
+    figures = json.loads((tmp_path / "run/evaluation.json").read_text())
+    assert 0 <= figures["mean_ap_voc07"] <= 1
+    (kangaroo / "Annotations/00001.xml").unlink()
+    ((status, err),) = tiny_run.ends([tiny_run.start_training(*command)])
+    assert status == 2
+    assert "run have changed: data.train_split has 29 pictures, and had 30. Give another" in err
+    last = tiny_run.start_training(*command, "--change-config")
+    out, err = last.communicate(timeout=300)
+    assert last.returncode == 0, err
+    assert "  changed  data.train_split has 29 pictures, and had 30" in out
 
 
 @pytest.mark.slow

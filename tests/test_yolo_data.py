@@ -120,6 +120,50 @@ def test_boxes_beyond_the_picture_are_mended_and_named(tmp_path, line, kept, wor
         assert "labels/train/b.txt: line 1 (cat)" in note
 
 
+def test_names_are_stored_in_one_line(load, tmp_path):
+    path = write_plain(tmp_path / "own", names=["hot\ndog", "  small  cat\t"])
+    split = load("train", path=str(path))
+    assert split.class_names == ("hot dog", "small cat")
+    assert split.source[0]["labels"].tolist() == [2]
+    bare = write(tmp_path / "bare", {"classes.txt": "hot\u00a0dog\n cat\n", "a.jpg": None})
+    (bare / "a.txt").write_text(LINE)
+    split = load("train", path=str(bare))
+    assert split.class_names == ("hot dog", "cat")
+    assert split.source[0]["labels"].tolist() == [2]
+    (bare / "classes.txt").write_text("cat\n\u2003\ndog\n")
+    with pytest.raises(errors.UserError, match=r"classes\.txt: the name '' is empty"):
+        load("train", path=str(bare))
+
+
+def test_keypoints_stand_behind_the_box(tmp_path):
+    # Two keypoints of (x, y, visibility), of which 2 is "visible" and no normalised number.
+    path = write_plain(
+        tmp_path / "own", "0 0.5 0.5 0.25 0.5 0.1 0.1 2 0.9 0.9 1\n", kpt_shape=[2, 3]
+    )
+    np.testing.assert_allclose(objects(path).boxes, [[12, 6, 20, 18]])
+    with pytest.raises(errors.UserError, match=r"line 1 has 5 numbers, not 11 \(class cx cy"):
+        objects(path, "images/train/a.jpg")
+
+
+@pytest.mark.parametrize("line", ["x" * 5000, "x/" * 5000 + "a.jpg", "a\0.jpg", "/", "."])
+def test_lists_of_what_is_no_picture_cost_that_picture(load, tmp_path, line):
+    path = write_plain(tmp_path / "own", train="train.txt")
+    (path / "train.txt").write_text(f"images/train/a.jpg\n{line}\n")
+    assert names(load("train", path=str(path), max_bad_share=0.5)) == ["images/train/a.jpg"]
+    with pytest.raises(errors.UserError, match="cannot be read"):
+        load("train", path=str(path))
+
+
+def test_pictures_that_change_their_split_are_noticed(load, tmp_path):
+    path = write_plain(tmp_path / "own", train="train.txt", val="val.txt")
+    a, b, c = "images/train/a.jpg", "images/train/b.jpg", "images/val/c.jpg"
+    for train, val in (([a, b], [c]), ([c, b], [a])):
+        (path / "train.txt").write_text("\n".join(train))
+        (path / "val.txt").write_text("\n".join(val))
+        assert names(load("train", path=str(path))) == train
+        assert names(load("val", path=str(path))) == val
+
+
 def test_text_that_is_none_is_named(tmp_path):
     path = write_plain(tmp_path / "own")
     (path / "labels/train/b.txt").write_bytes(b"\xff\xfe\x00\x01")
@@ -163,6 +207,17 @@ def test_yaml_files_may_be_written_in_many_ways(load, tmp_path, fields):
         ({"names": {"a": "cat"}}, "names must be numbered from 0"),
         ({"names": ["cat", "cat"]}, "the name 'cat' is empty or there twice"),
         ({"nc": 3}, "nc is 3, but there are 2 names"),
+        ({"names": ["cat", "cat "]}, "the name 'cat' is empty or there twice"),
+        ({"names": ["cat", " "]}, "the name '' is empty or there twice"),
+        ({"names": ["cat", "\ud800"]}, "is not Unicode text; rename the class"),
+        ({"names": [True, False]}, "YAML takes a name for True; put all names in quotes"),
+        ({"names": ["cat", 1.5]}, "YAML takes a name for 1.5"),
+        ({"names": ["cat", None]}, "YAML takes a name for None"),
+        ({"kpt_shape": 17}, r"kpt_shape is 17, not two whole numbers, as \[17, 3\]"),
+        ({"kpt_shape": [17, 0]}, "kpt_shape is"),
+        ({"kpt_shape": [17]}, "kpt_shape is"),
+        ({"train": "x" * 5000}, "is neither in"),
+        ({"path": "x" * 5000, "train": "nowhere"}, "is neither in"),
         ({"train": "images/training"}, "train: images/training is neither in"),
         ({"train": None, "val": None}, "names no pictures"),
     ],
@@ -173,7 +228,9 @@ def test_yaml_files_that_are_wrong_are_named(load, tmp_path, fields, word):
         load("train", path=str(path))
 
 
-@pytest.mark.parametrize("content", ["a: [", "[1, 2]", "", "a: 2020-99-99"])
+@pytest.mark.parametrize(
+    "content", ["a: [", "[1, 2]", "", "a: 2020-99-99", "[" * 20_000, "a: !!int ''", "a: !!bool b"]
+)
 def test_files_that_are_no_yaml_are_named(load, tmp_path, content):
     path = write_plain(tmp_path / "own")
     (path / "data.yaml").write_text(content)
@@ -227,7 +284,11 @@ def test_mixed_pictures_and_other_files_are_sorted_out(load, tmp_path):
     split = load("train", path=str(path))
     assert [Path(name).name for name in names(split)] == ["a.jpg", "b.jpg", "b.png", "x.png"]
     assert [len(split.source[i]["labels"]) for i in range(4)] == [1, 1, 1, 0]
-    twins, lonely = yolo.Reader(str(path)).remarks
+    unlabelled, twins, lonely = yolo.Reader(str(path)).remarks
+    assert unlabelled.endswith(
+        "own: train: 1 of 4 pictures have no text file, so no objects; the first is "
+        "images/train/x.png"
+    )
     assert twins.endswith("labels/train/b.txt: is the text file of both b.jpg and b.png")
     assert lonely.endswith("labels/train/lonely.txt: has no picture")
 

@@ -61,6 +61,25 @@ class Object(NamedTuple):
     area: float | None = None  # None: that of the box
 
 
+def class_name(text: str, where: str) -> str:
+    """A class's name as it is stored: in one line, with single spaces; "" where nothing is left.
+
+    Prepared data keep a name on each line, without the blanks around it: another form would come
+    back as another name, or as two, and move the labels of those behind it.
+
+    Args:
+      text: The name as the file has it.
+      where: What an error calls its place.
+
+    Raises:
+      UserError: It holds half a character, which no file can hold.
+    """
+    name = " ".join(text.split())
+    if any("\ud800" <= letter <= "\udfff" for letter in name):
+        raise errors.UserError(f"{where}: the name {name!r} is not Unicode text; rename the class")
+    return name
+
+
 def collect(
     objects: Iterable[Object], *, height: int, width: int, notes: Sequence[str]
 ) -> Annotation:
@@ -232,7 +251,7 @@ def _size(
 
 
 def _object(element: ElementTree.Element, where: str) -> Object:
-    name = (element.findtext("name") or "").strip()
+    name = class_name(element.findtext("name") or "", where)
     if not name:
         raise errors.UserError(f"{where} has no <name>")
     if element.find("bndbox") is None:

@@ -27,9 +27,10 @@ from absl import logging
 from ssd_jax import errors
 from ssd_jax.data import annotations, images
 
-VERSION = "1.2.0"
+VERSION = "1.3.0"
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 NO_IMAGE_ID = -1
+LIST_ALL = "python -m ssd_jax.data.check PATH lists all"
 
 _SPLIT_NAME = re.compile(r"[A-Za-z]\w*")
 _VAL_EVERY = 5  # of a dataset without splits every fifth picture validates
@@ -155,8 +156,9 @@ def read_file(path: pathlib.Path) -> bytes:
     """
     try:
         return path.read_bytes()
-    except OSError as error:
-        raise errors.UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise errors.UserError(f"{path}: cannot be read ({reason})") from error
 
 
 def decode_size(data: bytes, *, name: str) -> tuple[int, int]:
@@ -188,12 +190,12 @@ def printable(text: str) -> str:
 
 
 def summary(failures: Mapping[str, str]) -> str:
-    """One line for all failures: the first in full, more by their keys."""
+    """One line for all failures: the first in full, more by their keys, of many the first few."""
     (_, first), *others = failures.items()
     if not others:
         return first
     listed = ", ".join(key for key, _ in others[:_MOST_LISTED])
-    more = ", ..." if len(others) > _MOST_LISTED else ""
+    more = f", ...: {LIST_ALL}" if len(others) > _MOST_LISTED else ""
     return f"{first}; {len(others)} more cannot be used: {listed}{more}"
 
 
@@ -202,8 +204,9 @@ class Builder(tfds.core.ShardBasedBuilder):
 
     Its metadata: `object_counts`, by split the number of objects of each record; `joined`, the
     splits that are not stored because they are others, named there, one after the other;
-    `skipped`, by split the pictures that cannot be used and why; `category_ids`, the dataset's own
-    id of each class; `unannotated`, the splits whose annotations were not published.
+    `skipped`, by split the pictures that cannot be used and why; `by_order`, whether the dataset
+    has no splits of its own; `category_ids`, its own id of each class; `unannotated`, the splits
+    whose annotations were not published.
     """
 
     VERSION = tfds.core.Version(VERSION)
@@ -272,6 +275,7 @@ class Builder(tfds.core.ShardBasedBuilder):
         self.info.metadata["category_ids"] = list(categories.values())
         self.info.metadata["joined"] = joined
         self.info.metadata["skipped"] = skipped
+        self.info.metadata["by_order"] = not any(reader.splits for reader in readers)
         self.info.metadata["unannotated"] = [
             name for reader in readers for name in reader.unannotated
         ]
@@ -371,9 +375,10 @@ def _log(remarks: Sequence[str]) -> None:
     if not remarks:
         return
     logging.warning(
-        "%d boxes were clipped, reordered or dropped, or files passed over; "
-        "python -m ssd_jax.data.check PATH lists all; the first:",
+        "%d boxes were clipped, reordered or dropped, or files passed over or missing; "
+        "%s; the first:",
         len(remarks),
+        LIST_ALL,
     )
     for line in remarks[:_MOST_LISTED]:
         logging.warning("  %s", line)

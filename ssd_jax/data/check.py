@@ -8,6 +8,7 @@ Every picture is decoded. Exit status: 0 nothing is wrong, 1 something is, 2 the
 """
 
 import argparse
+import os
 import pathlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +18,7 @@ import numpy as np
 from rich import box, console, markup, table
 
 from ssd_jax import errors, priors
-from ssd_jax.data import builder, datasets, voc
+from ssd_jax.data import builder, coco, datasets, voc, yolo
 
 SIZES = ("small", "medium", "large")
 COVERED = 0.5  # IoU from which a prior matches
@@ -29,6 +30,7 @@ _PRIORS = {
     (512, "voc"): priors.SSD512_VOC,
     (512, "coco"): priors.SSD512_COCO,
 }
+_PATTERNS = {"coco": coco.PATTERNS, "yolo": yolo.PATTERNS}
 _BY_SUFFIX = {".tar": "voc", ".json": "coco", ".yaml": "yolo", ".yml": "yolo"}
 _DESCRIPTIONS = {
     "voc": "an archive of PASCAL VOC (--config.data.dataset=voc)",
@@ -66,7 +68,7 @@ def detect_format(path: str) -> str:
       UserError: There is nothing, or nothing that is known.
     """
     place = pathlib.Path(path).expanduser()
-    if not place.exists():
+    if not os.path.exists(place):
         raise errors.UserError(f"{path}: no such folder or file")
     if place.is_file() and place.suffix.lower() in _BY_SUFFIX:
         return _BY_SUFFIX[place.suffix.lower()]
@@ -77,6 +79,9 @@ def detect_format(path: str) -> str:
             return name
         except errors.UserError as error:
             reasons.append(f"not {name} ({error})")
+    for name, patterns in _PATTERNS.items() if place.is_dir() else ():
+        if any(found for pattern in patterns for found in place.glob(pattern)):
+            return name  # whose description is broken
     tried = "; ".join(reasons) or "it is no folder, .tar, .json or .yaml"
     raise errors.UserError(f"{path}: of no known format, give --format: {tried}")
 
@@ -240,7 +245,7 @@ def main(argv: Sequence[str]) -> int:
         out = console.Console(highlight=False, width=_WIDE)
     try:
         kind = detect_format(arguments.path) if arguments.format == "auto" else arguments.format
-        if not pathlib.Path(arguments.path).expanduser().exists():
+        if not os.path.exists(pathlib.Path(arguments.path).expanduser()):
             raise errors.UserError(f"{arguments.path}: no such folder or file")
     except errors.UserError as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")

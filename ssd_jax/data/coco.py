@@ -20,9 +20,10 @@ import contextlib
 import functools
 import itertools
 import json
-import math
+import os
 import pathlib
 import posixpath
+import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -128,6 +129,7 @@ SPLITS: dict[str, Official] = {
 
 _INSTANCES = "instances_"
 _BESIDE = "_annotations.coco.json"  # Roboflow's, in the folder of the pictures
+PATTERNS = (f"annotations/{_INSTANCES}*.json", f"{_INSTANCES}*.json", f"*/{_BESIDE}")
 _MAX_ID = 2**63 - 1
 
 
@@ -166,21 +168,28 @@ class Pictures(Protocol):
 
 
 class FolderPictures:
-    """Pictures in folders, looked for in this order."""
+    """Pictures in folders of a dataset's folder, looked for in this order."""
 
-    def __init__(self, folders: Sequence[pathlib.Path]):
+    def __init__(self, folders: Sequence[pathlib.Path], *, root: pathlib.Path):
         self.places = ", ".join(map(str, folders))
         self._folders = folders
+        self._root = root
 
     def find(self, file_name: str) -> str | None:
-        """The path of a picture."""
-        for folder in self._folders:
-            try:
-                if (folder / file_name).is_file():
-                    return str(folder / file_name)
-            except (OSError, ValueError):  # a name too long, or with a null byte
-                return None
-        return None
+        """The path of a picture.
+
+        Raises:
+          UserError: It is not below the dataset's folder, where a change of it would be noticed.
+        """
+        path = next(filter(os.path.isfile, (folder / file_name for folder in self._folders)), None)
+        if path is None:
+            return None
+        if not pathlib.Path(os.path.normpath(path)).is_relative_to(os.path.normpath(self._root)):
+            raise errors.UserError(
+                f"{path}: the JSON names a picture outside {self._root}; move it there, or a link "
+                "to its folder, and correct file_name"
+            )
+        return str(path)
 
     def read(self, file: str) -> bytes:
         """The bytes of a file."""
@@ -240,7 +249,11 @@ def files(path: str) -> list[pathlib.Path]:
     """
     jsons = list(_find(path).values())
     below = builder.walk(_root(jsons[0], path))
-    return jsons + [file for file in below if file.suffix.lower() in builder.PICTURE_SUFFIXES]
+    return jsons + [
+        file
+        for file in below
+        if file.suffix.lower() in builder.PICTURE_SUFFIXES and file.is_file()  # no dangling link
+    ]
 
 
 class Reader(builder.Reader):
@@ -307,6 +320,8 @@ class Reader(builder.Reader):
     def _add_categories(self, entries: Iterable[Any], file: str) -> None:
         for entry in entries:
             number, name = _get(entry, "id"), _get(entry, "name")
+            if isinstance(name, str):
+                name = annotations.class_name(name, f"{file}: category {number}")
             if type(number) is not int or not isinstance(name, str) or not name:
                 raise errors.UserError(
                     f"{file}: category {entry!r} needs a whole number as id and a name"
@@ -447,7 +462,8 @@ def read_folder(path: str) -> Reader:
     """
     sources = []
     for split, file in _find(path).items():
-        pictures = FolderPictures(_picture_folders(file, split, _root(file, path)))
+        root = _root(file, path)
+        pictures = FolderPictures(_picture_folders(file, split, root), root=root)
         read = functools.partial(builder.read_file, file)
         sources.append(Source(str(file), split, read, pictures))
     return Reader(path, sources)
@@ -501,15 +517,16 @@ def _find(path: str) -> dict[str, pathlib.Path]:
     if not base.is_dir():
         raise errors.UserError(f"config.data.path={path!r}: no such folder or file")
     found: dict[str, pathlib.Path] = {}
-    patterns = (f"annotations/{_INSTANCES}*.json", f"{_INSTANCES}*.json", f"*/{_BESIDE}")
-    for file in (file for pattern in patterns for file in sorted(base.glob(pattern))):
+    for file in (file for pattern in PATTERNS for file in sorted(base.glob(pattern))):
+        if not file.is_file():
+            raise errors.UserError(f"{file}: is no file, or leads to none; mend or remove it")
         split = _split_of(file)
         if split in found:
             raise errors.UserError(f"{file} and {found[split]} are both split {split!r}; move one")
         found[split] = file
     if not found:
         raise errors.UserError(
-            f"{path}: looked for {', '.join(patterns)}, and found none; name the JSON file itself"
+            f"{path}: looked for {', '.join(PATTERNS)}, and found none; name the JSON file itself"
         )
     return found
 
@@ -581,9 +598,14 @@ def _images(entries: Sequence[Any], file: str, remarks: list[str]) -> list[tuple
     images: dict[_Image, str] = {}
     for number, entry in enumerate(entries):
         image = _Image(*(_get(entry, field) for field in _Image._fields))
-        if type(image.height) is not int or type(image.width) is not int:
-            image = image._replace(height=None, width=None)
+        told = (image.height, image.width)
+        image = image._replace(height=_side(image.height), width=_side(image.width))
         fault = ""
+        if told != (image.height, image.width):
+            fault = (
+                f"{file}: {image.file_name}: height {told[0]!r} and width {told[1]!r} are no whole "
+                "numbers of pixels; correct them"
+            )
         if not isinstance(image.file_name, str) or not _is_id(image.id):
             fault = f"{file}: images[{number}] has no id or no file_name"
             image = _Image(f"images[{number}]", f"images[{number}]", None, None)
@@ -600,6 +622,12 @@ def _images(entries: Sequence[Any], file: str, remarks: list[str]) -> list[tuple
                 "each its own"
             )
     return list(images.items())
+
+
+def _side(value: Any) -> int | None:
+    """A whole number of pixels; None for anything else."""
+    fine = type(value) is int or (type(value) is float and value.is_integer())
+    return int(value) if fine else None
 
 
 def _is_id(value: Any) -> bool:
@@ -646,13 +674,16 @@ def _check_size(image: _Image, actual: tuple[int, int], where: str) -> None:
 
 def _numbers(bbox: Any, what: str) -> Sequence[float]:
     """The four numbers of a `bbox`."""
-    fine = isinstance(bbox, list) and len(bbox) == 4
-    if not fine or not all(type(v) in (int, float) and math.isfinite(v) for v in bbox):
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_number, bbox)):
         raise errors.UserError(f"{what}: bbox is {bbox!r}, not four numbers x, y, width, height")
     return bbox
 
 
 def _area(value: Any) -> float | None:
     """The `area` of an annotation; None where it is no number, and the box's is taken."""
-    fine = type(value) in (int, float) and math.isfinite(value)
-    return float(value) if fine else None
+    return float(value) if _is_number(value) else None
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is finite, and a float can hold it."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max

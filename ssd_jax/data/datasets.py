@@ -126,6 +126,7 @@ def load(
       max_bad_share: Which share of the split's pictures, in [0, 1], may be left out because they or
         their annotations cannot be read; they are named once in the log. None, for evaluation:
         not one. It is taken over the whole splits that `split` names, also where they are sliced.
+        A "val" by order is made of what can be read; the log names what the dataset has besides.
       prepare: Whether it may be prepared, and downloaded, now.
 
     Returns:
@@ -387,6 +388,7 @@ def _account(
         stored = metadata["joined"].get(part.name, [part.name])
         good += sum(len(metadata["object_counts"].get(each, [])) for each in stored)
     if not bad:
+        _tell_of_others(infos, split)
         return
     share = len(bad) / (len(bad) + good)
     count = f"split {split!r}: {len(bad)} of {len(bad) + good} pictures cannot be used"
@@ -402,6 +404,21 @@ def _account(
             f"--config.data.max_bad_share={enough:g}: {builder.summary(bad)}"
         )
     logging.warning("%s and are left out: %s", count, builder.summary(bad))
+
+
+def _tell_of_others(infos: Mapping[_Part, tfds.core.DatasetInfo], split: str) -> None:
+    """Names what is missing in a split by order, which is made of what can be used."""
+    (info, *_) = infos.values()  # who has splits by order is one dataset
+    if info.metadata["by_order"] and (others := info.metadata["skipped"]["all"]):
+        good = sum(map(len, info.metadata["object_counts"].values()))
+        logging.warning(
+            "split %r, made by order: %d of the dataset's %d pictures cannot be used and are not "
+            "in it: %s",
+            split,
+            len(others),
+            len(others) + good,
+            builder.summary(others),
+        )
 
 
 def _stretches(info: tfds.core.DatasetInfo, part: _Part, split: str) -> list[Stretch]:

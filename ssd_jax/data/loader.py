@@ -14,6 +14,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterable, Iterator, Mapping
+from multiprocessing import resource_tracker
 from typing import Any, Protocol
 
 import grain
@@ -240,6 +241,7 @@ def _signals_held_back() -> Iterator[None]:
 
     They are for the process that saves the state, and needs its workers until then.
     """
+    resource_tracker.ensure_running()  # it lets them in again in the thread that starts it
     earlier = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
     try:
         yield

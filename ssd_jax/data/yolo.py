@@ -8,13 +8,17 @@
 Without a data.yaml the names are the lines of `classes.txt` or `obj.names`, and the splits are the
 folders below `images` (or those that hold an `images`); without such folders there are none.
 Numbers are normalised to the picture and classes count from 0; label k is class k - 1. A line of a
-polygon, `class x1 y1 x2 y2 x3 y3 ...`, stands for the box around it. A picture whose text file is
+polygon, `class x1 y1 x2 y2 x3 y3 ...`, stands for the box around it; one with keypoints, which
+data.yaml tells by `kpt_shape`, for the box that it begins with. A picture whose text file is
 missing or empty has no objects.
 
-Source: "Detection datasets" and "Segmentation datasets" of the Ultralytics documentation.
+Source: "Detection datasets", "Segmentation datasets" and "Pose datasets" of the Ultralytics
+documentation.
 """
 
 import functools
+import itertools
+import math
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,6 +31,10 @@ from ssd_jax import errors
 from ssd_jax.data import annotations, builder
 
 _CLASS_FILES = ("classes.txt", "obj.names", "_darknet.labels")
+_YAMLS = ("*.yaml", "*.yml")
+PATTERNS = (*_YAMLS, *_CLASS_FILES, "labels/classes.txt")
+"""Of the files that describe a dataset, below its folder."""
+
 _SPLITS = ("train", "val", "test")
 _SLACK = 0.01  # outside [0, 1] that Ultralytics allows too; more is no normalised number
 _NO_LABELS = (*_CLASS_FILES, "train.txt", "val.txt", "test.txt")
@@ -43,13 +51,14 @@ class _Layout(NamedTuple):
     """Where everything is."""
 
     root: pathlib.Path
-    about: pathlib.Path  # the file that names the classes
+    about: list[pathlib.Path]  # the file that names the classes, and those that list pictures
     names: dict[int, str]
     splits: dict[str, list[pathlib.Path]]  # "" where the dataset has no splits
+    keypoints: int = 0  # numbers behind the box in a line; 0: a box or a polygon
 
 
 def files(path: str) -> list[pathlib.Path]:
-    """The file that names the classes, all pictures and their text files.
+    """The files that name the classes and list pictures, all pictures and their text files.
 
     Raises:
       UserError: There is no such dataset.
@@ -57,7 +66,7 @@ def files(path: str) -> list[pathlib.Path]:
     layout = _layout(path)
     pictures = [_picture(file) for split in layout.splits.values() for file in split]
     found = (file for picture in pictures for file in picture if file is not None)
-    return [layout.about, *(file for file in found if file.is_file())]
+    return [*layout.about, *filter(os.path.isfile, found)]
 
 
 class Reader(builder.Reader):
@@ -72,6 +81,7 @@ class Reader(builder.Reader):
         self.name = path
         layout = _layout(path)
         self._names = layout.names
+        self._keypoints = layout.keypoints
         self._pictures: dict[str, _Picture] = {}
         splits: dict[str, list[str]] = {}
         for split, pictures in layout.splits.items():
@@ -79,7 +89,10 @@ class Reader(builder.Reader):
             self._pictures |= zip(splits[split], map(_picture, pictures), strict=True)
         self.keys = sorted(self._pictures)
         self.splits = {name: keys for name, keys in splits.items() if name}
-        self.remarks = list(_strays(self._pictures.values()))
+        self.remarks = [
+            *self._unlabelled(splits),
+            *_strays(self._pictures.values()),
+        ]
 
     def example(self, key: str) -> builder.Example:
         """Decodes one picture and parses its text file."""
@@ -97,6 +110,16 @@ class Reader(builder.Reader):
             raise errors.UserError(f"{self.name}: no text file has an object within its picture")
         return {self._names[number]: number for number in sorted(self._names)}
 
+    def _unlabelled(self, splits: Mapping[str, Sequence[str]]) -> Iterator[str]:
+        """Remarks on the splits in which pictures have no text file."""
+        for split, keys in splits.items():
+            missing = [key for key in keys if self._pictures[key].labels is None]
+            if missing:
+                yield (
+                    f"{self.name}: {split or 'all'}: {len(missing)} of {len(keys)} pictures have "
+                    f"no text file, so no objects; the first is {missing[0]}"
+                )
+
     def _annotation(self, text: str, file: str, height: int, width: int) -> annotations.Annotation:
         objects: list[annotations.Object] = []
         notes: list[str] = []
@@ -104,7 +127,7 @@ class Reader(builder.Reader):
             if not line.strip():
                 continue
             where = f"{file}: line {number}"
-            name, corners = _parse(line, self._names, where)
+            name, corners = _parse(line, self._names, self._keypoints, where)
             box, said = annotations.clip(
                 corners * [width, height, width, height],
                 height=height,
@@ -117,12 +140,20 @@ class Reader(builder.Reader):
         return annotations.collect(objects, height=height, width=width, notes=notes)
 
 
-def _parse(line: str, names: Mapping[int, str], where: str) -> tuple[str, np.ndarray]:
+def _parse(
+    line: str, names: Mapping[int, str], keypoints: int, where: str
+) -> tuple[str, np.ndarray]:
     """The class and the normalised corners `[4]` of one line."""
     try:
         kind, *values = (float(word) for word in line.split())
     except ValueError:
         raise errors.UserError(f"{where}: {line.strip()!r} are not all numbers") from None
+    if keypoints and len(values) != 4 + keypoints:
+        raise errors.UserError(
+            f"{where} has {len(values) + 1} numbers, not {5 + keypoints} (class cx cy width height "
+            "and the keypoints of kpt_shape)"
+        )
+    values = values[:4] if keypoints else values
     if len(values) != 4 and (len(values) < 6 or len(values) % 2):
         raise errors.UserError(
             f"{where} has {len(values) + 1} numbers, not 5 (class cx cy width height) or the class "
@@ -163,7 +194,7 @@ def _layout(path: str) -> _Layout:
       UserError: There is no such dataset.
     """
     given = pathlib.Path(path).expanduser().absolute()
-    if not given.exists():
+    if not os.path.exists(given):
         raise errors.UserError(f"config.data.path={path!r}: no such folder or file")
     description = given if given.is_file() else _description(given)
     layout = _from_yaml(description) if description else _from_folders(given)
@@ -177,7 +208,7 @@ def _description(root: pathlib.Path) -> pathlib.Path | None:
     for name in ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml"):
         if (root / name).is_file():
             return root / name
-    found = sorted([*root.glob("*.yaml"), *root.glob("*.yml")])
+    found = sorted(file for pattern in _YAMLS for file in root.glob(pattern))
     if len(found) > 1:
         names = ", ".join(file.name for file in found)
         raise errors.UserError(f"{root}: has {names}; give the path of the one that is meant")
@@ -185,24 +216,41 @@ def _description(root: pathlib.Path) -> pathlib.Path | None:
 
 
 def _from_yaml(file: pathlib.Path) -> _Layout:
+    text = _text(file)
     try:
-        content = yaml.safe_load(_text(file))
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date, say
+        content = yaml.safe_load(text)
+    except Exception as error:  # an impossible date is a ValueError, deep nesting a RecursionError
         raise errors.UserError(f"{file}: not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict):
         raise errors.UserError(f"{file}: holds no fields; it needs names, train and val")
-    content = {"path": "", "names": None, "nc": None, **dict.fromkeys(_SPLITS), **content}
+    fields = ("path", "names", "nc", "kpt_shape", *_SPLITS)
+    content = {**dict.fromkeys(fields), **content}
     names = _names(content["names"], content["nc"], file)
     root = file.parent / str(content["path"] or "")
-    root = root if root.is_dir() else file.parent
-    splits = {
-        split: _pictures_of(content[split], split, (root, file.parent), file)
+    root = root if os.path.isdir(root) else file.parent
+    places = {
+        split: _places_of(content[split], split, (root, file.parent), file)
         for split in _SPLITS
         if content[split]
     }
-    if not splits:
+    if not places:
         raise errors.UserError(f"{file}: names no pictures; it needs train and val")
-    return _Layout(root, file, names, splits)
+    lists = [place for found in places.values() for place in found if place.is_file()]
+    splits = {split: _pictures_at(found) for split, found in places.items()}
+    return _Layout(root, [file, *lists], names, splits, _keypoints(content["kpt_shape"], file))
+
+
+def _keypoints(shape: Any, file: pathlib.Path) -> int:
+    """How many numbers the keypoints of an object are, by `kpt_shape`; 0 where there is none."""
+    if shape is None:
+        return 0
+    fine = isinstance(shape, list) and len(shape) == 2
+    if not fine or not all(type(side) is int and side > 0 for side in shape):
+        raise errors.UserError(
+            f"{file}: kpt_shape is {shape!r}, not two whole numbers, as [17, 3]; remove it where "
+            "the text files have no keypoints"
+        )
+    return math.prod(shape)
 
 
 def _names(value: Any, count: Any, file: pathlib.Path) -> dict[int, str]:
@@ -212,7 +260,13 @@ def _names(value: Any, count: Any, file: pathlib.Path) -> dict[int, str]:
         raise errors.UserError(f"{file}: needs names, a list of the classes")
     if not all(type(number) is int and number >= 0 for number in entries):
         raise errors.UserError(f"{file}: names must be numbered from 0")
-    names = {number: str(name).strip() for number, name in entries.items()}
+    odd = [name for name in entries.values() if type(name) not in (str, int)]
+    if odd:
+        raise errors.UserError(
+            f"{file}: YAML takes a name for {odd[0]!r}; put all names in quotes, as 'yes'"
+        )
+    where = f"{file}: names"
+    names = {n: annotations.class_name(str(name), where) for n, name in entries.items()}
     if count is not None and count != len(names):
         raise errors.UserError(f"{file}: nc is {count}, but there are {len(names)} names")
     return _distinct(names, file)
@@ -226,23 +280,29 @@ def _distinct(names: dict[int, str], file: pathlib.Path) -> dict[int, str]:
     return names
 
 
-def _pictures_of(
+def _places_of(
     entry: Any, split: str, bases: Sequence[pathlib.Path], file: pathlib.Path
 ) -> list[pathlib.Path]:
-    """The pictures of one entry of a YAML file: folders, or text files that list pictures."""
+    """What one entry of a YAML file names: folders, or text files that list pictures."""
     found: list[pathlib.Path] = []
     for part in entry if isinstance(entry, list) else [entry]:
         # Roboflow writes ../train/images, which is wrong from where its file lies.
         names = [str(part), str(part).removeprefix("../")]
         places = [base / name for name in names for base in bases]
-        place = next((place for place in places if place.exists()), None)
+        place = next(filter(os.path.exists, places), None)
         if place is None:
             raise errors.UserError(
                 f"{file}: {split}: {part} is neither in {' nor in '.join(map(str, bases))}; "
                 "correct the entry, or path"
             )
-        found += _listed(place) if place.is_file() else _pictures_below(place)
-    return list(dict.fromkeys(found))
+        found.append(place)
+    return found
+
+
+def _pictures_at(places: Iterable[pathlib.Path]) -> list[pathlib.Path]:
+    """The pictures in folders and lists, each once."""
+    found = (_listed(place) if place.is_file() else _pictures_below(place) for place in places)
+    return list(dict.fromkeys(itertools.chain.from_iterable(found)))
 
 
 def _listed(file: pathlib.Path) -> list[pathlib.Path]:
@@ -264,11 +324,12 @@ def _from_folders(root: pathlib.Path) -> _Layout:
             f"{root}: nothing names the classes; add data.yaml (names, train, val) or classes.txt "
             "(a name on each line)"
         )
-    lines = [line.strip() for line in _text(about).rstrip().splitlines()]
-    names = _distinct(dict(enumerate(lines)), about)
+    lines = _text(about).rstrip().splitlines()
+    names = {n: annotations.class_name(line, str(about)) for n, line in enumerate(lines)}
+    names = _distinct(names, about)
     if not names:
         raise errors.UserError(f"{about}: is empty; write the name of a class on each line")
-    return _Layout(root, about, names, _split_folders(root))
+    return _Layout(root, [about], names, _split_folders(root))
 
 
 def _split_folders(root: pathlib.Path) -> dict[str, list[pathlib.Path]]:
@@ -289,12 +350,12 @@ def _key(file: pathlib.Path, root: pathlib.Path) -> str:
 
 def _picture(file: pathlib.Path) -> _Picture:
     """A picture with its text file: below `labels` where the picture is below `images`."""
-    text = file.with_suffix(".txt")
+    text = pathlib.Path(os.path.splitext(file)[0] + ".txt")
     parts = list(text.parts)
     if "images" in parts:
         parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
     places = (pathlib.Path(*parts), text)
-    return _Picture(file, next((place for place in places if place.is_file()), None))
+    return _Picture(file, next(filter(os.path.isfile, places), None))
 
 
 def _strays(pictures: Iterable[_Picture]) -> Iterator[str]:
