@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from ssd_jax import augment as augment_lib
-from ssd_jax import errors
+from ssd_jax import errors, files
 from ssd_jax.models import ssd
+
+VERSION = 1  # of what a workdir holds, config and checkpoints; a newer one is refused
 
 
 @dataclasses.dataclass
@@ -345,26 +347,51 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 def save(path: str | Path, config: Config, class_names: tuple[str, ...]) -> None:
     """Writes a run's config, and the names of its classes, as JSON."""
-    content = {"config": to_dict(config), "class_names": list(class_names)}
-    Path(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    content = {
+        "version": VERSION,
+        "config": to_dict(config),
+        "class_names": list(class_names),
+    }
+    files.write(path, json.dumps(content, indent=2) + "\n")
 
 
 def load(path: str | Path) -> tuple[Config, tuple[str, ...]]:
     """Reads what `save` wrote: the config and the class names.
 
     Raises:
-      UserError: If the file is missing, is not such a file, or has a field that is not known.
+      UserError: If the file is missing, is not such a file, is of a newer version, or has a field
+        that is not known.
     """
     path = Path(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = {"version": 1, **json.loads(path.read_text(encoding="utf-8"))}  # the first: none
+        check_version(path, content["version"])
         return from_mapping(content["config"]), tuple(content["class_names"])
     except FileNotFoundError:
         raise errors.UserError(
             f"{path} is missing: give the workdir of a training run, which holds it"
         ) from None
+    except errors.UserError:
+        raise
     except (ValueError, KeyError, TypeError) as error:
         raise errors.UserError(f"{path} is not the config of a run: {error}") from None
+
+
+def check_version(path: str | Path, version: int) -> None:
+    """Refuses what a newer ssd_jax wrote into a workdir.
+
+    Args:
+      path: Of the config or checkpoint, for the message.
+      version: The `VERSION` that it was written with.
+
+    Raises:
+      UserError: If it is above this one's.
+    """
+    if version > VERSION:
+        raise errors.UserError(
+            f"{path} was written by a newer ssd_jax (format {version}, this one reads {VERSION}): "
+            f"update ssd_jax"
+        )
 
 
 def from_mapping(values: Mapping[str, Any]) -> Config:
