@@ -18,17 +18,21 @@ PRIORS = ssd.default_boxes(MODEL, SIZE)
 
 @pytest.fixture(scope="module")
 def batch():
+    return made_batch(BATCH)
+
+
+def made_batch(size):
     rng = np.random.default_rng(0)
-    low = rng.uniform(0, 0.5, (BATCH, 3, 2))
-    labels = rng.integers(1, 4, (BATCH, 3))
+    low = rng.uniform(0, 0.5, (size, 3, 2))
+    labels = rng.integers(1, 4, (size, 3))
     labels[2] = 0  # a picture without objects
     labels[5, 1:] = 0
     return {
-        "image": rng.integers(0, 256, (BATCH, 64, 64, 3), dtype=np.uint8),
-        "extent": np.tile(np.float32([50, 60]), (BATCH, 1)),
+        "image": rng.integers(0, 256, (size, 64, 64, 3), dtype=np.uint8),
+        "extent": np.tile(np.float32([50, 60]), (size, 1)),
         "boxes": np.concatenate([low, low + rng.uniform(0.1, 0.5, low.shape)], -1).astype("f4"),
         "labels": labels.astype(np.int32),
-        "position": np.arange(BATCH, dtype=np.int32),
+        "position": np.arange(size, dtype=np.int32),
     }
 
 
@@ -42,7 +46,10 @@ def run_state(batch, *, devices, steps, model=MODEL, opt=OPTIMIZER, ema=False, *
     state = step.init_state(model, opt, SIZE, seed=0, ema=ema)
     state = jax.device_put(state, step.replicated(mesh))
     for _ in range(steps):
-        state, metrics = train_step(state, step.shard_batch(batch, mesh))
+        given = state
+        state, metrics = train_step(given, step.shard_batch(batch, mesh))
+        if "parallel" not in options:
+            assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given))  # its memory is reused
     assert int(state.step) == steps
     return jax.device_get((state, metrics))
 
@@ -152,8 +159,9 @@ def assert_same_gradient(result, expected):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("devices", "parts"), [(1, 4), (2, 2)])
-def test_accumulated_parts_give_the_gradient_of_the_whole(batch, devices, parts):
+@pytest.mark.parametrize(("size", "devices", "parts"), [(8, 1, 4), (8, 2, 2), (32, 1, 4)])
+def test_accumulated_parts_give_the_gradient_of_the_whole(size, devices, parts):
+    batch = made_batch(size)
     expected, metrics = gradients(batch, devices=devices)
     result, accumulated = gradients(batch, devices=devices, accumulate=parts)
     for name in metrics:
@@ -200,7 +208,26 @@ def test_a_step_that_is_not_finite_changes_nothing_but_its_number(batch, harm):
             harmed[name][3] = value
         else:
             options[name] = value
-    state, metrics = run_state(harmed, steps=1, **options)
+    assert_skipped(*run_state(harmed, steps=1, **options))
+
+
+@pytest.mark.slow
+def test_a_step_whose_gradients_alone_are_not_finite_is_skipped_too(batch, monkeypatch):
+    @jax.custom_vjp
+    def poisoned(x):
+        return x
+
+    poisoned.defvjp(lambda x: (x, None), lambda _, grads: (grads * jnp.nan,))
+    original = ssd.apply
+    monkeypatch.setattr(ssd, "apply", lambda *args: jax.tree.map(poisoned, original(*args)))
+    options = {"devices": 2, "ema": True, "ema_decay": 0.9, "policy": "flip"}
+    state, metrics = run_state(batch, steps=1, **options)
+    assert np.isfinite(metrics["loss"])
+    assert_skipped(state, metrics)
+
+
+def assert_skipped(state, metrics):
+    """After one step nothing but its number has changed."""
     assert metrics["skipped"] == 1
     fresh = step.init_state(MODEL, OPTIMIZER, SIZE, seed=0, ema=True)
     assert int(state.step) == 1
