@@ -59,16 +59,8 @@ def initialize(
         coordinator cannot begin.
     """
     local = None
-    if num_processes is None and process_id is None and _by_open_mpi_5(os.environ):
-        num_processes, process_id, local = (int(os.environ[name]) for name in _OPEN_MPI)
-        coordinator = coordinator or os.environ.get(_OWN[0], "")
-        if not coordinator:
-            raise errors.UserError(
-                f"Open MPI started {num_processes} processes and does not say where process 0 is: "
-                f"give --coordinator=HOST:PORT with its host and a free port"
-            )
-    elif not coordinator and num_processes is None and process_id is None:
-        coordinator, num_processes, process_id = _own_variables(os.environ)
+    if num_processes is None and process_id is None:
+        coordinator, num_processes, process_id, local = _found(coordinator, os.environ)
     _check(coordinator, num_processes, process_id)
     if not coordinator and not _launched_by_many(os.environ):
         return
@@ -111,6 +103,26 @@ def _check_port(coordinator: str) -> None:
         ) from None
 
 
+def _found(
+    coordinator: str, environment: Mapping[str, str]
+) -> tuple[str, int | None, int | None, int | None]:
+    """Coordinator, number of processes, of this one and of its device; None is for JAX to find."""
+    if int(environment.get(_OPEN_MPI[0], "1")) > 1 and (
+        coordinator or _OPEN_MPI_4 not in environment
+    ):
+        count, number, local = (int(environment[name]) for name in _OPEN_MPI)
+        address = coordinator or environment.get(_OWN[0], "")
+        if not address:
+            raise errors.UserError(
+                f"Open MPI started {count} processes and does not say where process 0 is: "
+                f"give --coordinator=HOST:PORT with its host and a free port"
+            )
+        return address, count, number, local
+    if coordinator:
+        return coordinator, None, None, None
+    return *_own_variables(environment), None
+
+
 def _own_variables(environment: Mapping[str, str]) -> tuple[str, int | None, int | None]:
     """Coordinator, number of processes and of this one, as JAX's variables have them, or nothing.
 
@@ -144,11 +156,6 @@ def _check(coordinator: str, num_processes: int | None, process_id: int | None) 
             f"--process-id is {process_id}; of {num_processes} processes it is 0 to "
             f"{num_processes - 1}"
         )
-
-
-def _by_open_mpi_5(environment: Mapping[str, str]) -> bool:
-    """Whether Open MPI started several, without what JAX recognises it by."""
-    return int(environment.get(_OPEN_MPI[0], "1")) > 1 and _OPEN_MPI_4 not in environment
 
 
 def _launched_by_many(environment: Mapping[str, str]) -> bool:

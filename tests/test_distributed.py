@@ -1,5 +1,6 @@
 """Several processes on this machine, joined over gloo, as machines are over a network."""
 
+import dataclasses
 import json
 import re
 import signal
@@ -14,8 +15,9 @@ import train_worker
 from jax._src.clusters import cloud_tpu_cluster
 from tiny_run import arrays_of, assert_same, ends, start, start_training, wait_for_checkpoint
 
+from ssd_jax import config as config_lib
 from ssd_jax import distributed, errors
-from ssd_jax.evaluation import evaluated
+from ssd_jax.evaluation import evaluated, run
 from ssd_jax.training import loop
 
 
@@ -92,6 +94,24 @@ def test_two_processes_evaluate_what_one_does(config_file, whole):
     for name, columns in of_one.detections.items():
         for found, expected in zip(of_two.detections[name], columns, strict=True):
             np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-3, err_msg=name)
+
+
+def test_processes_look_equally_often_for_a_signal_while_they_evaluate(monkeypatch):
+    """9 pictures are shares of 5 and 4, which with 4 in a batch are still two batches each."""
+    settings = config_lib.Config()
+    settings.eval = dataclasses.replace(settings.eval, batch_size=4)
+    detector = types.SimpleNamespace(config=settings, predict_batches=list)
+    split = types.SimpleNamespace(source=train_worker.records())
+    monkeypatch.setattr(jax, "local_device_count", lambda: 1)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    looked = []
+    for process in range(2):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        batches = run.raw_detections(
+            detector, split, count=9, on_batch=lambda process=process: looked.append(process)
+        )
+        assert sum((batch["index"] >= 0).sum() for batch in batches) == (5, 4)[process]
+    assert looked == [0, 0, 1, 1]
 
 
 @pytest.mark.slow
