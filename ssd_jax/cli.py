@@ -178,7 +178,12 @@ def show_places(places: Mapping[str, Path]) -> None:
 
 def plain(said: str | Path) -> text.Text:
     """What `stdout.print` prints as it is, such as a path: brackets, colons, and no UTF-8."""
-    return text.Text(str(said).encode(errors="replace").decode())
+    return text.Text(printable(str(said)))
+
+
+def printable(said: str) -> str:
+    """Text that any terminal of UTF-8 takes: a file name that is no UTF-8 has question marks."""
+    return said.encode(errors="replace").decode()
 
 
 def _with_underscores(argument: str) -> str:

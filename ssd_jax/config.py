@@ -50,7 +50,7 @@ class ModelConfig:
 
 def _cache_dir() -> str:
     """The variable `SSD_JAX_CACHE`, for load_detector and scripts that take no config."""
-    return os.environ.get("SSD_JAX_CACHE", "~/.cache/ssd_jax")
+    return os.environ.get("SSD_JAX_CACHE") or "~/.cache/ssd_jax"
 
 
 def _mirror() -> str:

@@ -326,16 +326,16 @@ class Progress:
 
     def frame(self, path: Path, frames: int) -> None:
         """Shows how many frames of a video are done."""
-        self._bar.update(self._task, description=_printable(f"{path}: frame {frames}"))
+        self._bar.update(self._task, description=cli.printable(f"{path}: frame {frames}"))
 
     def done(self, outcome: Outcome) -> None:
         """Shows what was found in an input; one with nothing to show only counts."""
         text = f"{outcome.path}: not read"
         if outcome.found is not None:
             text = f"{outcome.path}: {in_words(outcome.found)} -> {outcome.place}"
-        self._bar.update(self._task, advance=1, description=_printable(text))
+        self._bar.update(self._task, advance=1, description=cli.printable(text))
         if not cli.stdout.is_terminal and outcome.found is not None:
-            cli.stdout.print(_printable(text), markup=False)
+            cli.stdout.print(cli.plain(text))
 
 
 def _named(name: str) -> list[Path]:
@@ -748,8 +748,3 @@ def _as_json(found: Detections, class_names: Sequence[str]) -> dict[str, Any]:
 def _counted(labels: Iterable[str]) -> str:
     counts = Counter(labels).most_common()
     return ", ".join(f"{count} {label}" for label, count in counts) or "nothing"
-
-
-def _printable(text: str) -> str:
-    """Text of file names, which may be no UTF-8, for the console."""
-    return text.encode(errors="replace").decode()
