@@ -33,6 +33,19 @@ def smooth(height, width):
     return np.uint8(127 + 100 * np.stack(waves, -1))
 
 
+def lit_discs(height, width):
+    """A picture as a photograph is one: coloured things with edges and shades, and some noise."""
+    rng = np.random.default_rng(17)
+    y, x = np.mgrid[:height, :width]
+    image = np.stack([90 + 80 * y / height, 110 + 60 * x / width, 150 - 70 * y / height], -1)
+    for _ in range(12):
+        centre, radius = rng.uniform(0, (height, width)), rng.uniform(8, 30)
+        distance = np.hypot(y - centre[0], x - centre[1])
+        shade = rng.uniform(30, 255, 3) * (1 - 0.5 * distance / radius)[..., None]
+        image = np.where(distance[..., None] < radius, shade, image)
+    return np.uint8(np.clip(image + rng.normal(0, 3, image.shape), 0, 255))
+
+
 def on_canvas(image, height, width, fill=0):
     canvas = np.full((height, width, 3), fill, np.uint8)
     canvas[: image.shape[0], : image.shape[1]] = image
@@ -329,28 +342,35 @@ def test_boxes_follow_a_crop_as_in_the_reference(seed):
         np.testing.assert_allclose(got[row], box or (0, 0, 0, 0), atol=1e-5)
 
 
-def hostile_boxes(rng, count):
-    """Tiny, whole, at the border, beyond float32's reach, none, and as many as there are rows."""
-    rows = np.zeros((count, 6, 4), np.float32)
-    low = rng.uniform(0, 1, (count, 6, 2))
-    kinds = rng.integers(0, 5, (count, 6, 1))
-    side = np.choose(kinds, [1e-7, 1e-4, 0.3, 1.0, 0.05]) * rng.uniform(0.5, 1, (count, 6, 2))
+def hostile_boxes(rng, *shape):
+    """Tiny, whole, at the border, beyond float32's reach, none, and as many as there are rows.
+
+    `shape` is that of the labels: (pictures, rows).
+    """
+    rows = np.zeros((*shape, 4), np.float32)
+    low = rng.uniform(0, 1, (*shape, 2))
+    kinds = rng.integers(0, 5, (*shape, 1))
+    side = np.choose(kinds, [1e-7, 1e-4, 0.3, 1.0, 0.05]) * rng.uniform(0.5, 1, (*shape, 2))
     low = np.where(kinds == 3, 0, low)
-    low = np.where(rng.random((count, 6, 1)) < 0.3, np.round(low), low)  # at a border
+    low = np.where(rng.random((*shape, 1)) < 0.3, np.round(low), low)  # at a border
     rows[..., :2], rows[..., 2:] = np.clip(low, 0, 1), np.clip(low + side, 0, 1)
-    labels = rng.integers(1, 21, (count, 6)) * (rng.random((count, 6)) < rng.random((count, 1)))
+    labels = rng.integers(1, 21, shape) * (rng.random(shape) < rng.random((shape[0], 1)))
     return rows, np.where((rows[..., 2:] > rows[..., :2]).all(-1), labels, 0)
 
 
 @pytest.mark.slow
-def test_no_box_leaves_the_picture_or_loses_its_area():
-    make = functools.partial(augment.augment, size=2, interpolations=("linear",))
+@pytest.mark.parametrize(
+    ("policy", "pictures", "rows"),
+    [("ssd", 10_000, 6), ("crop", 10_000, 6), ("flip", 10_000, 6), ("ssd", 200, 50)],
+)
+def test_no_box_leaves_the_picture_or_loses_its_area(policy, pictures, rows):
+    make = functools.partial(augment.augment, size=2, interpolations=("linear",), policy=policy)
     many = jax.jit(jax.vmap(make, in_axes=(0, None, None, 0, 0)))
     canvas, extent = picture(9, 4, 4), jnp.array([3, 4])
     kept = 0
     for chunk in range(10):
-        boxes, labels = hostile_boxes(np.random.default_rng(chunk), 10_000)
-        got = jax.device_get(many(keys_of(chunk, 10_000), canvas, extent, boxes, labels))
+        boxes, labels = hostile_boxes(np.random.default_rng(chunk), pictures, rows)
+        got = jax.device_get(many(keys_of(chunk, pictures), canvas, extent, boxes, labels))
         assert np.isfinite(got.image).all()
         real = got.labels > 0
         assert not got.boxes[~real].any()
@@ -359,7 +379,7 @@ def test_no_box_leaves_the_picture_or_loses_its_area():
         assert (left[:, 2:] > left[:, :2]).all()
         np.testing.assert_array_equal(got.labels[real], labels[real])
         kept += real.sum()
-    assert kept > 100_000
+    assert kept > 1.5 * 10 * pictures
 
 
 # --- The geometry ---
@@ -418,7 +438,8 @@ def test_one_resampling_equals_expand_crop_resize_flip(canvas, crop, flip, inter
 
 
 @pytest.mark.slow
-def test_real_pictures_are_resampled_as_expand_crop_resize_flip(shared):
+@pytest.mark.parametrize("flip", [False, True])
+def test_real_pictures_are_resampled_as_expand_crop_resize_flip(shared, flip):
     import tarfile
 
     from ssd_jax.data import images
@@ -438,12 +459,32 @@ def test_real_pictures_are_resampled_as_expand_crop_resize_flip(shared):
             jnp.array([height, width]),
             canvas=np.float32(canvas),
             crop=crop_in_pixels(canvas, crop),
+            flip=flip,
             size=300,
         )
-        expected = reference.warp(image, canvas, crop, augment.MEAN, 300, False, "linear")
+        expected = reference.warp(image, canvas, crop, augment.MEAN, 300, flip, "linear")
         inside = np.asarray(coverage) > 0.999
         assert inside.mean() > 0.2
         assert np.abs(np.asarray(pixels) - expected)[inside].mean() < 1.5
+
+
+def test_colours_may_come_before_the_resampling_or_after():
+    """SPEC has them first. They differ where a step clips, and in hue across an edge."""
+    image = lit_discs(120, 150)
+    canvas, crop = np.float32([-20, -30, 200, 210]), (10, 10, 160, 130)
+    place = {"canvas": canvas, "crop": crop_in_pixels(canvas, crop), "size": 100}
+    extent = jnp.array([120, 150])
+    photometric = jax.jit(augment.photometric)
+    changed = []
+    for key in KEYS[:40]:
+        pixels, coverage = WARP(image, extent, **place)
+        last = np.asarray(photometric(key, pixels))
+        first = np.asarray(WARP(photometric(key, image), extent, **place)[0])
+        interior = np.asarray(coverage) > 0.999
+        assert np.abs(last - first)[interior].mean() < 1.5
+        changed.append(np.abs(last - np.asarray(pixels))[interior].mean())
+    assert interior.mean() > 0.4
+    assert np.median(changed) > 10  # levels, which most colours are moved by
 
 
 def test_a_box_marks_the_same_pixels_after_expansion_and_crop():
