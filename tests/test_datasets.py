@@ -2,6 +2,7 @@ import concurrent.futures
 import functools
 import hashlib
 import http.server
+import io
 import json
 import logging
 import os
@@ -201,6 +202,21 @@ def test_unusual_pictures_are_kept_byte_for_byte(load, tmp_path, picture):
     record = load("folder", "all", path=str(folder)).source[0]
     assert record["image"] == picture[1]
     assert images.decode(record["image"], name="a").shape == (24, 32, 3)
+
+
+def test_a_half_destroyed_cmyk_jpeg_is_named(load, tmp_path):
+    """Pillow alone reads it without a word."""
+    inks = np.random.default_rng(0).integers(0, 255, (24, 32, 4), dtype=np.uint8)
+    data = voc_tree.encoded(Image.fromarray(inks, "CMYK"), "JPEG")
+    middle = len(data) // 2
+    folder = voc_tree.write_plain(tmp_path / "own")
+    (folder / "JPEGImages/000001.jpg").write_bytes(data)
+    assert len(load("folder", "all", path=str(folder)).source) == 5
+    broken = data[:middle] + b"\xff\xd0" * 30 + data[middle + 60 :]
+    Image.open(io.BytesIO(broken)).load()
+    (folder / "JPEGImages/000001.jpg").write_bytes(broken)
+    message = refusal(load, "folder", "all", path=str(folder))
+    assert "JPEGImages/000001.jpg: not a readable picture (Corrupt JPEG data" in message
 
 
 def test_a_rotated_picture_has_its_upright_size(load, tmp_path):
