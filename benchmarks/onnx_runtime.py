@@ -8,7 +8,8 @@ same settings), or the heads' outputs alone (`raw`). They take turns in one proc
 table shows medians and the median of the ratios of neighbours. Weights are random: `dense` scores
 all pass the threshold, so that the suppression has most to do; `sparse` is a background that is
 sure everywhere. Before it is measured, each of our files has to give what JAX gives: `apart` is the
-largest difference of a box's corner in [0, 1], of a score or, of `raw`, of an output.
+largest difference of a box's corner in [0, 1], of a score or, of `raw`, of an output; `rows` are
+the detections that were compared, and those of them whose scores fix their order.
 """
 
 import argparse
@@ -38,8 +39,8 @@ Run = Callable[[], object]
 
 def ours(
     path: Path, picture: np.ndarray, *, outputs: str, sparse: bool, threads: int
-) -> tuple[Run, float]:
-    """An exported SSD300 on ONNX Runtime, and how far its outputs are from JAX's."""
+) -> tuple[Run, str, float]:
+    """An exported SSD300 on ONNX Runtime, what was compared with JAX, and how far that is apart."""
     config = config_lib.Config()
     model = detector.build_model(config.model, CLASSES)
     params = ssd.init(jax.random.key(0), model, (300, 300))
@@ -59,12 +60,12 @@ def ours(
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     keys = [output.name for output in session.get_outputs()]
     found = dict(zip(keys, session.run(keys, {"images": picture[None]}), strict=True))
-    apart = distance(jax.device_get(in_jax(picture[None])), found)
-    return lambda: session.run(None, {"images": picture[None]}), apart
+    rows, apart = distance(jax.device_get(in_jax(picture[None])), found)
+    return lambda: session.run(None, {"images": picture[None]}), rows, apart
 
 
-def distance(wanted: dict[str, np.ndarray], found: dict[str, np.ndarray]) -> float:
-    """Largest difference of two networks' outputs for one picture, which have to be the same.
+def distance(wanted: dict[str, np.ndarray], found: dict[str, np.ndarray]) -> tuple[str, float]:
+    """Rows and largest difference of two networks' outputs for one picture: they have to agree.
 
     Of detections each has to have its partner; those whose scores are not within `NEAR` of their
     neighbours' have to be in the same row.
@@ -72,7 +73,7 @@ def distance(wanted: dict[str, np.ndarray], found: dict[str, np.ndarray]) -> flo
     if "scores" not in wanted:
         apart = max(float(np.abs(found[name] - wanted[name]).max()) for name in wanted)
         assert apart < FURTHEST, apart
-        return apart
+        return "all", apart
     theirs, here = (
         Detections(*(outputs[name][0] for name in Detections._fields))
         for outputs in (wanted, found)
@@ -85,7 +86,8 @@ def distance(wanted: dict[str, np.ndarray], found: dict[str, np.ndarray]) -> flo
     np.testing.assert_allclose(here.boxes[settled], theirs.boxes[settled], atol=FURTHEST)
     apart = max(difference.boxes, difference.scores)
     assert apart < FURTHEST, difference
-    return apart
+    there = theirs.scores > 0
+    return f"{there.sum()}, {(settled & there).sum()}", apart
 
 
 def torchvisions(picture: np.ndarray, *, outputs: str, sparse: bool, channels_last: bool) -> Run:
@@ -131,14 +133,14 @@ def main() -> None:
     )
     picture = np.random.default_rng(0).uniform(0, 255, (300, 300, 3)).astype(np.float32)
     print(
-        "| outputs | torch's layout | ours, ms | torchvision, ms | ratio | apart |\n"
-        "|---|---|---|---|---|---|"
+        "| outputs | torch's layout | ours, ms | torchvision, ms | ratio | rows | apart |\n"
+        "|---|---|---|---|---|---|---|"
     )
     with tempfile.TemporaryDirectory() as folder:
         for outputs, sparse in (("detections", True), ("detections", False), ("raw", True)):
             same = {"outputs": outputs, "sparse": sparse}
             path = Path(folder) / "ours.onnx"
-            a, apart = ours(path, picture, **same, threads=arguments.threads)
+            a, rows, apart = ours(path, picture, **same, threads=arguments.threads)
             for channels_last in (False, True):
                 b = torchvisions(picture, **same, channels_last=channels_last)
                 a(), b()
@@ -147,7 +149,7 @@ def main() -> None:
                 ratio = statistics.median(x / y for x, y in pairs)
                 name = "raw" if outputs == "raw" else "sparse" if sparse else "dense"
                 layout = "channels last" if channels_last else "channels first"
-                figures = f"{mine:.1f} | {theirs:.1f} | {ratio:.2f} | {apart:.0e}"
+                figures = f"{mine:.1f} | {theirs:.1f} | {ratio:.2f} | {rows} | {apart:.0e}"
                 print(f"| {name} | {layout} | {figures} |", flush=True)
 
 
