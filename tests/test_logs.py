@@ -17,13 +17,13 @@ from ssd_jax.training import guard, logs, loop
 
 class FakeRun:
     def __init__(self, **options):
-        self.options, self.rows, self.finished = options, [], False
+        self.options, self.rows, self.finished = options, [], None
 
     def log(self, values, *, step):
         self.rows.append((step, values))
 
-    def finish(self):
-        self.finished = True
+    def finish(self, *, exit_code):
+        self.finished = exit_code == 0
 
 
 @pytest.fixture
@@ -49,6 +49,14 @@ def test_weights_and_biases_is_shown_every_row(runs, tmp_path):
     assert run.options["config"] == {"seed": 3}
     assert run.rows == [(1, {"loss": 2.5}), (2, {"loss": None, "mean_ap": 0.5})]
     assert run.finished
+
+
+def test_a_run_that_ends_by_an_error_is_told_so(runs, tmp_path):
+    with pytest.raises(KeyError), logs.MetricsLog(tmp_path, step=0, wandb="boxes") as log:
+        raise KeyError
+    assert runs[0].finished is False
+    with pytest.raises(ValueError, match="closed file"):
+        log.write(step=1, loss=2.5)
 
 
 def test_a_run_that_goes_on_is_the_same_run_there(runs, tmp_path):

@@ -85,12 +85,18 @@ class MetricsLog:
         if self._wandb:
             self._wandb.log(values, step=int(row["step"]))
 
-    def close(self) -> None:
-        """Ends the TensorBoard file and the run of Weights & Biases."""
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        self.close(failed=kind is not None)
+
+    def close(self, *, failed: bool = False) -> None:
+        """Ends the TensorBoard file, and the run of Weights & Biases with its status."""
         if self._active:
             self._events.close()
         if self._active and self._wandb:
-            self._wandb.finish()
+            self._wandb.finish(exit_code=int(failed))
 
     def _rewrite(self) -> None:
         lines = [json.dumps(row) + "\n" for row in self.rows]

@@ -179,12 +179,14 @@ def _train(
         if distributed.is_primary():
             _save_picture(_augmented(config, data.train), workdir / "samples" / "augmented.png")
         host = _Host(
-            logs.MetricsLog(
-                workdir,
-                step=first,
-                active=distributed.is_primary(),
-                wandb=options.wandb,
-                settings=config_lib.to_dict(config),
+            stack.enter_context(
+                logs.MetricsLog(
+                    workdir,
+                    step=first,
+                    active=distributed.is_primary(),
+                    wandb=options.wandb,
+                    settings=config_lib.to_dict(config),
+                )
             ),
             stack.enter_context(progress.Progress(first, options.steps, options.batch_size)),
             dog,
@@ -233,7 +235,6 @@ def _train(
         if result is None and (result := evaluate(state)):
             report(state, result)
         checkpoint.wait(manager)
-        host.log.close()
     if result is None:
         raise errors.StoppedError(
             f"stopped while evaluating; the training in {workdir} is complete"
