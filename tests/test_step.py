@@ -18,21 +18,17 @@ PRIORS = ssd.default_boxes(MODEL, SIZE)
 
 @pytest.fixture(scope="module")
 def batch():
-    return made_batch(BATCH)
-
-
-def made_batch(size):
     rng = np.random.default_rng(0)
-    low = rng.uniform(0, 0.5, (size, 3, 2))
-    labels = rng.integers(1, 4, (size, 3))
+    low = rng.uniform(0, 0.5, (BATCH, 3, 2))
+    labels = rng.integers(1, 4, (BATCH, 3))
     labels[2] = 0  # a picture without objects
     labels[5, 1:] = 0
     return {
-        "image": rng.integers(0, 256, (size, 64, 64, 3), dtype=np.uint8),
-        "extent": np.tile(np.float32([50, 60]), (size, 1)),
+        "image": rng.integers(0, 256, (BATCH, 64, 64, 3), dtype=np.uint8),
+        "extent": np.tile(np.float32([50, 60]), (BATCH, 1)),
         "boxes": np.concatenate([low, low + rng.uniform(0.1, 0.5, low.shape)], -1).astype("f4"),
         "labels": labels.astype(np.int32),
-        "position": np.arange(size, dtype=np.int32),
+        "position": np.arange(BATCH, dtype=np.int32),
     }
 
 
@@ -159,9 +155,8 @@ def assert_same_gradient(result, expected):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("size", "devices", "parts"), [(8, 1, 4), (8, 2, 2), (32, 1, 4)])
-def test_accumulated_parts_give_the_gradient_of_the_whole(size, devices, parts):
-    batch = made_batch(size)
+@pytest.mark.parametrize(("devices", "parts"), [(1, 4), (2, 2)])
+def test_accumulated_parts_give_the_gradient_of_the_whole(batch, devices, parts):
     expected, metrics = gradients(batch, devices=devices)
     result, accumulated = gradients(batch, devices=devices, accumulate=parts)
     for name in metrics:
