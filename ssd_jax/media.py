@@ -741,7 +741,7 @@ def _as_json(found: Detections, class_names: Sequence[str]) -> dict[str, Any]:
     return {
         "boxes": np.asarray(found.boxes, np.float64).round(3).tolist(),
         "scores": np.asarray(found.scores, np.float64).round(5).tolist(),
-        "labels": [class_names[label - 1] for label in found.labels],
+        "labels": [class_names[label - 1] for label in np.asarray(found.labels).tolist()],
     }
 
 
