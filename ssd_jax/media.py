@@ -615,11 +615,12 @@ class VideoReader:
         self._stream = container.streams.video[0]
         self._stream.thread_type = "AUTO"
         rate = self._stream.average_rate or self._stream.guessed_rate or _USUAL_RATE
-        self.rate = 1 / (1 / Fraction(rate)).limit_denominator(_MOST_TICKS)
+        frame_time = Fraction(rate.denominator, rate.numerator)
+        self.rate = 1 / frame_time.limit_denominator(_MOST_TICKS)
         self.size = (0, 0)
         self.problem: str | None = None
         tick, start = self._stream.time_base, self._stream.start_time
-        self._start = None if tick is None or start is None else start * tick
+        self._start = start * tick if tick and start is not None else None
         self._due = -1 / self.rate  # of the last frame, in seconds from the start of the video
         self._end = 0.0  # likewise, when the next is due
 
@@ -656,7 +657,7 @@ class VideoReader:
 
     def _due_of(self, frame: av.VideoFrame) -> Fraction:
         """A frame's own time; an even one after the last, where it has none or one that is past."""
-        if frame.pts is not None and frame.time_base is not None:
+        if frame.pts is not None and frame.time_base:
             stamp = frame.pts * frame.time_base
             self._start = stamp if self._start is None else self._start
             due = stamp - self._start
@@ -668,12 +669,12 @@ class VideoReader:
         return self._due + 1 / self.rate
 
     def _length_of(self, frame: av.VideoFrame) -> Fraction:
-        if frame.duration and frame.time_base is not None:
+        if frame.duration and frame.time_base:
             return frame.duration * frame.time_base
         return 1 / self.rate
 
     def _stated_end(self) -> float:
-        if self._stream.duration is not None and self._stream.time_base is not None:
+        if self._stream.duration is not None and self._stream.time_base:
             return float(self._stream.duration * self._stream.time_base)
         return (self._container.duration or 0) / av.time_base
 
