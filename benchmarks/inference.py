@@ -1,13 +1,14 @@
 """From pictures to detections with SSD300: ours, by XLA and by ONNX Runtime, beside torchvision's.
 
   pip install -e '.[export]' torch torchvision
-  python benchmarks/inference.py [--runs 9] [--batches 1,8] [--skip-onnx]
+  python benchmarks/inference.py [--runs 9] [--batches 1,8] [--skip-onnx] [--dtype bfloat16]
 
 All get the same decoded pictures of 500 x 375 as uint8 arrays and give boxes in pixels, scores and
 labels: scaling, normalisation, network and post-processing are in it. They take turns in one
 process; the table shows medians, and medians of the ratios of neighbours. Weights are random, with
 a background that is sure everywhere, as a trained detector's mostly is. Torchvision's
-network lies channels last.
+network lies channels last, on a GPU if JAX runs on one, and takes bfloat16 by automatic mixed
+precision.
 """
 
 import argparse
@@ -33,8 +34,9 @@ SURE = 9.0  # logit of the background
 Run = Callable[[], object]
 
 
-def our_detector() -> detector_lib.Detector:
+def our_detector(dtype: str) -> detector_lib.Detector:
     config = config_lib.Config()
+    config.model.dtype = dtype
     model = detector_lib.build_model(config.model, CLASSES)
     params = ssd.init(jax.random.key(0), model, (300, 300))
     for level in range(6):
@@ -52,18 +54,23 @@ def their_detector() -> torch.nn.Module:
     with torch.no_grad():
         for layer in model.head.classification_head.module_list:
             layer.bias.view(-1, CLASSES + 1)[:, 0] += SURE
-    return model.eval().to(memory_format=torch.channels_last)
+    return model.eval().to(turns.torch_device(), memory_format=torch.channels_last)
 
 
 def ours(detector: detector_lib.Detector, pictures: list[np.ndarray]) -> Run:
     return lambda: detector(pictures, score_threshold=THRESHOLD)
 
 
-def torchvisions(model: torch.nn.Module, pictures: list[np.ndarray]) -> Run:
+def torchvisions(model: torch.nn.Module, pictures: list[np.ndarray], dtype: str) -> Run:
+    device = turns.torch_device()
+
     def run() -> object:
-        with torch.inference_mode():
-            images = [torch.from_numpy(picture).permute(2, 0, 1) / 255 for picture in pictures]
-            return model(images)
+        with torch.inference_mode(), turns.torch_precision(dtype):
+            images = [
+                torch.from_numpy(picture).to(device).permute(2, 0, 1) / 255 for picture in pictures
+            ]
+            found = model(images)
+            return [{name: values.cpu() for name, values in own.items()} for own in found]
 
     return run
 
@@ -76,8 +83,8 @@ def line(batch: int, ways: list[Run], runs: int) -> str:
     cells = [str(batch)]
     for times in mine:
         ratio = statistics.median(a / b for a, b in zip(times, theirs, strict=True))
-        cells += [f"{statistics.median(times):.0f}", f"{ratio:.2f}"]
-    cells.append(f"{statistics.median(theirs):.0f}")
+        cells += [f"{statistics.median(times):.4g}", f"{ratio:.2f}"]
+    cells.append(f"{statistics.median(theirs):.4g}")
     return f"| {' | '.join(cells)} |"
 
 
@@ -86,13 +93,14 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=9)
     parser.add_argument("--batches", default="1,8", help="numbers of pictures")
     parser.add_argument("--skip-onnx", action="store_true")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     options = parser.parse_args()
     print(
-        f"jax {jax.__version__} on {jax.devices()[0].device_kind}; onnxruntime "
+        f"{options.dtype}; jax {jax.__version__} on {jax.devices()[0].device_kind}; onnxruntime "
         f"{onnxruntime.__version__}; torch {torch.__version__}, torchvision "
         f"{torchvision.__version__}, {torch.get_num_threads()} threads; {options.runs} runs\n"
     )
-    detectors, model = {"XLA": our_detector()}, their_detector()
+    detectors, model = {"XLA": our_detector(options.dtype)}, their_detector()
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         if not options.skip_onnx:
@@ -104,7 +112,7 @@ def main() -> None:
         for batch in map(int, options.batches.split(",")):
             pictures = list(rng.integers(0, 256, (batch, 375, 500, 3), dtype=np.uint8))
             ways = [ours(detector, pictures) for detector in detectors.values()]
-            ways.append(torchvisions(model, pictures))
+            ways.append(torchvisions(model, pictures, options.dtype))
             print(line(batch, ways, options.runs), flush=True)
 
 

@@ -1,8 +1,11 @@
 """What the training loop adds to its steps.
 
   python benchmarks/loop.py [--steps 60] [--runs 3]
+  python benchmarks/loop.py --config configs/ssd300.py --set data.archives=FOLDER \
+    --set data.eval_split=2007/val --set model.dtype=bfloat16 --set train.batch_size=64
 
-Five ways take turns in one process, with configs/quickstart.py and the same compiled step:
+Five ways take turns in one process, with a config, configs/quickstart.py if none is given, and the
+same compiled step:
 
 - steps alone: on a batch that lies on the devices, with one step in flight, as the loop has;
 - loop: all of `loop.train`;
@@ -124,9 +127,14 @@ def turn(config: config_lib.Config, step: Callable, count: int) -> list[np.ndarr
     return [alone, *(way.seconds for way in (whole, unloaded, unstepped, neither))]
 
 
-def quickstart(count: int) -> config_lib.Config:
-    """The quickstart's config for a loop that neither evaluates nor saves."""
-    config = runpy.run_path(str(QUICKSTART))["get_config"]()
+def make_config(file: str, values: list[str], count: int) -> config_lib.Config:
+    """A file's config for a loop that neither evaluates nor saves, with `part.field=value`."""
+    config = runpy.run_path(file)["get_config"]()
+    for text in values:
+        name, value = text.split("=", 1)
+        part, field = name.split(".")
+        kind = type(getattr(getattr(config, part), field))
+        setattr(getattr(config, part), field, kind(value))
     config.train.steps = WARM_UP + count + 1
     config.train.eval_every = config.train.checkpoint_every = NEVER
     return config
@@ -146,8 +154,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--config", default=str(QUICKSTART), help="file in configs/")
+    parser.add_argument(
+        "--set", action="append", default=[], help="part.field=value, a text or a number"
+    )
     options = parser.parse_args()
-    config = quickstart(options.steps)
+    config = make_config(options.config, options.set, options.steps)
     cli.stdout.quiet = True
     cli.split_cpu(config.train.cpu_devices)
     cli.keep_compiled(config.data.cache_dir)
@@ -155,7 +167,10 @@ def main() -> None:
     turns = np.array([turn(config, step, options.steps) for _ in range(options.runs)])
     milliseconds = np.median(1e3 * turns / options.steps, axis=0)
     ratios = np.median(turns / turns[:, :1], axis=0)
-    print(f"{options.steps} steps, {options.runs} runs\n")
+    print(
+        f"{options.config} {' '.join(options.set)}; jax {jax.__version__} on "
+        f"{jax.devices()[0].device_kind}; {options.steps} steps, {options.runs} runs\n"
+    )
     print("| way | a step, ms | ratio | CPU of a step, ms | ratio |\n|---|---|---|---|---|")
     for way, (wall, cpu), (longer, more) in zip(WAYS, milliseconds, ratios, strict=True):
         print(f"| {way} | {wall:.1f} | {longer:.3f} | {cpu:.1f} | {more:.3f} |")

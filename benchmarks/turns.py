@@ -1,5 +1,6 @@
 """What the benchmarks share: functions to be timed, and how they take turns."""
 
+import contextlib
 import time
 from collections.abc import Callable
 
@@ -14,10 +15,11 @@ from ssd_jax.training import step as step_lib
 
 
 def compiled(function: Callable, *arguments: object) -> Callable[[], object]:
-    """Runs a function; the first call is behind it."""
-    run = jax.jit(function).lower(*arguments).compile()
-    jax.block_until_ready(run(*arguments))
-    return lambda: jax.block_until_ready(run(*arguments))
+    """Runs a function on what lies on the device; the first call is behind it."""
+    placed = jax.device_put(arguments)
+    run = jax.jit(function).lower(*placed).compile()
+    jax.block_until_ready(run(*placed))
+    return lambda: jax.block_until_ready(run(*placed))
 
 
 def train_step(
@@ -75,6 +77,37 @@ def noise(count: int, *, canvas: int) -> step_lib.Batch:
         "labels": labels.astype(np.int32),
         "position": np.arange(count, dtype=np.int32),
     }
+
+
+def torch_device() -> str:
+    """Where torch runs: on a GPU if JAX does.
+
+    Raises:
+      RuntimeError: If JAX has a GPU and this torch none.
+    """
+    import torch
+
+    if jax.devices()[0].platform != "gpu":
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise RuntimeError("JAX has a GPU and torch none: install its build for CUDA")
+    torch.backends.cudnn.benchmark = True
+    return "cuda"
+
+
+def torch_precision(dtype: str) -> contextlib.AbstractContextManager:
+    """Torch's automatic mixed precision in bfloat16, or nothing for float32."""
+    import torch
+
+    return torch.autocast(torch_device(), torch.bfloat16, enabled=dtype == "bfloat16")
+
+
+def torch_wait() -> None:
+    """Until a GPU has done what torch gave it."""
+    import torch
+
+    if torch_device() == "cuda":
+        torch.cuda.synchronize()
 
 
 def measure(ways: list[Callable[[], object]], runs: int) -> list[list[float]]:

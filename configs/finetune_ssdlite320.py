@@ -14,6 +14,7 @@ def get_config() -> config.Config:
     cfg.data.train_split = "train"
     cfg.data.eval_split = "val"
     cfg.train.steps = 150
+    cfg.train.optimizer = "adam"
     cfg.train.learning_rate = 5e-4
     cfg.train.warmup_steps = 20
     cfg.train.ema_decay = 0.0  # an average over a thousand steps would still hold the beginning
