@@ -101,7 +101,7 @@ def main(argv: Sequence[str]) -> None:
                 )
                 progress.done(outcomes[-1])
     finally:  # also of an interrupted run
-        written = {"detections": output / "detections.json"}
+        written = {"detections": output / "detections.json", **cli.write_loaded(detector, output)}
         media.write_json(written["detections"], outcomes)
         if ids:
             written["COCO's results"] = output / "coco_results.json"

@@ -70,6 +70,7 @@ def main(argv: Sequence[str]) -> None:
         places = results.write(
             folder, found, key, dataset=config.data.dataset, split=config.data.eval_split
         )
+        places |= cli.write_loaded(detector, folder)
     if split.annotated:
         truth = run.truth_of(split, max_images=config.eval.max_images)
         result = run.figures(found, truth, class_names=split.class_names)

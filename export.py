@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> None:
         compare(detector, split_of(detector, pictures), places)
     else:
         cli.stdout.print("not compared with JAX: name a picture to compare on, PICTURE.jpg")
-    cli.show_places(places)
+    cli.show_places(places | cli.write_loaded(detector, output))
 
 
 def split_of(detector: "detector_lib.Detector", pictures: Sequence[Path]) -> "datasets.Split":

@@ -16,7 +16,7 @@ from ml_collections import config_flags
 from rich import console, progress, text
 
 from ssd_jax import config as config_lib
-from ssd_jax import errors
+from ssd_jax import errors, files
 
 if TYPE_CHECKING:
     from ssd_jax import detector
@@ -168,6 +168,23 @@ def counter(what: str, total: int) -> Iterator[Callable[[int], None]]:
     with progress.Progress(console=stdout, disable=not stdout.is_terminal, transient=True) as bar:
         task = bar.add_task(what, total=total)
         yield lambda done: bar.update(task, completed=done)
+
+
+def write_loaded(found: "detector.Detector", folder: Path) -> dict[str, Path]:
+    """Writes `weights.txt`, what became of each array of somebody else's file, by name and shape.
+
+    Args:
+      found: The detector.
+      folder: Where to, which exists.
+
+    Returns:
+      Where it lies, for `show_places`; nothing where there was no such file.
+    """
+    if found.loaded is None:
+        return {}
+    place = folder / "weights.txt"
+    files.write(place, found.loaded.whole())
+    return {"weights": place}
 
 
 def show_places(places: Mapping[str, Path]) -> None:

@@ -213,6 +213,8 @@ class Detector:
     Attributes:
       class_names: Names of the classes; label k is `class_names[k - 1]`.
       config: The config of the run that made it.
+      loaded: What became of the arrays of somebody else's file that it was read from; None: it was
+        read from none.
     """
 
     def __init__(
@@ -222,6 +224,7 @@ class Detector:
         params: Any,
         *,
         predict: Predict | None = None,
+        loaded: loading.Report | None = None,
     ):
         """Builds the network of a config.
 
@@ -230,8 +233,10 @@ class Detector:
           class_names: Of label 1, 2, ...
           params: Of the network.
           predict: Runs instead of that network, with `params`; see `make_predict`.
+          loaded: See the attribute.
         """
         self.config = config
+        self.loaded = loaded
         self.class_names = tuple(class_names)
         self.params = jax.device_put(params)
         self._predict = predict or _predict_of(config, len(self.class_names))
@@ -568,11 +573,13 @@ class Source(NamedTuple):
       weights: Of the network, or of its backbone.
       classes: Of a detector; None if it is a backbone, or if what its logits mean is not known.
       model: The fields that belong to the weights: the mean and, of a detector, its default boxes.
+      assumed: What of `model` the file does not say and is taken to be so, in lines.
     """
 
     weights: loading.Weights
     classes: transfer.Classes | None
     model: config_lib.ModelConfig
+    assumed: tuple[str, ...] = ()
 
 
 def read_source(
@@ -610,7 +617,7 @@ def read_source(
     config, names = _describe(weights)
     known = loading.heads(weights)[0] in _KNOWN_CLASSES
     theirs = transfer.Classes(names, config.model.gaps) if known else None
-    return Source(weights, theirs, config.model)
+    return Source(weights, theirs, config.model, tuple(_assumed(weights, config.model)))
 
 
 def _source_of(path: Path, detector: Detector) -> Source:
@@ -675,7 +682,7 @@ def _with_weights(
         )
     for line in _account(report, weights, config.model):
         say(line)
-    return Detector(config, class_names, params)
+    return Detector(config, class_names, params, loaded=report)
 
 
 def _account(
@@ -685,15 +692,24 @@ def _account(
     counts = f"{len(report.loaded)} arrays loaded, {len(report.fresh)} left fresh"
     some = ", ".join(list(report.ignored)[:3]) + ", ..." * (len(report.ignored) > 3)
     ignored = f"{len(report.ignored)} ignored" + (f" ({some})" if some else "")
-    lines = [f"{report.title}: {counts}, {ignored}"]
+    return [f"{report.title}: {counts}, {ignored}", *_assumed(weights, config)]
+
+
+def _assumed(weights: loading.Weights, config: config_lib.ModelConfig) -> list[str]:
+    """What the file of a detector does not say and is taken to be so, in lines.
+
+    Args:
+      weights: Of the detector.
+      config: Of the network that they are for.
+    """
     logits, _ = loading.heads(weights)
-    assumed = logits not in _KNOWN_CLASSES and not weights.layout.prior_sizes
-    if assumed and config.prior_sizes == "voc":
-        lines += [
-            f"its default boxes are taken to be VOC's, which {logits} logits do not tell; "
-            f"--config.model.prior_sizes=coco takes COCO's"
-        ]
-    return lines
+    told = logits in _KNOWN_CLASSES or weights.layout.prior_sizes or config.prior_scales
+    if told or config.prior_sizes != "voc":
+        return []
+    return [
+        f"its default boxes are taken to be VOC's, which {logits} logits do not tell; "
+        f"--config.model.prior_sizes=coco takes COCO's"
+    ]
 
 
 def restore(config: config_lib.Config, folder: Path) -> Detector:

@@ -53,6 +53,10 @@ def build(path, **model):
     return found.build(found.config), said
 
 
+def names_of(params):
+    return flax.traverse_util.flatten_dict(params, sep="/")
+
+
 def script(*arguments):
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
@@ -106,8 +110,12 @@ def test_what_came_of_the_weights_and_what_is_assumed_is_said(narrow):
     assert "VOC's" in assumed
     assert "4 logits" in assumed
     assert "--config.model.prior_sizes=coco" in assumed
+    assert set(detector.loaded.loaded) == set(names_of(detector.params))
+    assert detector.loaded.ignored == {"momentum/kernel": (2,)}
     _, said = build(narrow, prior_sizes="coco")
     assert said == [account]  # who says so need not be told
+    source = detector_lib.read_source(narrow, backbone="vgg16", cache_dir=narrow.parent)
+    assert source.assumed == (assumed,)  # a training that starts from it says so too
 
 
 def test_classes_that_are_known_need_no_assumption(tmp_path):
@@ -130,6 +138,10 @@ def test_the_scripts_say_it_too(narrow, tmp_path):
     assert "1 ignored (momentum/kernel)" in account
     assert "prior_sizes" in assumed
     assert json.loads((tmp_path / "out/detections.json").read_text())
+    told = (tmp_path / "out/weights.txt").read_text().splitlines()
+    assert "  momentum/kernel (2,)" in told[told.index("1 ignored") :]
+    assert "  vgg16/conv1_1/bias (8,)" in told[: told.index("0 left fresh")]
+    assert str(Path("out", "weights.txt")) in done.stdout
 
 
 # --- What a detector sees ---
@@ -205,6 +217,7 @@ def test_names_come_from_the_mirror_of_the_config(tmp_path, monkeypatch):
         "ssd-test", backbone="vgg16", cache_dir=tmp_path / "cache", mirror=str(tmp_path)
     )
     assert list(source.classes.names) == list(classes.COCO)
+    assert source.assumed == ()
     monkeypatch.setenv("SSD_JAX_MIRROR", str(tmp_path))
     assert detector_lib.find(**given).place == tmp_path / "w.npz"
     with pytest.raises(errors.UserError, match=r"config\.data\.mirror .*none: it has no w\.npz"):

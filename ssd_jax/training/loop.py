@@ -513,15 +513,15 @@ def _start(
         return Start(state, run["position"], f"checkpoint of step {int(state.step)}")
     if not config.model.pretrained:
         return Start(state, 0, "fresh parameters")
-    weights, theirs, _ = source()
+    weights, theirs, model_of_weights, assumed = source()
     weights = loading.with_mean(weights, detector_lib.picture_mean(config.model))
-    lines = []
+    lines = list(assumed) if config.model.prior_sizes == model_of_weights.prior_sizes else []
     if theirs is not None:
         ours = transfer.Classes(data.train.class_names, config.model.gaps)
         weights, kept = transfer.with_classes(
             weights, state.params, theirs=theirs, ours=ours, share=config.model.shared_classes
         )
-        lines = [f"{len(kept)} of {len(ours.names)} classes kept: {', '.join(kept) or 'none'}"]
+        lines += [f"{len(kept)} of {len(ours.names)} classes kept: {', '.join(kept) or 'none'}"]
     loaded, report = loading.fit(jax.device_get(state.params), weights)
     if any(path.startswith(f"{config.model.backbone}/") for path in report.fresh):
         loaded, factors = calibration.calibrate(
