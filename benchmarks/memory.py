@@ -29,10 +29,10 @@ VARIANTS = (
 )
 
 
-def analyse(
+def lower(
     batch: int, width: float, *, dtype: jnp.dtype, remat: bool = False, accumulate: int = 1
-) -> tuple[float, float, float]:
-    """GiB held, temporary and at the peak, which is NaN where JAX does not tell."""
+) -> jax.stages.Lowered:
+    """The step, before it is compiled."""
     size = (SIDE, SIDE)
     model = ssd.SSD(num_classes=21, width=width, dtype=dtype, remat=remat)
     sgd = optimizer.make_optimizer(optax.constant_schedule(1e-3))
@@ -53,7 +53,12 @@ def analyse(
         "position": ((batch,), jnp.int32),
     }
     examples = {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
-    found = step.lower(state, examples).compile().memory_analysis()
+    return step.lower(state, examples)
+
+
+def analyse(lowered: jax.stages.Lowered) -> tuple[float, float, float]:
+    """GiB held, temporary and at the peak, which is NaN where JAX does not tell."""
+    found = lowered.compile().memory_analysis()
     peak = getattr(found, "peak_memory_in_bytes", math.nan)
     return found.argument_size_in_bytes / 2**30, found.temp_size_in_bytes / 2**30, peak / 2**30
 
@@ -67,7 +72,7 @@ def main() -> None:
     print("| type | remat | parts | held, GiB | temporary, GiB | peak, GiB |")
     print("|---|---|---|---|---|---|")
     for variant in VARIANTS:
-        held, temporary, peak = analyse(options.batch, options.width, **variant)
+        held, temporary, peak = analyse(lower(options.batch, options.width, **variant))
         print(
             f"| {jnp.dtype(variant['dtype']).name} | {variant.get('remat', False)} | "
             f"{variant.get('accumulate', 1)} | {held:.2f} | {temporary:.2f} | {peak:.2f} |",

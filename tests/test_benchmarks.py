@@ -3,10 +3,13 @@
 import json
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 import tiny_run
 
 from benchmarks import all as all_benchmarks
+from benchmarks import memory
 
 ROOT = Path(__file__).parent.parent
 
@@ -31,6 +34,14 @@ def test_what_a_benchmark_prints_becomes_markdown_and_json(tmp_path):
 def test_rows_go_by_the_headings_of_their_own_table():
     markdown = "a\n\n| x | y |\n|---|---|\n| 1 | - |\n\n| z |\n|---|\n| 2 |\n"
     assert all_benchmarks.rows(markdown) == [{"x": "1", "y": "-"}, {"z": "2"}]
+
+
+def test_the_memory_of_a_step_is_asked_without_making_its_arrays(monkeypatch):
+    monkeypatch.setattr(jax, "device_put", lambda *_: pytest.fail("an array was made"))
+    lowered = memory.lower(4, 0.125, dtype=jnp.bfloat16, accumulate=2)
+    state, batch = lowered.args_info[0]
+    assert (batch["image"].shape, state.step.shape) == ((4, 500, 500, 3), ())
+    assert "bf16" in lowered.as_text()
 
 
 @pytest.mark.parametrize("name", all_benchmarks.BENCHMARKS)

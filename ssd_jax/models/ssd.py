@@ -249,6 +249,8 @@ def init(key: jax.Array, model: SSD, image_size: tuple[int, int]) -> Any:
     Returns:
       Tree of float32 arrays.
     """
+    if isinstance(key, jax.core.Tracer):  # a function that takes options cannot be part of another
+        return _fresh(model, image_size)(key)
     return _compiled_init(model, image_size)(key)
 
 
@@ -256,11 +258,16 @@ def init(key: jax.Array, model: SSD, image_size: tuple[int, int]) -> Any:
 def _compiled_init(model: SSD, image_size: tuple[int, int]) -> Callable[[jax.Array], Any]:
     # On the CPU, LLVM spends two thirds of this compilation on random numbers that are drawn once.
     options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+    return jax.jit(_fresh(model, image_size), compiler_options=options)
+
+
+def _fresh(model: SSD, image_size: tuple[int, int]) -> Callable[[jax.Array], Any]:
+    """`model.init` as a function of the key alone."""
 
     def fresh(key: jax.Array) -> Any:
         return model.init(key, jnp.zeros((1, *image_size, 3), jnp.float32))["params"]
 
-    return jax.jit(fresh, compiler_options=options)
+    return fresh
 
 
 def abstract_params(model: SSD, image_size: tuple[int, int]) -> Any:
