@@ -101,11 +101,12 @@ def main(argv: Sequence[str]) -> None:
                 )
                 progress.done(outcomes[-1])
     finally:  # also of an interrupted run
-        written = {"detections": output / "detections.json", **cli.write_loaded(detector, output)}
+        written = {"detections": output / "detections.json"}
         media.write_json(written["detections"], outcomes)
         if ids:
             written["COCO's results"] = output / "coco_results.json"
             media.write_coco(written["COCO's results"], outcomes, ids)
+        written |= cli.write_loaded(detector, output)
     read = [outcome.found for outcome in outcomes if outcome.found is not None]
     if read and not any(map(media.found_labels, read)):
         what = FLAGS.classes or [f"object of the {len(detector.class_names)} classes"]

@@ -66,8 +66,10 @@ def test_any_split_over_devices_and_processes_gives_the_same_parameters(tmp_path
             results[f"{parallel}, 2 processes of 2 devices"] = dict(arrays)
     for what, result in results.items():
         for name, values in expected.items():
+            # Where gradients are small, 1e-6 is more than what the steps have moved.
+            near = min(1e-6, 0.02 * moved[name] + np.spacing(np.abs(values).max()))
             np.testing.assert_allclose(
-                result[name], values, rtol=0, atol=1e-6, err_msg=f"{what}: {name}"
+                result[name], values, rtol=0, atol=near, err_msg=f"{what}: {name}"
             )
 
 
