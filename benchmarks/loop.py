@@ -128,12 +128,18 @@ def turn(config: config_lib.Config, step: Callable, count: int) -> list[np.ndarr
 
 
 def make_config(file: str, values: list[str], count: int) -> config_lib.Config:
-    """A file's config for a loop that neither evaluates nor saves, with `part.field=value`."""
+    """A file's config for a loop that neither evaluates nor saves, with `part.field=value`.
+
+    Raises:
+      TypeError: If a field is neither a text nor a number.
+    """
     config = runpy.run_path(file)["get_config"]()
     for text in values:
         name, value = text.split("=", 1)
         part, field = name.split(".")
         kind = type(getattr(getattr(config, part), field))
+        if kind not in (str, int, float):
+            raise TypeError(f"--set {text}: {name} is neither a text nor a number")
         setattr(getattr(config, part), field, kind(value))
     config.train.steps = WARM_UP + count + 1
     config.train.eval_every = config.train.checkpoint_every = NEVER

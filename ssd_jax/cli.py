@@ -179,6 +179,9 @@ def write_loaded(found: "detector.Detector", folder: Path) -> dict[str, Path]:
 
     Returns:
       Where it lies, for `show_places`; nothing where there was no such file.
+
+    Raises:
+      OSError: If it can't be written.
     """
     if found.loaded is None:
         return {}
