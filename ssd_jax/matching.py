@@ -51,14 +51,12 @@ def match(
     priors = box_ops.cxcywh_to_xyxy(jnp.asarray(priors_cxcywh))
     if gt_boxes.shape[0] == 0:
         return Matches(priors, jnp.zeros(priors.shape[0], jnp.int32))
-    real = gt_labels > 0
     overlaps = jax.lax.platform_dependent(
-        gt_boxes, real, priors, cpu=_overlaps_by_row, default=_overlaps
+        gt_boxes, gt_labels > 0, priors, cpu=_by_row, default=_by_pairs
     )
     nearest = jnp.where(overlaps.of_prior >= iou_threshold, overlaps.gt, -1)
     # A ground truth without a prior of its own writes behind the end, which `drop` ignores.
-    own_prior = _own_priors(gt_boxes, priors, overlaps)
-    matched = nearest.at[own_prior].set(jnp.arange(gt_boxes.shape[0]), mode="drop")
+    matched = nearest.at[overlaps.own].set(jnp.arange(gt_boxes.shape[0]), mode="drop")
     positive = matched >= 0
     return Matches(
         boxes=jnp.where(positive[:, None], gt_boxes[matched], priors),
@@ -67,29 +65,46 @@ def match(
 
 
 class _Overlaps(NamedTuple):
-    """The largest IoU of each prior, `[P]`, and of each ground truth, `[G]`, and with whom.
+    """What both stages need to know.
 
-    Of equal ones the lowest index. Padding has -1 with every prior.
+    Attributes:
+      of_prior: `[P]` the largest IoU of each prior, -1 where all ground truth is padding.
+      gt: `[P]` int32, with whom; of equal ones the lowest.
+      own: `[G]` int32, the prior that each ground truth gets in the first stage, P for none.
     """
 
     of_prior: jax.Array
     gt: jax.Array
-    of_gt: jax.Array
-    prior: jax.Array
+    own: jax.Array
 
 
-def _overlaps(gt_boxes: jax.Array, real: jax.Array, priors: jax.Array) -> _Overlaps:
-    """From all pairs at once."""
+def _by_pairs(gt_boxes: jax.Array, real: jax.Array, priors: jax.Array) -> _Overlaps:
+    """From all pairs at once, in few steps, for a device that does much in each of them.
+
+    A pair that is the best of all that remain for both of its sides is one that greed fixes sooner
+    or later: all such pairs are fixed together, and the rest looks again.
+    """
+    num_gt = len(gt_boxes)
     iou = jnp.where(real[:, None], box_ops.pairwise_iou(gt_boxes, priors), -1.0)
-    return _Overlaps(
-        jnp.max(iou, axis=0),
-        jnp.argmax(iou, axis=0).astype(jnp.int32),
-        jnp.max(iou, axis=1),
-        jnp.argmax(iou, axis=1).astype(jnp.int32),
-    )
+    lower = jnp.arange(num_gt)[:, None] < jnp.arange(num_gt)
+
+    def fix(state):
+        free, waits, own, _ = state
+        left = jnp.where(free & waits[:, None], iou, -1.0)
+        largest, prior = jnp.max(left, axis=1), jnp.argmax(left, axis=1)
+        rivals = left[:, prior]  # [G, G]: with the prior that each wants
+        better = (rivals > largest) | ((rivals == largest) & lower)
+        fixed = (largest > _LEAST_OVERLAP) & ~jnp.any(better, axis=0)
+        own = jnp.where(fixed, prior.astype(jnp.int32), own)
+        return free.at[own].set(False, mode="drop"), waits & ~fixed, own, jnp.any(fixed)
+
+    none = jnp.full_like(real, len(priors), jnp.int32)
+    start = jnp.ones_like(iou[0], bool), real, none, jnp.any(real)
+    *_, own, _ = jax.lax.while_loop(lambda state: state[3] & jnp.any(state[1]), fix, start)
+    return _Overlaps(jnp.max(iou, axis=0), jnp.argmax(iou, axis=0).astype(jnp.int32), own)
 
 
-def _overlaps_by_row(gt_boxes: jax.Array, real: jax.Array, priors: jax.Array) -> _Overlaps:
+def _by_row(gt_boxes: jax.Array, real: jax.Array, priors: jax.Array) -> _Overlaps:
     """The same a ground truth at a time: a CPU finds it in its cache, and vectorised."""
     priors_by_coordinate = priors.T
 
@@ -104,8 +119,8 @@ def _overlaps_by_row(gt_boxes: jax.Array, real: jax.Array, priors: jax.Array) ->
     # No box overlaps by less than 0, and a padding's -1 is not larger than this.
     start = jnp.full_like(priors[:, 0], -1.0), jnp.zeros_like(priors[:, 0], jnp.int32)
     indices = jnp.arange(gt_boxes.shape[0], dtype=jnp.int32)
-    of_priors, of_gts = jax.lax.scan(add_row, start, (indices, gt_boxes, real), unroll=4)
-    return _Overlaps(*of_priors, *of_gts)
+    (of_prior, gt), of_gts = jax.lax.scan(add_row, start, (indices, gt_boxes, real), unroll=4)
+    return _Overlaps(of_prior, gt, _own_priors(gt_boxes, priors, *of_gts))
 
 
 def _row(box: jax.Array, priors_by_coordinate: jax.Array) -> jax.Array:
@@ -121,8 +136,10 @@ def _largest(row: jax.Array) -> tuple[jax.Array, jax.Array]:
     return value, jnp.min(jnp.where(row == value, places, jnp.inf)).astype(jnp.int32)
 
 
-def _own_priors(gt_boxes: jax.Array, priors: jax.Array, overlaps: _Overlaps) -> jax.Array:
-    """The prior that each ground truth gets in the first stage, `[G]` int32, P for none.
+def _own_priors(
+    gt_boxes: jax.Array, priors: jax.Array, of_gt: jax.Array, nearest: jax.Array
+) -> jax.Array:
+    """`_Overlaps.own`, from the largest IoU of each ground truth, `[G]`, and with which prior.
 
     The largest overlap of those that wait is an upper bound: it counts while its prior is free,
     else that ground truth looks for its next best. So few look at all priors again.
@@ -154,5 +171,5 @@ def _own_priors(gt_boxes: jax.Array, priors: jax.Array, overlaps: _Overlaps) -> 
         value, place = _largest(row.at[own].set(-1.0, mode="drop"))
         return of_gt.at[gt].set(jnp.where(waits, value, -1.0)), prior.at[gt].set(place), own
 
-    state = overlaps.of_gt, overlaps.prior, jnp.full(num_gt, len(priors), jnp.int32)
+    state = of_gt, nearest, jnp.full(num_gt, len(priors), jnp.int32)
     return jax.lax.while_loop(lambda state: first_waiting(state)[1], look_again, state)[2]

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,6 +46,16 @@ def test_mask_equals_the_reference_plain_jit_and_vmap(seed):
     for row in range(2):
         for function in (losses.hard_negative_mask, MASK):
             np.testing.assert_array_equal(function(loss[row], positive[row]), expected[row])
+
+
+@pytest.mark.parametrize("bits", [1, 4])
+def test_the_kth_largest_is_that_of_sorting(bits):
+    rng = np.random.default_rng(0)
+    ranks = rng.integers(0, 2**32, (30, 50), dtype=np.uint32)
+    ranks[0], ranks[1, :40], ranks[2, ::2] = 0, 7, 2**32 - 1
+    k = np.append(rng.integers(1, 51, 28), [1, 50])
+    find = jax.jit(jax.vmap(functools.partial(losses._kth_largest_rank, bits=bits)))
+    np.testing.assert_array_equal(find(ranks, k), np.sort(ranks)[np.arange(30), -k])
 
 
 def test_exactly_three_negatives_for_each_positive_when_all_losses_tie():

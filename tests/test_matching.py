@@ -70,23 +70,19 @@ def check(gt_boxes, gt_labels, priors_cxcywh):
     return index
 
 
-@pytest.mark.parametrize(
-    ("seed", "kind"),
-    list(
-        enumerate(
-            [
-                {"num_gt": 1, "num_priors": 20, "make": continuous},
-                {"num_gt": 4, "num_priors": 30, "make": continuous},
-                {"num_gt": 8, "num_priors": 30, "make": continuous, "padded": 0.5},
-                {"num_gt": 4, "num_priors": 20, "make": outside},
-                {"num_gt": 3, "num_priors": 30, "make": on_grid},
-                {"num_gt": 8, "num_priors": 20, "make": on_grid},
-                {"num_gt": 6, "num_priors": 4, "make": on_grid},  # more ground truths than priors
-                {"num_gt": 6, "num_priors": 20, "make": on_grid, "padded": 0.4},
-            ]
-        )
-    ),
-)
+KINDS = [
+    {"num_gt": 1, "num_priors": 20, "make": continuous},
+    {"num_gt": 4, "num_priors": 30, "make": continuous},
+    {"num_gt": 8, "num_priors": 30, "make": continuous, "padded": 0.5},
+    {"num_gt": 4, "num_priors": 20, "make": outside},
+    {"num_gt": 3, "num_priors": 30, "make": on_grid},
+    {"num_gt": 8, "num_priors": 20, "make": on_grid},
+    {"num_gt": 6, "num_priors": 4, "make": on_grid},  # more ground truths than priors
+    {"num_gt": 6, "num_priors": 20, "make": on_grid, "padded": 0.4},
+]
+
+
+@pytest.mark.parametrize(("seed", "kind"), list(enumerate(KINDS)))
 def test_random_cases_equal_the_reference_exactly(seed, kind):
     index = check(*random_case(seed, **kind))
     assert (index >= 0).any(axis=1).mean() > 0.5  # the cases are not empty
@@ -103,14 +99,14 @@ def test_random_cases_hold_ties_and_shared_favourites():
     assert (favourites[:, 1:] == favourites[:, :-1]).any(1).mean() > 0.5
 
 
-@pytest.mark.parametrize("padded", [0.0, 0.5, 1.0])
-def test_overlaps_by_row_are_those_of_all_pairs(padded):
-    gt, labels, defaults = random_case(5, num_gt=8, num_priors=20, make=on_grid, padded=padded)
+@pytest.mark.parametrize("kind", [*KINDS, {**KINDS[5], "padded": 1.0}])
+def test_by_row_is_the_same_as_by_pairs(kind):
+    gt, labels, defaults = random_case(5, **kind)
     cases = gt, labels > 0, np.asarray(boxes.cxcywh_to_xyxy(defaults))
-    at_once = jax.jit(jax.vmap(matching._overlaps))(*cases)
-    by_row = jax.jit(jax.vmap(matching._overlaps_by_row))(*cases)
-    chex.assert_trees_all_equal(by_row, at_once)
-    chex.assert_trees_all_equal_dtypes(by_row, at_once)
+    by_pairs = jax.jit(jax.vmap(matching._by_pairs))(*cases)
+    by_row = jax.jit(jax.vmap(matching._by_row))(*cases)
+    chex.assert_trees_all_equal(by_row, by_pairs)
+    chex.assert_trees_all_equal_dtypes(by_row, by_pairs)
 
 
 def one_picture(seed):

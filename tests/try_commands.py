@@ -4,9 +4,10 @@
 
 Pictures, a film, COCO's and YOLO's files and weights that the commands name are made; the VOC
 archives, the kangaroos and the real weights are those of ../shared. A training is cut to two steps,
-and takes the archives that are there; all else stands as it is written. Blocks of Python are run
-too, and the commands and flags in the sentences. What needs something that this machine lacks is
-listed with the reason. The status is 1 if a command failed.
+and takes the archives that are there; all else stands as it is written. What a cluster is told to
+run is run by two processes, with the variables that it would set. Blocks of Python are run too, and
+the commands and flags in the sentences. What needs something that this machine lacks is listed with
+the reason. The status is 1 if a command failed.
 """
 
 import argparse
@@ -21,10 +22,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
+
+import yaml
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
@@ -40,6 +43,7 @@ class Way(NamedTuple):
       flags: Put behind it; of a flag that is given twice the last counts.
       not_run: Why it is not run, if so.
       before: Lines before a block of Python, of what its text has from elsewhere.
+      processes: Environment of each process that is started with the command.
     """
 
     pattern: str
@@ -47,6 +51,7 @@ class Way(NamedTuple):
     flags: str = ""
     not_run: str = ""
     before: str = ""
+    processes: Sequence[Mapping[str, str]] = ({},)
 
 
 SHORT = (
@@ -62,22 +67,56 @@ HUB = {
     "mobilenet_v2_imagenet.npz": MOBILENET,
     "ssd300-coco": "ssd300.safetensors",
 }
+TOGETHER = "--config.train.batch_size=4"  # of two processes with two devices each
 # The first that is found counts.
 WAYS = (
-    Way(r"srun|gcloud|exec python", not_run="a cluster"),
     Way(
-        "--coordinator",
-        {"10.0.0.1:9911": "127.0.0.1:9911"},
-        f"{SHORT}--config.train.batch_size=4",  # of two processes with two devices each
+        r"\bsrun ",
+        {"/shared/runs/ssd300": "runs/slurm"},
+        f"{TRAIN_VOC} {TOGETHER}",
+        processes=[
+            {
+                "SLURM_JOB_ID": "7",
+                "SLURM_NTASKS": "2",
+                "SLURM_STEP_NUM_TASKS": "2",
+                "SLURM_STEP_NODELIST": "localhost",
+                "SLURM_PROCID": number,
+                "SLURM_LOCALID": number,
+            }
+            for number in "01"
+        ],
     ),
+    # A pod's hosts ask Google's metadata; these are told.
+    Way(
+        "gcloud",
+        {"/mnt/shared/runs/ssd300": "runs/pod"},
+        f"{TRAIN_VOC} {TOGETHER}",
+        processes=[
+            {
+                "JAX_COORDINATOR_ADDRESS": "127.0.0.1:9912",
+                "JAX_NUM_PROCESSES": "2",
+                "JAX_PROCESS_ID": number,
+            }
+            for number in "01"
+        ],
+    ),
+    Way(
+        "JOB_COMPLETION_INDEX",
+        {
+            "/shared/runs/ssd300": "runs/pods",
+            "ssd-0.ssd:9911": "127.0.0.1:9913",
+            "--num-processes=4": "--num-processes=2",
+        },
+        f"{TRAIN_VOC} {TOGETHER}",
+        processes=[{"JOB_COMPLETION_INDEX": number} for number in "01"],
+    ),
+    Way("--coordinator", {"10.0.0.1:9911": "127.0.0.1:9911"}, f"{SHORT}{TOGETHER}"),
     Way("--camera", {"0": "lavfi:testsrc"}, "--seconds 1 --overwrite"),
-    Way(
-        "testdev2017",
-        not_run="a detector of COCO; tests/test_results.py has a small one, and test2017",
-    ),
+    Way("testdev2017", flags="--config.data.archives=coco"),
     Way("ablations.*--base", flags=SHORT),
     Way("ablations", flags=f"{TRAIN_VOC} --configs no_ratio_3"),
-    Way("benchmarks/(all|augmentation_gain)", not_run="hours; each has a test or its figures"),
+    Way("augmentation_gain", flags="--steps 2"),
+    Way("benchmarks/all", flags="--only scaling,startup"),
     Way("yolov1", flags="--no-speed"),
     Way("--summary"),
     Way("-m pytest", not_run="it is what CI runs"),
@@ -127,8 +166,18 @@ def blocks(page: Path) -> list[tuple[str, str]]:
 
 
 def lines(page: Path) -> list[str]:
-    """The lines of a page's blocks that are no Python, and the commands in its sentences."""
-    found = [line for kind, text in blocks(page) if kind != "python" for line in text.splitlines()]
+    """The lines of a page's blocks that are no Python, and the commands in its sentences.
+
+    Of a Kubernetes file the arguments of its containers.
+    """
+    found = []
+    for kind, text in blocks(page):
+        if kind == "yaml":
+            jobs = [part for part in yaml.safe_load_all(text) if part["kind"] == "Job"]
+            pods = [job["spec"]["template"]["spec"] for job in jobs]
+            found += [arg for pod in pods for box in pod["containers"] for arg in box["args"]]
+        elif kind != "python":
+            found += text.splitlines()
     sentences = re.sub(r"(?ms)^```.*?^```", "", page.read_text(encoding="utf-8"))
     for span in re.findall(r"`([^`]+)`", sentences):
         if re.match(r"python3? (\S+\.py|-m ssd_jax)", span):
@@ -177,14 +226,23 @@ def not_installed(block: str) -> str:
     return ", ".join(name for name in names if importlib.util.find_spec(name) is None)
 
 
-def as_run(command: str, way: Way) -> list[str]:
-    """The words of a command with what stands for them; of several commands the last."""
+def as_run(command: str, way: Way, environment: Mapping[str, str] = MappingProxyType({})) -> list:
+    """The words of a command with what stands for them; of several commands the last.
+
+    What a cluster's own command hands to its machines is the command.
+    """
     if is_block(command):
         return [sys.executable, "-c", way.before + command]
+    if handed := re.search('--command="(.*)"', command):
+        command = handed[1]
     last = f"{command.split(' && ')[-1]} {way.flags}"
     for name, value in {**HUB, **way.words}.items():
         last = re.sub(rf"(?<![\w./-]){re.escape(name)}(?![\w./-])", value, last)
-    return [sys.executable, *shlex.split(last)[1:]]
+    for name, value in environment.items():
+        last = last.replace(f"${name}", value)
+    words = shlex.split(last)
+    python = next(place for place, word in enumerate(words) if re.search("python3?$", word))
+    return [sys.executable, *words[python + 1 :]]
 
 
 def make_stand_ins(folder: Path) -> None:
@@ -218,7 +276,8 @@ def make_stand_ins(folder: Path) -> None:
 
     entries = [coco_tree.image(number) for number in (1, 2, 3)]
     things = [coco_tree.thing(number, number) for number in (1, 2, 3)]
-    coco_tree.write_archives(folder / "coco", "val2017", entries, things)
+    for split in ("val2017", "testdev2017"):
+        coco_tree.write_archives(folder / "coco", split, entries, things)
     content = {"images": entries, "annotations": things, "categories": coco_tree.CATEGORIES}
     for place in ("instances_val2017.json", *(
         f"own_coco/annotations/instances_{split}.json"
@@ -281,16 +340,21 @@ def main() -> int:
         make_runs(folder, command)
         start = time.monotonic()
         parts = [command] if is_block(command) else command.split(" & ")
+        started = [
+            (as_run(part, way, environment), environment)
+            for part in parts
+            for environment in way.processes
+        ]
         running = [
             subprocess.Popen(
-                as_run(part, way),
+                words,
                 cwd=folder,
-                env={**os.environ, **own},
+                env={**os.environ, **own, **environment},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
             )
-            for part in parts
+            for words, environment in started
         ]
         printed = [process.communicate()[0] for process in running]
         wrong = any(process.returncode for process in running)
@@ -298,8 +362,8 @@ def main() -> int:
         print(f"{said} ({time.monotonic() - start:.0f} s): {command}", flush=True)
         if wrong:
             failed += 1
-            for part, output in zip(parts, printed, strict=True):
-                print(f"  {shlex.join(as_run(part, way)[1:])}\n{output[-4500:]}")
+            for (words, _), output in zip(started, printed, strict=True):
+                print(f"  {shlex.join(words[1:])}\n{output[-4500:]}")
     return int(failed > 0)
 
 
