@@ -1,6 +1,7 @@
 """What the scripts share: flags, one-line errors, the console."""
 
 import contextlib
+import errno
 import functools
 import logging as std_logging
 import os
@@ -22,13 +23,15 @@ if TYPE_CHECKING:
     from ssd_jax import detector
 
 stdout = console.Console(highlight=False, soft_wrap=True)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
     """Runs a script's `main` with the command line, which it has to give to `parse`.
 
-    A mistake by the user is one line on stderr and exit status 2; a run that was told to stop and
-    has saved its state exits with `errors.TRY_AGAIN`; any other exception keeps its traceback.
+    A mistake by the user, or a full disk, is one line on stderr and exit status 2; a run that was
+    told to stop and has saved its state exits with `errors.TRY_AGAIN`; any other exception keeps
+    its traceback.
     """
     _quiet()
     status = 0
@@ -43,9 +46,16 @@ def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         status = 130
-    except Exception:
-        traceback.print_exc()
-        status = 1
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            place = f"{error.filename}: " if error.filename else ""
+            sys.stderr.write(
+                f"error: {place}{error.strerror}: make room, and run the same command again\n"
+            )
+            status = 2
+        else:
+            traceback.print_exc()
+            status = 1
     if status and "jax" in sys.modules:  # nothing else knows of other processes
         from ssd_jax import distributed
 

@@ -5,6 +5,7 @@ import pathlib
 import tempfile
 
 import pytest
+from absl import logging
 
 # Before jax is imported. Without NPROC, many fake devices on few cores can deadlock.
 os.environ["XLA_FLAGS"] = (
@@ -45,3 +46,11 @@ def shared() -> pathlib.Path:
     if not path.is_dir():
         pytest.skip("no folder ../shared beside the repository: its data are not part of it")
     return path
+
+
+@pytest.fixture
+def warnings_of(monkeypatch) -> list[str]:
+    """What is logged as a warning."""
+    lines: list[str] = []
+    monkeypatch.setattr(logging, "warning", lambda text, *args: lines.append(text % args))
+    return lines

@@ -13,7 +13,6 @@ import numpy as np
 import optax
 import pytest
 import tiny_run
-from absl import logging
 
 from ssd_jax import config as config_lib
 from ssd_jax import errors, files
@@ -52,14 +51,6 @@ def saved(tmp_path_factory):
 @pytest.fixture
 def workdir(saved, tmp_path):
     return shutil.copytree(saved, tmp_path / "run")
-
-
-@pytest.fixture
-def warnings_of(monkeypatch):
-    """What is logged as a warning."""
-    lines = []
-    monkeypatch.setattr(logging, "warning", lambda text, *args: lines.append(text % args))
-    return lines
 
 
 def restored(workdir, **options):

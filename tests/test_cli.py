@@ -1,3 +1,5 @@
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,28 @@ from ssd_jax import cli
 from ssd_jax import config as config_lib
 from ssd_jax.evaluation import coco, run, tables, voc
 from ssd_jax.training import loop
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+@pytest.mark.parametrize("name", [None, "runs/page.html"])
+def test_a_full_disk_is_one_line(capsys, number, name):
+    def main(argv):
+        raise OSError(number, os.strerror(number), name)
+
+    with pytest.raises(SystemExit, match="2"):
+        cli.run(main)
+    line = capsys.readouterr().err
+    assert line.startswith(f"error: {f'{name}: ' if name else ''}{os.strerror(number)}: make room")
+    assert line.count("\n") == 1
+
+
+def test_what_cannot_be_written_for_another_reason_keeps_its_traceback(capsys):
+    def main(argv):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with pytest.raises(SystemExit, match="1"):
+        cli.run(main)
+    assert "Traceback" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

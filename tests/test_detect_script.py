@@ -1,7 +1,6 @@
+import functools
 import json
 import shutil
-import subprocess
-import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import av
 import numpy as np
 import optax
 import pytest
+import scripts
 from PIL import Image
 
 from ssd_jax import config as config_lib
@@ -36,29 +36,14 @@ def workdir(tmp_path_factory):
     return folder
 
 
-SCRIPT = Path(__file__).parent.parent / "detect.py"
-
-
-def detect(*arguments, cwd=SCRIPT.parent):
-    """Runs the script; what it wrote to stdout and stderr is text."""
-    return subprocess.run(
-        [sys.executable, SCRIPT, *map(str, arguments)], cwd=cwd, capture_output=True, text=True
-    )
+refused = scripts.refused
+detect = functools.partial(scripts.run, "detect.py")
 
 
 def noise(path, *, size):
     pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
     return path
-
-
-def refused(done, *named):
-    """Whether a run ended with one line on stderr that names what it has to."""
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1, done.stderr
-    assert all(str(name) in done.stderr for name in named), done.stderr
-    return True
 
 
 def test_pictures_and_videos_are_annotated_and_listed(workdir, tmp_path):

@@ -1,14 +1,13 @@
 """Detectors in files of others and of our own: what is found, what it is told, what it sees."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import flax.traverse_util
 import jax
 import numpy as np
 import pytest
+import scripts
 from PIL import ExifTags, Image
 
 from ssd_jax import augment, errors
@@ -55,24 +54,6 @@ def build(path, **model):
 
 def names_of(params):
     return flax.traverse_util.flatten_dict(params, sep="/")
-
-
-def script(*arguments):
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        cwd=Path(__file__).parent.parent,
-        capture_output=True,
-        text=True,
-    )
-
-
-def refused(done, *named):
-    """Whether a run ended with one line on stderr that names what it has to."""
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1, done.stderr
-    assert all(str(name) in done.stderr for name in named), done.stderr
-    return True
 
 
 # --- Whose default boxes ---
@@ -128,7 +109,7 @@ def test_classes_that_are_known_need_no_assumption(tmp_path):
 @pytest.mark.slow
 def test_the_scripts_say_it_too(narrow, tmp_path):
     Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
-    done = script(
+    done = scripts.run(
         "detect.py", "--weights", narrow, f"--config.model.width={NARROW}",
         tmp_path / "a.png", "--output", tmp_path / "out",
     )  # fmt: skip
@@ -230,7 +211,7 @@ def test_the_command_line_says_from_where_and_where_to(tmp_path):
     (tmp_path / "weights").write_text("a file where the folder should be")
     command = ("detect.py", "--weights", "ssd300-coco", tmp_path / "a.png")
     filename = hub.NAMES["ssd300-coco"].filename
-    done = script(*command, f"--config.data.mirror={tmp_path / 'empty'}")
-    assert refused(done, f"{tmp_path / 'empty'}: it has no {filename}")
-    done = script(*command, "--config.data.cache_dir", tmp_path)
-    assert refused(done, tmp_path / "weights" / filename)
+    done = scripts.run(*command, f"--config.data.mirror={tmp_path / 'empty'}")
+    assert scripts.refused(done, f"{tmp_path / 'empty'}: it has no {filename}")
+    done = scripts.run(*command, "--config.data.cache_dir", tmp_path)
+    assert scripts.refused(done, tmp_path / "weights" / filename)

@@ -1,12 +1,10 @@
 """Weights of others in the scripts: detect, evaluate, and what a training starts from."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+import scripts
 import voc_tree
 import weight_files
 from golden import make_other_networks
@@ -18,15 +16,6 @@ from ssd_jax import errors
 from ssd_jax.data import classes
 from ssd_jax.training import loop
 from ssd_jax.weights import loading
-
-
-def script(*arguments):
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        cwd=Path(__file__).parent.parent,
-        capture_output=True,
-        text=True,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +39,7 @@ def ssd_file(tmp_path_factory):
 def test_detect_needs_nothing_but_weights(ssd_file, tmp_path):
     picture = tmp_path / "a.png"
     Image.fromarray(np.zeros((150, 300, 3), np.uint8)).save(picture)
-    done = script("detect.py", "--weights", ssd_file, picture, "--output", tmp_path / "out")
+    done = scripts.run("detect.py", "--weights", ssd_file, picture, "--output", tmp_path / "out")
     assert (done.returncode, done.stderr) == (0, "")
     (found,) = json.loads((tmp_path / "out/detections.json").read_text()).values()
     assert found["labels"] == ["cat"]
@@ -74,7 +63,7 @@ def test_evaluate_needs_nothing_but_weights_and_data(ssd_file, tmp_path):
         "eval_split=val",
         f"cache_dir={tmp_path}",
     )
-    done = script(
+    done = scripts.run(
         "evaluate.py", "--weights", ssd_file, "--output", tmp_path / "out",
         "--config.eval.batch_size=1",
         *(f"--config.data.{field}" for field in data),
@@ -87,7 +76,7 @@ def test_evaluate_needs_nothing_but_weights_and_data(ssd_file, tmp_path):
 
 @pytest.mark.parametrize("name", ["ssd300-coc", "a.png"])
 def test_weights_that_are_none_are_one_line(tmp_path, name):
-    done = script("detect.py", "--weights", name, "a.png")
+    done = scripts.run("detect.py", "--weights", name, "a.png")
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {name}: there is no such file")
     assert done.stderr.count("\n") == 1
@@ -117,13 +106,13 @@ def test_mean_and_gaps_are_fields_like_others(ssd_file):
     config, _ = detector_lib._describe(loading.read(ssd_file))
     assert config.model.mean == (123, 117, 104)
     assert config.model.gaps == ()  # VOC's 21 logits are the background and its classes
-    done = script(
+    done = scripts.run(
         "train.py", "--config", "configs/ssd300.py", "--summary", "--config.model.mean=1,2,3",
         "--config.model.gaps=2,5",
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     assert "38 x 38 x 92" in done.stdout  # 4 boxes of 21 + 2 logits
-    done = script(
+    done = scripts.run(
         "train.py", "--config", "configs/ssd300.py", "--summary", "--config.model.mean=1,2"
     )
     assert "config.model.mean" in done.stderr

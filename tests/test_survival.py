@@ -18,7 +18,6 @@ import kill_and_resume
 import numpy as np
 import pytest
 import tiny_run
-from absl import logging
 
 from ssd_jax import config as config_lib
 from ssd_jax import detector as detector_lib
@@ -48,14 +47,6 @@ def finished(config, tmp_path_factory):
 @pytest.fixture
 def copied(finished, tmp_path):
     return shutil.copytree(finished, tmp_path / "copied")
-
-
-@pytest.fixture
-def warnings_of(monkeypatch):
-    """What is logged as a warning."""
-    lines = []
-    monkeypatch.setattr(logging, "warning", lambda text, *args: lines.append(text % args))
-    return lines
 
 
 def test_runs_that_are_killed_go_on_bitwise(tmp_path):
