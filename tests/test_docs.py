@@ -68,7 +68,7 @@ def test_the_tests_that_pages_name_are_there():
 def commands(page):
     """The commands of a page that call one of our scripts."""
     for line in try_commands.lines(page):
-        found = re.search(r"(?:^|&& |srun |\S*/)python3? (\w+\.py.*)", line)
+        found = re.search(r"(?:^|&& |srun |exec |\S*/)python3? (\w+\.py.*)", line)
         if found and "..." not in line:
             command = found[1].split(" && ")[0].replace(";", " ")
             if command.count('"') % 2:  # the end of what another program is given
