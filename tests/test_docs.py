@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import importlib.util
+import os
 import re
 import shlex
 import subprocess
@@ -130,6 +131,24 @@ def test_the_script_runs_blocks_and_what_stands_in_sentences():
         assert any(re.match(f"{command} ({flags})", other) for other in found)
     for way in try_commands.WAYS:
         assert any(re.search(way.pattern, command) for command in found), way.pattern
+
+
+@pytest.mark.parametrize(("status", "again"), [(0, False), (2, False), (75, True), (134, True)])
+def test_the_slurm_script_asks_for_another_try_where_one_is_worth_it(tmp_path, status, again):
+    (script,) = (
+        text
+        for kind, text in try_commands.blocks(ROOT / "docs/scaling.md")
+        if kind == "bash" and "srun" in text
+    )
+    for name, body in {"srun": f"exit {status}", "scontrol": 'echo "$@"'}.items():
+        stand_in = tmp_path / name
+        stand_in.write_text(f"#!/bin/sh\n{body}\n")
+        stand_in.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    done = subprocess.run(
+        ["bash", "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
+    assert (done.stdout, done.stderr) == ("requeue 7\n" if again else "", "")
 
 
 def test_commands_are_found():
