@@ -1,31 +1,51 @@
 """Files that are there whole or not at all."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 
-def write(path: str | Path, text: str) -> None:
-    """Writes a text file as UTF-8, which until the last moment is what it was before.
-
-    One that has this content already is left alone.
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A file to write to, which takes the place of the one at `path` when it is whole.
 
     Args:
-      path: Of the file; its folder has to be there.
-      text: Its content; line ends stay as they are.
+      path: Of the file; its folder has to be there. What is no file, as a terminal, is written to.
 
     Raises:
-      OSError: If it can't be written; it then is what it was before.
+      OSError: If it can't be written; what was there is then as it was before.
     """
-    path, data = Path(path), text.encode()
-    if path.is_file() and path.read_bytes() == data:
+    place = Path(path).resolve()
+    if place.exists() and not place.is_file():
+        with place.open("wb") as file:
+            yield file
         return
-    part = path.with_name(f"{path.name}.part")
+    part = place.with_name(f"{place.name}.part")
     try:
         with part.open("wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        part.replace(path)
-    except OSError:
+        part.replace(place)
+    except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def write(path: str | os.PathLike[str], text: str) -> None:
+    """Writes a text file as UTF-8 by `replacing`; one of this content already is left alone.
+
+    Args:
+      path: Of the file.
+      text: Its content; line ends stay as they are, bytes of names that are no UTF-8 are escaped.
+
+    Raises:
+      OSError: As `replacing`.
+    """
+    place, data = Path(path), text.encode(errors="backslashreplace")
+    if place.is_file() and place.read_bytes() == data:
+        return
+    with replacing(place) as file:
+        file.write(data)

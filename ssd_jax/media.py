@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 from rich import progress
 
-from ssd_jax import adapters, cli, errors
+from ssd_jax import adapters, cli, errors, files
 from ssd_jax import detector as detector_lib
 from ssd_jax.detection import Detections
 
@@ -299,7 +299,7 @@ def write_coco(path: Path, outcomes: Iterable[Outcome], ids: adapters.CocoIds) -
 
 def _write(path: Path, text: str) -> None:
     try:
-        path.write_text(text, encoding="utf-8")
+        files.write(path, text)
     except OSError as error:
         raise errors.UserError(f"{path}: not written: {error.strerror}") from None
 

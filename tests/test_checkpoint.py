@@ -246,6 +246,33 @@ def test_a_file_has_its_old_content_until_it_has_the_new(tmp_path, monkeypatch):
     }
 
 
+def test_what_breaks_off_leaves_what_was_there(tmp_path):
+    place = tmp_path / "detections.npz"
+    place.write_bytes(b"old")
+
+    def break_off():
+        with files.replacing(place) as file:
+            file.write(b"ne")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        break_off()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {place.name: b"old"}
+
+
+def test_a_link_stays_one_and_a_terminal_is_written_to(tmp_path):
+    place, link = tmp_path / "there", tmp_path / "link"
+    place.write_text("old")
+    link.symlink_to(place)
+    files.write(link, "new")
+    assert (link.is_symlink(), place.read_text()) == (True, "new")
+    ends = os.openpty()
+    files.write(os.ttyname(ends[1]), "new")
+    assert os.read(ends[0], 3) == b"new"
+    for end in ends:
+        os.close(end)
+
+
 def test_without_room_the_files_of_a_run_stay_what_they_were(tmp_path):
     """A limit of nothing on the size of files stands for a full disk."""
     config_lib.save(tmp_path / "config.json", config_lib.Config(), ("cat",))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ssd_jax import errors
+from ssd_jax import errors, files
 from ssd_jax.evaluation import voc
 
 NAME = "detections.npz"
@@ -48,7 +48,8 @@ def save(folder: Path, evaluated: Evaluated) -> None:
         **_columns("found", found, np.float32),
         **_columns("objects", objects, bool),
     }
-    np.savez_compressed(folder / NAME, **columns)
+    with files.replacing(folder / NAME) as file:
+        np.savez_compressed(file, **columns)
 
 
 def load(folder: Path) -> Evaluated:

@@ -6,13 +6,12 @@ import io
 import math
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from ssd_jax import errors
+from ssd_jax import errors, files
 from ssd_jax.data import images
 
 PICTURE_SIDE = 400  # pixels of an embedded picture's longer side, at most
@@ -115,7 +114,7 @@ def write(
     """
     text = document(title, opening, sections)
     try:
-        Path(path).write_text(text, encoding="utf-8", errors="backslashreplace")
+        files.write(path, text)
     except OSError as error:
         raise errors.UserError(
             f"{path} cannot be written ({error.strerror}); give another place"

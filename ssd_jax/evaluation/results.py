@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ssd_jax import errors
+from ssd_jax import errors, files
 from ssd_jax.data import annotations, builder, datasets
 
 _FORMS = "COCO's JSON, or a folder of VOC's comp4_det_SET_CLASS.txt"
@@ -113,11 +113,11 @@ def write_coco(path: Path, found: Found, key: Key) -> None:
         for name, columns in found.coco.items()
         for bbox, score, label in zip(*(column.tolist() for column in columns), strict=True)
     )
-    with path.open("w", encoding="utf-8") as file:
-        file.write("[")
+    with files.replacing(path) as file:
+        file.write(b"[")
         for number, row in enumerate(rows):
-            file.write((",\n" if number else "") + json.dumps(row))
-        file.write("]\n")
+            file.write(((",\n" if number else "") + json.dumps(row)).encode())
+        file.write(b"]\n")
 
 
 def write_voc(folder: Path, found: Found, key: Key, *, set_name: str) -> None:
@@ -128,8 +128,7 @@ def write_voc(folder: Path, found: Found, key: Key, *, set_name: str) -> None:
             numbers = " ".join(f"{value:.9g}" for value in (score, *box))
             lines[key.class_names[label - 1]].append(f"{_stem(name)} {numbers}\n")
     for name, of_class in lines.items():
-        file = folder / f"comp4_det_{set_name}_{name}.txt"
-        file.write_text("".join(of_class), encoding="utf-8")
+        files.write(folder / f"comp4_det_{set_name}_{name}.txt", "".join(of_class))
 
 
 def read(path: str | os.PathLike[str], key: Key) -> Found:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ssd_jax import config as config_lib
 from ssd_jax import detector as detector_lib
-from ssd_jax import distributed, errors, visualize
+from ssd_jax import distributed, errors, files, visualize
 from ssd_jax.data import annotations, datasets, images, loader
 from ssd_jax.evaluation import coco, evaluated, report, results, voc
 
@@ -289,7 +289,7 @@ def write(
         "coco": {name: _plain(value) for name, value in result.coco.items()},
     }
     folder.mkdir(parents=True, exist_ok=True)
-    places["figures"].write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    files.write(places["figures"], json.dumps(figures, indent=2) + "\n")
     as_json = config_lib.to_dict(config)
     source = evaluated.Evaluated(
         config=as_json if network else {"data": as_json["data"]},

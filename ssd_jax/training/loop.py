@@ -19,7 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from PIL import Image
 
-from ssd_jax import augment, cli, distributed, errors, visualize
+from ssd_jax import augment, cli, distributed, errors, files, visualize
 from ssd_jax import config as config_lib
 from ssd_jax import detector as detector_lib
 from ssd_jax.data import datasets, images, loader
@@ -531,7 +531,7 @@ def _start(
     params = jax.device_put(loaded, jax.tree.map(lambda x: x.sharding, state.params))
     average = None if state.ema is None else jax.tree.map(jnp.copy, params)
     if distributed.is_primary():
-        (workdir / "weights.txt").write_text(report.whole(), encoding="utf-8")
+        files.write(workdir / "weights.txt", report.whole())
     lines += [*report.lines(), f"each by name and shape in {workdir / 'weights.txt'}"]
     origin = "\n           ".join([report.title, *lines])
     return Start(dataclasses.replace(state, params=params, ema=average), 0, origin)
