@@ -3,6 +3,7 @@
   python train.py --config configs/quickstart.py
   python train.py --config configs/ssd300.py --workdir runs/mine --config.train.batch_size=8
   python train.py --config configs/ssd300.py --summary
+  python train.py --config configs/finetune_ssdlite320.py --config.data.path=FOLDER --check
 
 A run goes on from the last checkpoint in its workdir. Told to stop by SIGTERM or SIGINT, it saves
 and exits with status 75: the same command goes on. On several machines, start it on each, as
@@ -10,12 +11,14 @@ docs/scaling.md says. --config.PART.FIELD=VALUE changes a field of the config; s
 lists them all.
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 
 from ssd_jax import cli, errors
+from ssd_jax import config as config_lib
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", None, "Where the run is kept; runs/NAME_OF_THE_CONFIG by default.")
@@ -26,6 +29,7 @@ flags.DEFINE_integer("num_processes", None, "How many processes train together."
 flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
 flags.DEFINE_integer("coordinator_timeout", 300, "Seconds to wait for the other processes.")
 flags.DEFINE_bool("summary", False, "Print the network's layers, for 20 classes, and stop.")
+flags.DEFINE_bool("check", False, "Read your own dataset whole, say what is wrong, and stop.")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -42,6 +46,8 @@ def main(argv: Sequence[str]) -> None:
         layers = summary.summarize(model, detector.input_size(config.model))
         cli.stdout.print(tables.layers(layers))
         return
+    if FLAGS.check:
+        sys.exit(0 if _data_are_good(config) else 1)
     profile = _steps(FLAGS.profile)
     cli.split_cpu(config.train.cpu_devices)
     cli.keep_compiled(config.data.cache_dir)
@@ -60,6 +66,21 @@ def main(argv: Sequence[str]) -> None:
             "checkpoints": workdir / "checkpoints",
         }
     )
+
+
+def _data_are_good(config: config_lib.Config) -> bool:
+    """Prints what `config.data.path` holds, and how far the config's default boxes fit it."""
+    from ssd_jax import detector
+    from ssd_jax.data import check, datasets
+
+    if config.data.dataset not in datasets.OWN or not config.data.path:
+        raise errors.UserError(
+            f"--check is for a dataset of your own: give config.data.path, and config.data.dataset "
+            f"as {', '.join(datasets.OWN)}. An official archive: python -m ssd_jax.data.check FILE"
+        )
+    model = detector.build_model(config.model, num_classes=20)
+    boxes = detector.default_boxes(config.model, model)
+    return check.check(config.data.path, config.data.dataset, boxes)
 
 
 def _steps(text: str | None) -> range:

@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import scripts
 import voc_tree
 from test_yolo_data import write_plain as write_yolo
 
@@ -59,6 +60,18 @@ def test_a_good_folder_has_nothing_wrong(capsys, tmp_path):
     assert row(output, "dog") == ["6", "21", "0", "21", "100%", "0", "-", "0", "-", "21", "100%"]
     assert row(output, "all") == ["6", "0", "21", "0", "0", "0", "0"]
     assert output.rstrip().endswith("nothing wrong")
+
+
+def test_train_checks_with_its_own_default_boxes(tmp_path):
+    folder = voc_tree.write_plain(tmp_path / "own", 6)
+    (folder / "JPEGImages/000006.jpg").write_bytes(b"")
+    check_own = "train.py", "--config=configs/finetune_ssdlite320.py", "--check"
+    tiny = "--config.model.prior_scales=(.01,.02,.03,.04,.05,.06,.07)"  # SSD300's cover all
+    done = scripts.run(*check_own, f"--config.data.path={folder}", tiny)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert row(done.stdout, "dog")[-2:] == ["15", "0%"]
+    assert "JPEGImages/000006.jpg: the file is empty" in done.stdout
+    assert scripts.refused(scripts.run(*check_own), "config.data.path")
 
 
 def test_flags_empty_pictures_and_sizes_are_counted(capsys, tmp_path):

@@ -5,6 +5,7 @@
   python -m ssd_jax.data.check instances_val2017.json --prior_sizes coco --image_size 512
 
 Every picture is decoded. Exit status: 0 nothing is wrong, 1 something is, 2 the command is.
+`python train.py --config FILE --check` is the same with a config's own default boxes.
 """
 
 import argparse
@@ -221,7 +222,7 @@ def wrong(examined: builder.Examined) -> list[str]:
     return list(dict.fromkeys([*reasons, *examined.remarks]))
 
 
-def report(reader: builder.Reader, spec: priors.PriorSpec, out: console.Console) -> list[str]:
+def report(reader: builder.Reader, default_boxes: np.ndarray, out: console.Console) -> list[str]:
     """Reads a dataset, prints its tables and returns what is wrong with it."""
     examined = builder.examine(reader)
     out.print(split_table(examined))
@@ -232,34 +233,51 @@ def report(reader: builder.Reader, spec: priors.PriorSpec, out: console.Console)
         names: Mapping[str, int] = reader.categories(set(found.names))
     except errors.UserError as error:
         return [*lines, str(error)]
-    covered = best_iou(found.boxes, priors.default_boxes(spec)) >= COVERED
+    covered = best_iou(found.boxes, default_boxes) >= COVERED
     out.print(class_table(found, names, covered))
     return lines
 
 
-def main(argv: Sequence[str]) -> int:
-    """Checks what the command line names; returns the exit status."""
-    arguments = _arguments(argv)
+def check(path: str, kind: str, default_boxes: np.ndarray) -> bool:
+    """Reads a dataset whole and prints what it holds and what is wrong with it.
+
+    Args:
+      path: Of the dataset.
+      kind: Its format, of `detect_format`.
+      default_boxes: `[P, 4]` priors (cxcywh) of the network that is to learn from it.
+
+    Returns:
+      Whether nothing is wrong.
+
+    Raises:
+      UserError: There is no such path.
+    """
+    if not os.path.exists(pathlib.Path(path).expanduser()):
+        raise errors.UserError(f"{path}: no such folder or file")
     out = console.Console(highlight=False)
     if not out.is_terminal:
         out = console.Console(highlight=False, width=_WIDE)
+    out.print(f"{path}: {_DESCRIPTIONS[kind]}", markup=False, soft_wrap=True)
     try:
-        kind = detect_format(arguments.path) if arguments.format == "auto" else arguments.format
-        if not os.path.exists(pathlib.Path(arguments.path).expanduser()):
-            raise errors.UserError(f"{arguments.path}: no such folder or file")
-    except errors.UserError as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-        return 2
-    spec = _PRIORS[arguments.image_size, arguments.prior_sizes]
-    out.print(f"{arguments.path}: {_DESCRIPTIONS[kind]}", markup=False, soft_wrap=True)
-    try:
-        lines = report(open_reader(arguments.path, kind), spec, out)
+        lines = report(open_reader(path, kind), default_boxes, out)
     except errors.UserError as error:  # in what describes the dataset as a whole
         lines = [str(error)]
     out.print(f"{len(lines) or 'nothing'} wrong{':' if lines else ''}")
     for line in lines:
         out.print(builder.printable(" ".join(line.split())), markup=False, soft_wrap=True)
-    return 1 if lines else 0
+    return not lines
+
+
+def main(argv: Sequence[str]) -> int:
+    """Checks what the command line names; returns the exit status."""
+    arguments = _arguments(argv)
+    spec = _PRIORS[arguments.image_size, arguments.prior_sizes]
+    try:
+        kind = detect_format(arguments.path) if arguments.format == "auto" else arguments.format
+        return 0 if check(arguments.path, kind, priors.default_boxes(spec)) else 1
+    except errors.UserError as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        return 2
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
