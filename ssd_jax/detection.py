@@ -1,7 +1,8 @@
 """From the network's outputs to detections: decode, non-maximum suppression, top-k."""
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import numpy as np
 from ssd_jax import boxes as box_ops
 
 _CANDIDATES = 512  # boxes that are compared at a time
+_FEW = 1024  # priors at most that may hold an object in a picture that is fast on a CPU
 
 
 class Detections(NamedTuple):
@@ -119,30 +121,54 @@ def multiclass_nms(
 
     Source: Liu et al. 2016, section 3.1, and the authors' release (400 and 200).
     """
-    top_k = min(top_k, boxes.shape[0])
-    class_scores = jnp.where(scores > score_threshold, scores, 0)[:, 1:].T
-    best_scores, index = jax.lax.top_k(class_scores, top_k)  # [C - 1, K]
+    above = jnp.where(scores > score_threshold, scores, 0)
+    best = _Ranked(*jax.lax.top_k(above[:, 1:].T, min(top_k, boxes.shape[0])))
+    return _keep_best(boxes, best, iou_threshold, max_detections)
+
+
+class _Ranked(NamedTuple):
+    """Boxes of each class but the background; of equal scores the lowest prior comes first.
+
+    Attributes:
+      scores: `[C - 1, K]`, 0 of those that are none.
+      priors: `[C - 1, K]` int32, the priors that they are of.
+    """
+
+    scores: jax.Array
+    priors: jax.Array
+
+
+def _keep_best(
+    boxes: jax.Array, best: _Ranked, iou_threshold: float, max_detections: int
+) -> Detections:
+    """Suppresses the boxes of each class, rows of `[P, 4]`, and keeps the best over all."""
+    classes, most = best.scores.shape
     look_at_next = functools.partial(
         _look_at_next,
         boxes=boxes,
-        ranked=best_scores.reshape(-1),
-        index=index.reshape(-1),
-        labels=jnp.repeat(jnp.arange(1, scores.shape[1], dtype=jnp.int32), top_k),
+        ranked=best.scores.reshape(-1),
+        index=best.priors.reshape(-1),
+        labels=jnp.repeat(jnp.arange(1, classes + 1, dtype=jnp.int32), most),
         iou_threshold=iou_threshold,
     )
     start = _Search(
-        found=Detections(
-            boxes=jnp.zeros((max_detections, 4), boxes.dtype),
-            scores=jnp.zeros(max_detections, scores.dtype),
-            labels=jnp.zeros(max_detections, jnp.int32),
-        ),
+        found=_nothing(max_detections, boxes.dtype),
         kept=jnp.int32(0),
-        score=jnp.asarray(jnp.inf, scores.dtype),
+        score=jnp.asarray(jnp.inf, best.scores.dtype),
         place=jnp.int32(-1),
     )
     return jax.lax.while_loop(
         lambda search: (search.score > 0) & (search.kept < max_detections), look_at_next, start
     ).found
+
+
+def _nothing(max_detections: int, dtype: jnp.dtype) -> Detections:
+    """As many unused rows."""
+    return Detections(
+        boxes=jnp.zeros((max_detections, 4), dtype),
+        scores=jnp.zeros(max_detections, dtype),
+        labels=jnp.zeros(max_detections, jnp.int32),
+    )
 
 
 class _Search(NamedTuple):
@@ -256,12 +282,71 @@ def detect(
     Source: Liu et al. 2016, section 2.2 and 3.1; boxes are clipped at the end, as the authors do.
     """
     boxes = box_ops.decode(loc.astype(jnp.float32), priors_cxcywh, variances=variances)
-    found = multiclass_nms(
+    options: dict[str, Any] = {
+        "score_threshold": score_threshold,
+        "iou_threshold": iou_threshold,
+        "top_k": top_k,
+        "max_detections": max_detections,
+    }
+    found = jax.lax.platform_dependent(
         box_ops.clip(boxes) if clip_before_nms else boxes,
-        jax.nn.softmax(conf.astype(jnp.float32)),
-        score_threshold=score_threshold,
-        iou_threshold=iou_threshold,
-        top_k=top_k,
-        max_detections=max_detections,
+        conf.astype(jnp.float32),
+        cpu=functools.partial(_detect_few, **options),
+        default=functools.partial(_detect_all, **options),
     )
     return found._replace(boxes=box_ops.clip(found.boxes))
+
+
+def _detect_all(boxes: jax.Array, conf: jax.Array, **options: Any) -> Detections:
+    """From boxes `[P, 4]` and logits `[P, C]`; the options are those of `multiclass_nms`."""
+    return multiclass_nms(boxes, jax.nn.softmax(conf), **options)
+
+
+def _detect_few(
+    boxes: jax.Array, conf: jax.Array, *, score_threshold: float, top_k: int, **options: Any
+) -> Detections:
+    """The same, faster on a CPU where few priors may be above the threshold.
+
+    A class's probability is at most its ratio to the background's, which leaves out most priors of
+    a trained network: they need no softmax. Where no class has more than `top_k` boxes, they need
+    no ranking either. Otherwise all are looked at.
+    """
+    few = min(_FEW, len(boxes))
+    # Of the logarithm; a rounding error must leave out nothing.
+    least = jnp.log(jnp.maximum(score_threshold, 0.0)) - 1e-3
+    likely = jnp.max(conf[:, 1:], axis=1) - conf[:, 0] > least
+
+    def of_likely(conf: jax.Array) -> tuple[Detections, jax.Array]:
+        (rows,) = jnp.nonzero(likely, size=few, fill_value=0)  # in their order
+        scores = jax.nn.softmax(conf[rows])[:, 1:].T
+        above = (scores > score_threshold) & (jnp.arange(few) < jnp.sum(likely))
+        all_enter = jnp.all(jnp.sum(above, axis=1) <= top_k)
+        of_each_class = jnp.broadcast_to(rows.astype(jnp.int32), scores.shape)
+        entered = _Ranked(jnp.where(above & all_enter, scores, 0), of_each_class)
+        return _keep_best(boxes, entered, **options), all_enter
+
+    def of_all(conf: jax.Array) -> tuple[Detections, jax.Array]:
+        found = _detect_all(boxes, conf, score_threshold=score_threshold, top_k=top_k, **options)
+        return found, jnp.ones_like(likely[0])
+
+    none = _nothing(options["max_detections"], boxes.dtype), jnp.zeros_like(likely[0])
+    found, done = _once(jnp.sum(likely) <= few, of_likely, conf, none)
+    return _once(~done, of_all, conf, (found, done))[0]
+
+
+_Result = TypeVar("_Result")
+
+
+def _once(
+    wanted: jax.Array, function: Callable[[jax.Array], _Result], given: jax.Array, default: _Result
+) -> _Result:
+    """`function(given)` where it is wanted, else `default`.
+
+    A loop of at most one pass: under `vmap`, `lax.cond` always computes both.
+    """
+
+    def run(state: tuple[jax.Array, _Result]) -> tuple[jax.Array, _Result]:
+        # Behind what changes in the loop, for XLA moves out of it what is always the same.
+        return jnp.zeros_like(wanted), function(jnp.where(state[0], given, 0))
+
+    return jax.lax.while_loop(lambda state: state[0], run, (wanted, default))[1]
