@@ -13,11 +13,9 @@ def get_config() -> config.Config:
     cfg.data.dataset = "folder"  # or coco, or yolo
     cfg.data.train_split = "train"
     cfg.data.eval_split = "val"
-    cfg.data.augment = "crop"  # no expansion: the run is short
-    cfg.train.steps = 150
+    cfg.train.steps = 600
     cfg.train.batch_size = 16
-    cfg.train.optimizer = "adam"
-    cfg.train.learning_rate = 5e-4
+    cfg.train.learning_rate = 1.4e-3
     cfg.train.warmup_steps = 20
     cfg.train.ema_decay = 0.0  # an average over a thousand steps would still hold the beginning
     cfg.train.eval_every = 5_000
