@@ -122,12 +122,12 @@ def multiclass_nms(
     Source: Liu et al. 2016, section 3.1, and the authors' release (400 and 200).
     """
     above = jnp.where(scores > score_threshold, scores, 0)
-    best = _Ranked(*jax.lax.top_k(above[:, 1:].T, min(top_k, boxes.shape[0])))
+    best = _Entrants(*jax.lax.top_k(above[:, 1:].T, min(top_k, boxes.shape[0])))
     return _keep_best(boxes, best, iou_threshold, max_detections)
 
 
-class _Ranked(NamedTuple):
-    """Boxes of each class but the background; of equal scores the lowest prior comes first.
+class _Entrants(NamedTuple):
+    """Boxes of each class that enter the suppression; of equal scores the lowest prior first.
 
     Attributes:
       scores: `[C - 1, K]`, 0 of those that are none.
@@ -139,7 +139,7 @@ class _Ranked(NamedTuple):
 
 
 def _keep_best(
-    boxes: jax.Array, best: _Ranked, iou_threshold: float, max_detections: int
+    boxes: jax.Array, best: _Entrants, iou_threshold: float, max_detections: int
 ) -> Detections:
     """Suppresses the boxes of each class, rows of `[P, 4]`, and keeps the best over all."""
     classes, most = best.scores.shape
@@ -322,7 +322,7 @@ def _detect_few(
         above = (scores > score_threshold) & (jnp.arange(few) < jnp.sum(likely))
         all_enter = jnp.all(jnp.sum(above, axis=1) <= top_k)
         of_each_class = jnp.broadcast_to(rows.astype(jnp.int32), scores.shape)
-        entered = _Ranked(jnp.where(above & all_enter, scores, 0), of_each_class)
+        entered = _Entrants(jnp.where(above & all_enter, scores, 0), of_each_class)
         return _keep_best(boxes, entered, **options), all_enter
 
     def of_all(conf: jax.Array) -> tuple[Detections, jax.Array]:

@@ -119,7 +119,7 @@ WAYS = (
     Way("benchmarks/all", flags="--only scaling,startup"),
     Way("yolov1", flags="--no-speed"),
     Way("--summary"),
-    Way("--check", {"FOLDER": "own_voc"}),
+    Way(r"--check$", {"FOLDER": "own_voc"}),
     Way("-m pytest", not_run="it is what CI runs"),
     Way(
         "matching.match",
