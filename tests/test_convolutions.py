@@ -44,6 +44,7 @@ def test_pointwise_is_a_convolution(inputs, outputs):
     assert same(convolutions.pointwise, convolutions.convolution, x, kernel)
 
 
+@pytest.mark.parametrize("places", [convolutions._PLACES, 14])  # in the latter a row or two
 @pytest.mark.parametrize(
     ("size", "kernel", "ends", "dilation"),
     [
@@ -53,10 +54,12 @@ def test_pointwise_is_a_convolution(inputs, outputs):
         ((5, 8), (2, 4), ((0, 1), (2, 1)), 1),
         ((9, 12), (4, 2), ((3, 0), (1, 2)), 2),
         ((4, 3), (1, 1), ((0, 0), (0, 0)), 1),
+        ((4, 3), (1, 1), ((1, 2), (0, 1)), 1),
         ((1, 1), (3, 3), ((1, 1), (1, 1)), 1),
     ],
 )
-def test_many_outputs_are_convolved_as_xla_does(size, kernel, ends, dilation):
+def test_many_outputs_are_convolved_as_xla_does(size, kernel, ends, dilation, places, monkeypatch):
+    monkeypatch.setattr(convolutions, "_PLACES", places)
     options = {"padding": ends, "dilation": dilation}
     x, weights = random(3, *size, 5), random(*kernel, 5, 64, seed=1)
     ours = functools.partial(convolutions.convolution, **options)
@@ -64,7 +67,7 @@ def test_many_outputs_are_convolved_as_xla_does(size, kernel, ends, dilation):
     assert same(ours, functools.partial(convolutions.plain, **options), x, weights)
 
 
-@pytest.mark.parametrize(("inputs", "outputs", "stride"), [(3, 63, 1), (260, 64, 1), (3, 64, 2)])
+@pytest.mark.parametrize(("inputs", "outputs", "stride"), [(3, 63, 1), (641, 64, 1), (3, 64, 2)])
 def test_few_outputs_and_strides_are_left_to_xla(inputs, outputs, stride):
     x, kernel = random(1, 5, 5, inputs), random(3, 3, inputs, outputs)
     made = jax.make_jaxpr(functools.partial(convolutions.convolution, stride=stride))(x, kernel)
