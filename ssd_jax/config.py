@@ -33,7 +33,6 @@ class ModelConfig:
     dtype: str = "float32"  # of the computation: float32 or bfloat16; parameters are float32
     remat: bool = False  # compute the backbone's activations twice rather than keep them
     atrous: bool = True  # of a VGG; False: the whole network, with conv5_3 as a source map too
-    finer_map: bool = False  # of a MobileNet: a seventh source map, before the others, of stride 8
     # for each scale of default boxes the number of its map, from 0; empty: a scale for each map
     source_maps: tuple[int, ...] = ()
     # for each scale, or once for all: ratios beside 1, say ((2.0,),); empty: the paper's
@@ -263,11 +262,6 @@ def _check_boxes(model: ModelConfig) -> None:
         raise errors.UserError(
             f"config.model.atrous is False, and {model.backbone} has no such layers; give "
             f"--config.model.atrous=true"
-        )
-    if model.finer_map and ssd.BACKBONES[model.backbone].style != "ssdlite":
-        raise errors.UserError(
-            f"config.model.finer_map is True, which is for a MobileNet, not for {model.backbone}; "
-            f"give --config.model.finer_map=false"
         )
     maps, ratios = model.source_maps, model.aspect_ratios
     numbers = isinstance(maps, tuple) and all(type(n) is int and n >= 0 for n in maps)

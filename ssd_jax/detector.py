@@ -75,7 +75,7 @@ def build_model(config: config_lib.ModelConfig, num_classes: int) -> ssd.SSD:
         prior_sizes=config.prior_sizes,
         dtype=jnp.dtype(config.dtype),
         remat=config.remat,
-        layout=ssd.layout_for(config.backbone, input_size(config), finer=config.finer_map),
+        layout=ssd.layout_for(config.backbone, input_size(config)),
         gaps=config.gaps,
     )
     if config.source_maps or config.aspect_ratios or config.prior_scales:
@@ -724,7 +724,7 @@ def restore(config: config_lib.Config, folder: Path) -> Detector:
     for field in (
         "backbone", "image_size", "image_width", "padding", "width", "atrous", "source_maps",
         "aspect_ratios", "prior_sizes", "prior_scales", "clip_priors", "clip_prior_sizes", "gaps",
-        "finer_map", "mean",
+        "mean",
     ):  # fmt: skip
         here, there = getattr(config.model, field), getattr(trained.model, field)
         if here != there:

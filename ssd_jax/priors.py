@@ -88,16 +88,6 @@ SSDLITE320 = PriorSpec(
     aspect_ratios=(_THREE,) * 6,
 )
 
-# Ours: on a map of half the first one's stride, boxes of half the size.
-SSDLITE320_FINER = PriorSpec(
-    image_size=(320, 320),
-    feature_maps=((40, 40), *SSDLITE320.feature_maps),
-    steps=((8.0, 8.0), *SSDLITE320.steps),
-    min_sizes=(32, *SSDLITE320.min_sizes),
-    max_sizes=(64, *SSDLITE320.max_sizes),
-    aspect_ratios=(_THREE,) * 7,
-)
-
 
 def tiled(
     spec: PriorSpec,

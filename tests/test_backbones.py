@@ -11,7 +11,7 @@ import tiny_run
 import voc_tree
 
 import ssd_jax
-from ssd_jax import boxes, detector, errors, export, models, priors
+from ssd_jax import boxes, detector, errors, export, models
 from ssd_jax import config as config_lib
 from ssd_jax.models import ssd, summary
 from ssd_jax.training import loop, step
@@ -55,29 +55,6 @@ def test_the_least_side_has_all_maps(backbone):
     assert shapes[-1] == (1, 1)
     config.model.image_size = least - 1
     with pytest.raises(errors.UserError, match=f"{backbone} need at least {least} pixels"):
-        config_lib.validate(config)
-
-
-@pytest.mark.parametrize(
-    ("backbone", "channels"), [("mobilenet_v2", 192), ("mobilenet_v3_large", 240)]
-)
-def test_a_finer_map_comes_before_the_others(backbone, channels):
-    model = models.SSD(num_classes=3, backbone=backbone, layout="finer")
-    assert ssd.prior_spec(model, (320, 320)) == priors.SSDLITE320_FINER
-    assert ssd.strides(model, (320, 320)) == (8, 16, 32, 64, 128, 256, 512)
-    plain, finer = (BACKBONES[backbone].build(finer=finer) for finer in (False, True))
-    image = np.random.default_rng(0).normal(0, 60, (1, 96, 128, 3)).astype(np.float32)
-    params = jax.jit(plain.init)(jax.random.key(0), image)
-    maps, (first, *others) = (jax.jit(module.apply)(params, image) for module in (plain, finer))
-    assert first.shape == (1, 12, 16, channels)
-    for found, wanted in zip(others, maps, strict=True):
-        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
-
-
-def test_a_finer_map_is_for_mobilenets_alone():
-    config = config_lib.Config()
-    config.model.finer_map = True
-    with pytest.raises(errors.UserError, match=r"config\.model\.finer_map is True.*not for vgg16"):
         config_lib.validate(config)
 
 
@@ -144,15 +121,11 @@ def test_a_wide_input_detects_and_exports(tmp_path):
 @pytest.fixture
 def config(tmp_path, request):
     """Two steps on eight pictures of noise, each with an object like a prior of every map."""
-    backbone, _, finer = request.param.partition(", ")
+    backbone = request.param
     side = ssd.BACKBONES[backbone].least_side
     config = config_lib.Config()
     config.model = config_lib.ModelConfig(
-        backbone=backbone,
-        image_size=side,
-        width=WIDTH,
-        clip_prior_sizes=True,
-        finer_map=finer == "finer",
+        backbone=backbone, image_size=side, width=WIDTH, clip_prior_sizes=True
     )
     model = detector.build_model(config.model, 2)
     spec = ssd.prior_spec(model, (side, side))
@@ -214,7 +187,7 @@ def compiled_fast(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiled_fast")
-@pytest.mark.parametrize("config", [*BACKBONES, "mobilenet_v2, finer"], indirect=True)
+@pytest.mark.parametrize("config", BACKBONES, indirect=True)
 def test_a_backbone_trains_resumes_exports_and_detects(config, tmp_path):
     loop.train(config, tmp_path / "run")
     config.train.steps = 2

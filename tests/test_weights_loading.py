@@ -66,20 +66,6 @@ def test_a_head_of_other_classes_is_left_fresh_and_named(params, npz):
     assert report.ignored == {"conf0/bias": (84,), "conf0/kernel": (3, 3, 8, 84)}
 
 
-def test_heads_on_a_map_of_other_channels_are_left_fresh_and_named(params, npz):
-    weights = npz(
-        conv1_1__bias=np.ones(8),
-        loc0__bias=np.ones(16),
-        loc0__kernel=np.ones((3, 3, 9, 16)),
-        conf0__bias=np.ones(12),
-        conf0__kernel=np.ones((3, 3, 9, 12)),
-    )
-    loaded, report = loading.fit(params, weights)
-    assert list(report.loaded) == ["vgg16/conv1_1/bias"]
-    assert not any(leaf.any() for head in ("loc0", "conf0") for leaf in loaded[head].values())
-    assert set(report.ignored) == {"loc0/bias", "loc0/kernel", "conf0/bias", "conf0/kernel"}
-
-
 @pytest.mark.parametrize("name", ["conv1_1__bias", "loc0__bias"])
 def test_another_shape_is_refused_by_name(params, npz, name):
     with pytest.raises(errors.UserError, match=rf"w\.npz.*{name[:4]}.*\(64,\).*\((8|16),\)"):

@@ -12,8 +12,8 @@ class Backbone(NamedTuple):
     Attributes:
       title: Its name, in words.
       build: Makes the module, which maps `[B, H, W, 3]` normalised pictures to a list of one or two
-        feature maps, the larger first. Options: `width`, `dtype`, `remat`, `name`, and if `style`
-        is `"ssdlite"` `padding` and `finer`, for one map more, of half the first one's stride.
+        feature maps, the larger first. Options: `width`, `dtype`, `remat`, `name`, and `padding`
+        if `style` is `"ssdlite"`.
       style: Of the extra layers and heads on it, `"ssd"` or `"ssdlite"`, see `ssd.SSD`.
       least_side: Pixels of the smallest input that gives all maps.
       torchvision: By the path of our layer, what torchvision calls the convolution and the

@@ -29,7 +29,6 @@ _STAGES = (
     Stage(6, 320, 1, 1),
 )
 _SOURCE = 13  # the last block of stride 2, whose expansion is the map of stride 16
-_FINER = 6  # the one before, whose expansion is the map of stride 8
 _RESIDUALS = sum(stage.blocks - 1 for stage in _STAGES)
 # The residuals of a fresh network add up to as much as the path that they are added to.
 _residual_init = nn.initializers.variance_scaling(1 / _RESIDUALS, "fan_in", "truncated_normal")
@@ -41,7 +40,6 @@ class MobileNetV2(nn.Module):
     The first is the expansion in block13, 576 channels; the last has 1280.
 
     Attributes:
-      finer: Give the expansion in block6 too, 192 channels of stride 8, before them.
       width: Multiplier of all channel counts.
       padding: `"torch"` or `"tensorflow"`, see `layers.ConvAffine`.
       dtype: Type of the computation; parameters are float32.
@@ -50,7 +48,6 @@ class MobileNetV2(nn.Module):
     Source: Sandler et al. 2018, sections 3 and 6.2.
     """
 
-    finer: bool = False
     width: float = 1.0
     padding: str = "torch"
     dtype: Any = jnp.float32
@@ -59,8 +56,6 @@ class MobileNetV2(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array) -> list[jax.Array]:
         """Maps `[B, H, W, 3]` normalised pictures to the list of feature maps."""
-        sources = (_FINER, _SOURCE) if self.finer else (_SOURCE,)
-        maps = []
         stem = layers.he_normal_pixels
         x = self._conv(32, 3, stride=2, kernel_init=stem, name="conv_stem")(images)
         run = nn.remat(_Block) if self.remat else _Block
@@ -74,9 +69,9 @@ class MobileNetV2(nn.Module):
                 name=f"block{number}",
             )
             x, expanded = block(x)
-            if number in sources:
-                maps.append(expanded)
-        return [*maps, self._conv(1280, 1, name="conv_head")(x)]
+            if number == _SOURCE:
+                source = expanded
+        return [source, self._conv(1280, 1, name="conv_head")(x)]
 
     def _conv(self, features: int, kernel: int, **options: Any) -> layers.ConvAffine:
         features = layers.scaled(features, self.width)

@@ -41,7 +41,6 @@ _BLOCKS = (
     _Shape(5, 480, 80, True, True, 1),
 )
 SOURCE = 12  # the last block of stride 2, whose expansion is the map of stride 16
-_FINER = 6  # the one before, whose expansion is the map of stride 8
 LAST = 480  # channels of the map of stride 32
 TAIL = (f"block{SOURCE}/project", "block13", "block14", "conv_head")
 """What is wider in a network that classifies: layers, and blocks of them."""
@@ -58,7 +57,6 @@ class MobileNetV3Large(nn.Module):
     frozen statistics.
 
     Attributes:
-      finer: Give the expansion in block6 too, 240 channels of stride 8, before them.
       width: Multiplier of all channel counts.
       padding: `"torch"` or `"tensorflow"`, see `layers.ConvAffine`.
       dtype: Type of the computation; parameters are float32.
@@ -67,7 +65,6 @@ class MobileNetV3Large(nn.Module):
     Source: Howard et al. 2019, "Searching for MobileNetV3", sections 5 and 6.3.
     """
 
-    finer: bool = False
     width: float = 1.0
     padding: str = "torch"
     dtype: Any = jnp.float32
@@ -76,8 +73,6 @@ class MobileNetV3Large(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array) -> list[jax.Array]:
         """Maps `[B, H, W, 3]` normalised pictures to the list of feature maps."""
-        sources = (_FINER, SOURCE) if self.finer else (SOURCE,)
-        maps = []
         stem = layers.he_normal_pixels
         x = self._conv(16, 3, stride=2, kernel_init=stem, name="conv_stem")(images)
         run = nn.remat(_Block) if self.remat else _Block
@@ -91,10 +86,10 @@ class MobileNetV3Large(nn.Module):
                 name=f"block{number}",
             )
             x, expanded = block(x)
-            if number in sources:
-                maps.append(expanded)
+            if number == SOURCE:
+                source = expanded
         head = _scaled(layers.he_normal, _HARD_SWISH_GAIN)
-        return [*maps, self._conv(LAST, 1, kernel_init=head, name="conv_head")(x)]
+        return [source, self._conv(LAST, 1, kernel_init=head, name="conv_head")(x)]
 
     def _conv(self, features: int, kernel: int, **options: Any) -> layers.ConvAffine:
         return layers.ConvAffine(

@@ -22,8 +22,6 @@ BACKBONES: dict[str, backbone.Backbone] = {
 _PUBLISHED = {
     ("lite", "voc"): priors.SSDLITE320,
     ("lite", "coco"): priors.SSDLITE320,
-    ("finer", "voc"): priors.SSDLITE320_FINER,
-    ("finer", "coco"): priors.SSDLITE320_FINER,
     ("300", "voc"): priors.SSD300_VOC,
     ("300", "coco"): priors.SSD300_COCO,
     ("512", "voc"): priors.SSD512_VOC,
@@ -50,15 +48,13 @@ class Extra(NamedTuple):
 
 # Liu et al. 2016, section 3.1 and figure 2 (300); the authors' release (512); torchvision's
 # ssdlite320 (lite).
-_LITE_EXTRAS = (
-    Extra(256, 512, kernel=3, stride=2, padding=1),
-    Extra(128, 256, kernel=3, stride=2, padding=1),
-    Extra(128, 256, kernel=3, stride=2, padding=1),
-    Extra(64, 128, kernel=3, stride=2, padding=1),
-)
 _EXTRAS = {
-    "lite": _LITE_EXTRAS,
-    "finer": _LITE_EXTRAS,
+    "lite": (
+        Extra(256, 512, kernel=3, stride=2, padding=1),
+        Extra(128, 256, kernel=3, stride=2, padding=1),
+        Extra(128, 256, kernel=3, stride=2, padding=1),
+        Extra(64, 128, kernel=3, stride=2, padding=1),
+    ),
     "300": (
         Extra(256, 512, kernel=3, stride=2, padding=1),
         Extra(128, 256, kernel=3, stride=2, padding=1),
@@ -107,8 +103,8 @@ class SSD(nn.Module):
     On a backbone of style `"ssd"`, a VGG or ResNet, stand the paper's extra layers and heads, 3x3
     convolutions. Their layout follows the input's shorter side: SSD300's six maps below 512,
     SSD512's seven from there on; a ResNet, which has one source map where VGG has two, gets one
-    more layer. On one of style `"ssdlite"`, a MobileNet, stand SSDLite's: six maps, or seven with
-    the layout `"finer"`, whose 3x3 convolutions are depthwise.
+    more layer. On one of style `"ssdlite"`, a MobileNet, stand SSDLite's: six maps, whose 3x3
+    convolutions are depthwise.
 
     Attributes:
       num_classes: C, background included.
@@ -154,7 +150,7 @@ class SSD(nn.Module):
         maps = self._body()(images)
         wanted = self.source_maps or tuple(range(len(spec.feature_maps)))
         extras = _extras(layout, len(maps))
-        make = self._lite_extra if self._lite else self._extra
+        make = self._lite_extra if layout == "lite" else self._extra
         for number, extra in enumerate(extras[: max(0, max(wanted) + 1 - len(maps))]):
             maps.append(make(maps[-1], number, extra))
         loc, conf = [], []
@@ -168,7 +164,7 @@ class SSD(nn.Module):
     def _body(self) -> nn.Module:
         options: dict[str, Any] = {"width": self.width, "dtype": self.dtype, "remat": self.remat}
         if self._lite:
-            options |= {"padding": self.padding, "finer": self.layout == "finer"}
+            options["padding"] = self.padding
         if not self.atrous:
             options["atrous"] = False
         return BACKBONES[self.backbone].build(**options, name=self.backbone)
@@ -308,13 +304,10 @@ def predict(model: SSD, params: Any, images: jax.Array) -> Predictions:
     )
 
 
-def layout_for(backbone: str, image_size: tuple[int, int], *, finer: bool = False) -> str:
-    """`"300"`, `"512"`, `"lite"` or `"finer"`: whose maps a network of this (height, width) has.
-
-    `finer` is for an SSDLite: a seventh map, before the others, of half the first one's stride.
-    """
+def layout_for(backbone: str, image_size: tuple[int, int]) -> str:
+    """`"300"`, `"512"` or `"lite"`: whose extra layers a network of this (height, width) has."""
     if BACKBONES[backbone].style == "ssdlite":
-        return "finer" if finer else "lite"
+        return "lite"
     return "300" if min(image_size) < 512 else "512"
 
 

@@ -18,7 +18,6 @@ _FC_BIASES = ("fc6/bias", "fc7/bias")
 _NORM = ("mean", "variance", "scale", "bias")  # parts of a BatchNorm
 _STATISTICS = ("/mean", "/variance")  # of BatchNorm, in a file
 _UNREDUCED = 4096  # outputs of fc6 and fc7 in a VGG-16 that classifies
-_HEAD = re.compile(r"(?:loc|conf)\d+")
 
 
 class Weights(NamedTuple):
@@ -177,8 +176,7 @@ def with_mean(weights: Weights, mean: tuple[float, ...]) -> Weights:
 def fit(params: Any, weights: Weights) -> tuple[Any, Report]:
     """Replaces the parameters that weights are there for.
 
-    A conf head for another number of classes, and a head that stands on a map of another number of
-    channels, are left as they are, and said to be so.
+    A conf head for another number of classes is left as it is, and said to be so.
 
     Args:
       params: Parameters of the network, or their `jax.ShapeDtypeStruct`s.
@@ -194,8 +192,6 @@ def fit(params: Any, weights: Weights) -> tuple[Any, Report]:
     loaded = {}
     for path, array in weights.arrays.items():
         if path not in flat or _other_classes(path, array, weights.arrays, flat):
-            continue
-        if _other_map(path, weights.arrays, flat):
             continue
         _check_shape(weights, path, flat[path].shape)
         flat[path] = _placed(array, flat[path])
@@ -408,15 +404,6 @@ def _other_classes(
         and mine[-1] % per_cell == 0
         and wanted[-1] % per_cell == 0
     )
-
-
-def _other_map(path: str, arrays: Mapping[str, np.ndarray], flat: Mapping[str, Any]) -> bool:
-    """Whether an array is of a head whose map has another number of channels in the network."""
-    head = path.partition("/")[0]
-    mine, wanted = arrays.get(f"{head}/kernel"), flat.get(f"{head}/kernel")
-    if not _HEAD.fullmatch(head) or mine is None or wanted is None:
-        return False
-    return mine.ndim == len(wanted.shape) == 4 and mine.shape[2] != wanted.shape[2]
 
 
 def _check_shape(weights: Weights, path: str, wanted: tuple[int, ...]) -> None:
