@@ -49,8 +49,8 @@ def decode(
       UserError: The data is empty, truncated, corrupt, no picture or absurdly large.
     """
     with _blaming(data, name):
-        if _is_plain_jpeg(data):
-            image = _decode_jpeg(data, fit, into)
+        if stored := _plain_jpeg_size(data):
+            image = _decode_jpeg(data, stored, fit, into)
         else:
             with Image.open(io.BytesIO(data)) as opened:
                 _refuse_bomb(*opened.size)
@@ -76,8 +76,8 @@ def size(data: bytes, *, name: str) -> tuple[int, int]:
       UserError: The header is that of no picture, or of an absurdly large one.
     """
     with _blaming(data, name):
-        if _is_plain_jpeg(data):
-            height, width, *_ = simplejpeg.decode_jpeg_header(data)
+        if stored := _plain_jpeg_size(data):
+            height, width = stored
             orientation = _jpeg_orientation(data)
         else:
             with Image.open(io.BytesIO(data)) as opened:
@@ -161,14 +161,21 @@ def _refuse_bomb(width: int, height: int) -> None:
         raise ValueError(f"{width} x {height} pixels; at most {_MAX_PIXELS} are read")
 
 
-def _is_plain_jpeg(data: bytes) -> bool:
+def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """(height, width) as stored of a JPEG that simplejpeg takes; None: Pillow is to read it."""
     if not data.startswith(_JPEG_MAGIC):
-        return False
-    return simplejpeg.decode_jpeg_header(data)[2] in _PLAIN_COLORS
+        return None
+    height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
+    return (height, width) if colors in _PLAIN_COLORS else None
 
 
-def _decode_jpeg(data: bytes, fit: tuple[int, int] | None, into: np.ndarray | None) -> np.ndarray:
-    height, width, *_ = simplejpeg.decode_jpeg_header(data)
+def _decode_jpeg(
+    data: bytes,
+    stored: tuple[int, int],
+    fit: tuple[int, int] | None,
+    into: np.ndarray | None,
+) -> np.ndarray:
+    height, width = stored
     _refuse_bomb(width, height)
     orientation = _jpeg_orientation(data)
     if into is not None and orientation == 1 and width == into.shape[1] and height <= len(into):
