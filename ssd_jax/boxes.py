@@ -43,7 +43,8 @@ def pairwise_iou(a: jax.Array, b: jax.Array) -> jax.Array:
     height = jnp.maximum(jnp.minimum(bottom, high_y) - jnp.maximum(top, low_y), 0)
     intersection = width * height
     union = area(a)[:, None] + area(b)[None, :] - intersection
-    return jnp.where(union > 0, intersection / jnp.where(union > 0, union, 1), 0)
+    # Without a union there is no intersection either.
+    return intersection / jnp.where(union > 0, union, 1)
 
 
 def encode(

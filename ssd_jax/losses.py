@@ -1,11 +1,8 @@
 """SSD's training objective: smooth L1 and softmax cross-entropy with hard negative mining."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 _SIGN = np.uint32(1 << 31)  # the bit that a float32 has its sign in
 
@@ -48,15 +45,12 @@ def _kth_largest(values: jax.Array, k: jax.Array) -> jax.Array:
     # Whole numbers in the order of the values.
     ranks = jnp.where(bits >= _SIGN, ~bits, bits | _SIGN)
     rank = jax.lax.platform_dependent(
-        ranks,
-        k,
-        cpu=functools.partial(_kth_largest_rank, bits=1),
-        default=functools.partial(_kth_largest_rank, bits=4),
+        ranks, k, cpu=_kth_largest_rank_early, default=_kth_largest_rank
     )
     return jax.lax.bitcast_convert_type(jnp.where(rank >= _SIGN, rank ^ _SIGN, ~rank), jnp.float32)
 
 
-def _kth_largest_rank(ranks: jax.Array, k: jax.Array, *, bits: int) -> jax.Array:
+def _kth_largest_rank(ranks: jax.Array, k: jax.Array, *, bits: int = 4) -> jax.Array:
     """The k-th largest of `[N]` uint32, so many bits at a time, which divide 32."""
 
     def settle(number, found):
@@ -69,6 +63,70 @@ def _kth_largest_rank(ranks: jax.Array, k: jax.Array, *, bits: int) -> jax.Array
     # From a zero of this device's own, as what is found is.
     nothing = jnp.zeros_like(ranks[0])
     return jax.lax.fori_loop(jnp.uint32(0), jnp.uint32(32 // bits), settle, nothing)
+
+
+@jax.custom_batching.sequential_vmap
+def _kth_largest_rank_early(ranks: jax.Array, k: jax.Array) -> jax.Array:
+    """The same a bit and a picture at a time, until what is found parts k from the rest."""
+
+    def settle(state):
+        bit, found, as_large = state
+        tried = found | bit
+        count = jnp.sum(ranks >= tried, dtype=jnp.int32)
+        enough = count >= k
+        return bit >> 1, jnp.where(enough, tried, found), jnp.where(enough, count, as_large)
+
+    nothing = jnp.zeros_like(ranks[0])
+    start = nothing | _SIGN, nothing, jnp.full_like(k, ranks.size)
+    _, found, _ = jax.lax.while_loop(lambda state: (state[0] > 0) & (state[2] != k), settle, start)
+    return jnp.min(jnp.where(ranks >= found, ranks, ~jnp.uint32(0)))
+
+
+def _log_sum_exp(conf: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The largest of the last axis, and log(sum(exp(conf - largest))) over it."""
+    largest = jnp.max(conf, axis=-1)
+    return largest, jnp.log(jnp.sum(jnp.exp(conf - largest[..., None]), axis=-1))
+
+
+def _is_own(conf: jax.Array, labels: jax.Array) -> jax.Array:
+    """`[..., C]` bool, True at each row's own class."""
+    return jnp.arange(conf.shape[-1]) == labels[..., None]
+
+
+@jax.custom_jvp
+def _cross_entropy(conf: jax.Array, labels: jax.Array) -> jax.Array:
+    """-log softmax, `[...]`, of each row's own class: `[..., C]` logits, `[...]` labels."""
+    largest, log_sum = _log_sum_exp(conf)
+    own = jax.lax.platform_dependent(
+        conf,
+        labels,
+        cpu=lambda conf, labels: jnp.take_along_axis(conf, labels[..., None], axis=-1)[..., 0],
+        default=lambda conf, labels: jnp.sum(jnp.where(_is_own(conf, labels), conf, 0), axis=-1),
+    )
+    return log_sum + (largest - own)
+
+
+@_cross_entropy.defjvp
+def _cross_entropy_jvp(primals, tangents):
+    """With the softmax computed again, for that is faster on a CPU than to write it out."""
+    conf, labels = primals
+    largest, log_sum = _log_sum_exp(conf)
+    softmax = jnp.exp((conf - largest[..., None]) - log_sum[..., None])
+    slope = softmax - _is_own(conf, labels)
+    return _cross_entropy(*primals), jnp.sum(slope * tangents[0], axis=-1)
+
+
+@jax.custom_jvp
+def _smooth_l1(error: jax.Array) -> jax.Array:
+    """Girshick 2015, equation 3, elementwise."""
+    size = jnp.abs(error)
+    return jnp.where(size < 1, 0.5 * error * error, size - 0.5)
+
+
+@_smooth_l1.defjvp
+def _smooth_l1_jvp(primals, tangents):
+    """Without the sign and the two branches of autodiff, which XLA would write out on a CPU."""
+    return _smooth_l1(*primals), jnp.clip(primals[0], -1, 1) * tangents[0]
 
 
 def multibox_loss(
@@ -104,22 +162,18 @@ def multibox_loss(
     """
     loc, conf = loc.astype(jnp.float32), conf.astype(jnp.float32)
     positive = labels > 0
-    # -log softmax. By comparison, for a gather's gradient is slow on a CPU, and without an array
-    # of differences, which XLA would write out.
-    largest = jax.lax.stop_gradient(jnp.max(conf, axis=-1))
-    log_sum = jnp.log(jnp.sum(jnp.exp(conf - largest[..., None]), axis=-1))
-    own = jnp.arange(conf.shape[-1]) == labels[..., None]
-    cross_entropy = log_sum + (largest - jnp.sum(jnp.where(own, conf, 0), axis=-1))
+    cross_entropy = _cross_entropy(conf, labels)
+    largest, log_sum = _log_sum_exp(conf)  # which the compiler finds computed already
     background_loss = jax.lax.stop_gradient(log_sum + (largest - conf[..., 0]))
     negative = jax.vmap(
         lambda loss, pos: hard_negative_mask(loss, pos, neg_pos_ratio=neg_pos_ratio)
     )(background_loss, positive)
     # Offsets of unmatched priors may be anything: replace them before the loss, not after.
-    loc_targets = jnp.where(positive[..., None], loc_targets, loc)
+    error = jnp.where(positive[..., None], loc - loc_targets, 0)
     here = jnp.sum(positive)
     count = jnp.maximum(here if positives is None else positives, 1).astype(jnp.float32)
     conf_loss = jnp.sum(jnp.where(positive | negative, cross_entropy, 0)) / count
-    loc_loss = jnp.sum(optax.huber_loss(loc, loc_targets, delta=1.0)) / count
+    loc_loss = jnp.sum(_smooth_l1(error)) / count
     loss = conf_loss + loc_weight * loc_loss
     metrics = {
         "loss": loss,

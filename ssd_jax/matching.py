@@ -104,23 +104,37 @@ def _by_pairs(gt_boxes: jax.Array, real: jax.Array, priors: jax.Array) -> _Overl
     return _Overlaps(jnp.max(iou, axis=0), jnp.argmax(iou, axis=0).astype(jnp.int32), own)
 
 
+@jax.custom_batching.sequential_vmap
 def _by_row(gt_boxes: jax.Array, real: jax.Array, priors: jax.Array) -> _Overlaps:
-    """The same a ground truth at a time: a CPU finds it in its cache, and vectorised."""
+    """The same a ground truth at a time, of a picture at a time, for a CPU.
+
+    It finds them in its cache, does without the padding behind the last ground truth, and need not
+    divide rows among threads, which costs it more than the rows.
+    """
     priors_by_coordinate = priors.T
 
-    def add_row(carry, inputs):
-        largest, whose = carry
-        index, box, is_real = inputs
-        row = jnp.where(is_real, _row(box, priors_by_coordinate), -1.0)
-        larger = row > largest
-        carry = jnp.where(larger, row, largest), jnp.where(larger, index, whose)
-        return carry, _largest(row)
+    def add_row(index, state):
+        of_prior, gt, of_gt, nearest = state
+        row = jnp.where(real[index], _row(gt_boxes[index], priors_by_coordinate), -1.0)
+        larger = row > of_prior
+        value, place = _largest(row)
+        return (
+            jnp.where(larger, row, of_prior),
+            jnp.where(larger, index, gt),
+            of_gt.at[index].set(value),
+            nearest.at[index].set(place),
+        )
 
     # No box overlaps by less than 0, and a padding's -1 is not larger than this.
-    start = jnp.full_like(priors[:, 0], -1.0), jnp.zeros_like(priors[:, 0], jnp.int32)
-    indices = jnp.arange(gt_boxes.shape[0], dtype=jnp.int32)
-    (of_prior, gt), of_gts = jax.lax.scan(add_row, start, (indices, gt_boxes, real), unroll=4)
-    return _Overlaps(of_prior, gt, _own_priors(gt_boxes, priors, *of_gts))
+    start = (
+        jnp.full_like(priors[:, 0], -1.0),
+        jnp.zeros_like(priors[:, 0], jnp.int32),
+        jnp.full_like(gt_boxes[:, 0], -1.0),
+        jnp.zeros_like(real, jnp.int32),
+    )
+    behind_last = jnp.max(jnp.where(real, jnp.arange(1, len(real) + 1, dtype=jnp.int32), 0))
+    of_prior, gt, of_gt, nearest = jax.lax.fori_loop(0, behind_last, add_row, start)
+    return _Overlaps(of_prior, gt, _own_priors(gt_boxes, priors, of_gt, nearest))
 
 
 def _row(box: jax.Array, priors_by_coordinate: jax.Array) -> jax.Array:
@@ -141,35 +155,33 @@ def _own_priors(
 ) -> jax.Array:
     """`_Overlaps.own`, from the largest IoU of each ground truth, `[G]`, and with which prior.
 
-    The largest overlap of those that wait is an upper bound: it counts while its prior is free,
-    else that ground truth looks for its next best. So few look at all priors again.
+    Greed fixes the pairs from the largest overlap down. Where one's prior is taken by a pair before
+    it, it looks for its next best; who is before the first such pair has what it will keep. So only
+    those whose prior is taken look at all priors again.
     """
-    num_gt = gt_boxes.shape[0]
     priors_by_coordinate = priors.T
+    lower = jnp.arange(len(gt_boxes))[:, None] < jnp.arange(len(gt_boxes))
 
-    def first_waiting(state):
-        of_gt, prior, own = state
-        largest = jnp.max(of_gt)
+    def order(state):
+        """Who is before whom `[G, G]`, and who is first of those whose prior is taken `[G]`."""
+        of_gt, prior = state
+        same = prior[:, None] == prior
         # Of equal overlaps the lowest prior's, then the lowest ground truth's.
-        lowest = jnp.min(jnp.where(of_gt == largest, prior, len(priors)))
-        gt = jnp.argmax((of_gt == largest) & (prior == lowest))
-        return gt, largest > _LEAST_OVERLAP, jnp.all(own != prior[gt])
-
-    def can_fix(state):
-        _, waits, free = first_waiting(state)
-        return waits & free
-
-    def fix(state):
-        of_gt, prior, own = state
-        gt, *_ = first_waiting(state)
-        return of_gt.at[gt].set(-1.0), prior, own.at[gt].set(prior[gt])
+        tie = (prior[:, None] < prior) | (same & lower)
+        before = (of_gt[:, None] > of_gt) | ((of_gt[:, None] == of_gt) & tie)
+        taken = jnp.any(before & same, axis=0) & (of_gt > _LEAST_OVERLAP)
+        return before, taken & ~jnp.any(before & taken[:, None], axis=0)
 
     def look_again(state):
-        of_gt, prior, own = jax.lax.while_loop(can_fix, fix, state)
-        gt, waits, _ = first_waiting((of_gt, prior, own))
+        of_gt, prior = state
+        before, first = order(state)
+        gt = jnp.argmax(first)
         row = _row(gt_boxes[gt], priors_by_coordinate)
-        value, place = _largest(row.at[own].set(-1.0, mode="drop"))
-        return of_gt.at[gt].set(jnp.where(waits, value, -1.0)), prior.at[gt].set(place), own
+        kept = jnp.where(before[:, gt], prior, len(priors))
+        value, place = _largest(row.at[kept].set(-1.0, mode="drop"))
+        return of_gt.at[gt].set(value), prior.at[gt].set(place)
 
-    state = of_gt, nearest, jnp.full(num_gt, len(priors), jnp.int32)
-    return jax.lax.while_loop(lambda state: first_waiting(state)[1], look_again, state)[2]
+    of_gt, prior = jax.lax.while_loop(
+        lambda state: jnp.any(order(state)[1]), look_again, (of_gt, nearest)
+    )
+    return jnp.where(of_gt > _LEAST_OVERLAP, prior, len(priors))

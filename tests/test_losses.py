@@ -1,8 +1,7 @@
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import reference
 from jax.sharding import PartitionSpec
@@ -48,14 +47,15 @@ def test_mask_equals_the_reference_plain_jit_and_vmap(seed):
             np.testing.assert_array_equal(function(loss[row], positive[row]), expected[row])
 
 
-@pytest.mark.parametrize("bits", [1, 4])
-def test_the_kth_largest_is_that_of_sorting(bits):
+@pytest.mark.parametrize("find", [losses._kth_largest_rank, losses._kth_largest_rank_early])
+def test_the_kth_largest_is_that_of_sorting(find):
     rng = np.random.default_rng(0)
     ranks = rng.integers(0, 2**32, (30, 50), dtype=np.uint32)
     ranks[0], ranks[1, :40], ranks[2, ::2] = 0, 7, 2**32 - 1
     k = np.append(rng.integers(1, 51, 28), [1, 50])
-    find = jax.jit(jax.vmap(functools.partial(losses._kth_largest_rank, bits=bits)))
-    np.testing.assert_array_equal(find(ranks, k), np.sort(ranks)[np.arange(30), -k])
+    expected = np.sort(ranks)[np.arange(30), -k]
+    np.testing.assert_array_equal(jax.jit(jax.vmap(find))(ranks, k), expected)
+    np.testing.assert_array_equal(jax.jit(find)(ranks[0], k[0]), expected[0])
 
 
 def test_exactly_three_negatives_for_each_positive_when_all_losses_tie():
@@ -190,6 +190,30 @@ def test_gradient_equals_finite_differences_of_the_reference():
                 values.append(reference.multibox_loss(*moved, batch[3])[0])
             slope = (values[0] - values[1]) / (2 * step)
             np.testing.assert_allclose(gradient[index], slope, atol=2e-5)
+
+
+def test_what_all_logits_have_in_common_changes_no_gradient():
+    loc, conf, targets, labels = random_batch(14)
+    conf = np.round(conf * 16) / 16  # so that float32 adds 4096 exactly
+    _, (_, gradient) = LOSS_AND_GRADIENTS(loc, conf, targets, labels)
+    _, (_, shifted) = LOSS_AND_GRADIENTS(loc, conf + 4096, targets, labels)
+    np.testing.assert_allclose(shifted, gradient, rtol=1e-6)
+
+
+def test_forward_mode_and_second_derivatives_are_those_of_the_plain_form():
+    _, conf, _, labels = random_batch(15, pictures=1, priors=3, positive=0.5)
+    error = np.float32([-2.5, -0.75, 0.5, 3])
+
+    def plain_entropy(conf, labels):
+        return -jnp.sum(jax.nn.log_softmax(conf) * jax.nn.one_hot(labels, 5), axis=-1)
+
+    for ours, plain, at in (
+        (losses._cross_entropy, plain_entropy, (conf, labels)),
+        (losses._smooth_l1, optax.huber_loss, (error,)),
+    ):
+        for derivative in (jax.jacfwd, jax.jacrev, jax.hessian):
+            got, expected = derivative(ours)(*at), derivative(plain)(*at)
+            np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
 def test_bfloat16_inputs_are_computed_in_float32():
