@@ -1,8 +1,7 @@
 """From the network's outputs to detections: decode, non-maximum suppression, top-k."""
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -76,17 +75,17 @@ def _suppress(
         return jnp.min(jnp.where(alive, ranks, num_boxes))
 
     def some_left(carry):
-        _, kept, best = carry
-        return (best < num_boxes) & (jnp.sum(kept) < max_outputs)
+        _, _, best, count = carry
+        return (best < num_boxes) & (count < max_outputs)
 
     def keep_best(carry):
-        alive, kept, best = carry
+        alive, kept, best, count = carry
         taken = ranks == best
         dropped = _overlapping(boxes[best], labels[best], by_coordinate.T, labels, iou_threshold)
         alive = alive & ~taken & ~dropped
-        return alive, kept | taken, first(alive)
+        return alive, kept | taken, first(alive), count + 1
 
-    start = alive, jnp.zeros_like(alive), first(alive)
+    start = alive, jnp.zeros_like(alive), first(alive), jnp.int32(0)
     return jax.lax.while_loop(some_left, keep_best, start)[1]
 
 
@@ -288,10 +287,12 @@ def detect(
         "top_k": top_k,
         "max_detections": max_detections,
     }
+    # A picture at a time on a CPU: so it does for each what that one needs, and no more.
+    few = jax.custom_batching.sequential_vmap(functools.partial(_detect_few, **options))
     found = jax.lax.platform_dependent(
         box_ops.clip(boxes) if clip_before_nms else boxes,
         conf.astype(jnp.float32),
-        cpu=functools.partial(_detect_few, **options),
+        cpu=few,
         default=functools.partial(_detect_all, **options),
     )
     return found._replace(boxes=box_ops.clip(found.boxes))
@@ -325,28 +326,11 @@ def _detect_few(
         entered = _Entrants(jnp.where(above & all_enter, scores, 0), of_each_class)
         return _keep_best(boxes, entered, **options), all_enter
 
-    def of_all(conf: jax.Array) -> tuple[Detections, jax.Array]:
-        found = _detect_all(boxes, conf, score_threshold=score_threshold, top_k=top_k, **options)
-        return found, jnp.ones_like(likely[0])
+    def of_all(conf: jax.Array) -> Detections:
+        return _detect_all(boxes, conf, score_threshold=score_threshold, top_k=top_k, **options)
 
-    none = _nothing(options["max_detections"], boxes.dtype), jnp.zeros_like(likely[0])
-    found, done = _once(jnp.sum(likely) <= few, of_likely, conf, none)
-    return _once(~done, of_all, conf, (found, done))[0]
+    def of_none(_: jax.Array) -> tuple[Detections, jax.Array]:
+        return _nothing(options["max_detections"], boxes.dtype), jnp.zeros_like(likely[0])
 
-
-_Result = TypeVar("_Result")
-
-
-def _once(
-    wanted: jax.Array, function: Callable[[jax.Array], _Result], given: jax.Array, default: _Result
-) -> _Result:
-    """`function(given)` where it is wanted, else `default`.
-
-    A loop of at most one pass: under `vmap`, `lax.cond` always computes both.
-    """
-
-    def run(state: tuple[jax.Array, _Result]) -> tuple[jax.Array, _Result]:
-        # Behind what changes in the loop, for XLA moves out of it what is always the same.
-        return jnp.zeros_like(wanted), function(jnp.where(state[0], given, 0))
-
-    return jax.lax.while_loop(lambda state: state[0], run, (wanted, default))[1]
+    found, done = jax.lax.cond(jnp.sum(likely) <= few, of_likely, of_none, conf)
+    return jax.lax.cond(done, lambda _: found, of_all, conf)
