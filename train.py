@@ -3,7 +3,7 @@
   python train.py --config configs/quickstart.py
   python train.py --config configs/ssd300.py --workdir runs/mine --config.train.batch_size=8
   python train.py --config configs/ssd300.py --summary
-  python train.py --config configs/finetune_ssdlite320.py --config.data.path=FOLDER --check
+  python train.py --config configs/finetune_ssdlite.py --config.data.path=FOLDER --check
 
 A run goes on from the last checkpoint in its workdir. Told to stop by SIGTERM or SIGINT, it saves
 and exits with status 75: the same command goes on. On several machines, start it on each, as

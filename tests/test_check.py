@@ -65,7 +65,7 @@ def test_a_good_folder_has_nothing_wrong(capsys, tmp_path):
 def test_train_checks_with_its_own_default_boxes(tmp_path):
     folder = voc_tree.write_plain(tmp_path / "own", 6)
     (folder / "JPEGImages/000006.jpg").write_bytes(b"")
-    check_own = "train.py", "--config=configs/finetune_ssdlite320.py", "--check"
+    check_own = "train.py", "--config=configs/finetune_ssdlite.py", "--check"
     tiny = "--config.model.prior_scales=(.01,.02,.03,.04,.05,.06,.07)"  # SSD300's cover all
     done = scripts.run(*check_own, f"--config.data.path={folder}", tiny)
     assert (done.returncode, done.stderr) == (1, "")

@@ -1,25 +1,23 @@
 r"""A trained SSDLite learns the classes of your own pictures, some dozens of them, in minutes.
 
-python train.py --config configs/finetune_ssdlite320.py --workdir runs/mine \
-  --config.model.pretrained=runs/ssdlite320_mobilenet_v2 --config.data.path=FOLDER
+python train.py --config configs/finetune_ssdlite.py --workdir runs/mine \
+  --config.model.pretrained=runs/ssdlite448_mobilenet_v2 --config.data.path=FOLDER
 """
 
-from configs import ssdlite320_mobilenet_v2
+from configs import ssdlite448_mobilenet_v2
 from ssd_jax import config
 
 
 def get_config() -> config.Config:
-    cfg = ssdlite320_mobilenet_v2.get_config()
     # All else the same, it found more than at 320 pixels, on all splits tried (docs/results.md).
-    cfg.model.image_size = 448
-    cfg.data.canvas = 448
+    cfg = ssdlite448_mobilenet_v2.get_config()
     cfg.data.dataset = "folder"  # or coco, or yolo
     cfg.data.train_split = "train"
     cfg.data.eval_split = "val"
     cfg.train.steps = 380
     cfg.train.batch_size = 16
+    cfg.train.learning_rate = 2.8e-3
     cfg.train.warmup_steps = 20
     cfg.train.ema_decay = 0.98  # an average over a thousand steps would still hold the beginning
-    cfg.train.eval_every = 5_000
     cfg.train.checkpoint_every = 50
     return cfg
