@@ -27,9 +27,9 @@ def hard_negative_mask(
     positives = jnp.sum(positive)
     wanted = jnp.floor(neg_pos_ratio * positives).astype(jnp.int32)
     keep = jnp.minimum(wanted, positive.size - positives)
-    candidates = jnp.where(positive, -jnp.inf, background_loss)
+    candidates = jnp.where(positive, -jnp.inf, background_loss.astype(jnp.float32))
     # The keep-th largest value splits the ranks; of those equal to it, the first fill up.
-    threshold = _kth_largest(candidates.astype(jnp.float32), jnp.maximum(keep, 1))
+    threshold = _kth_largest(candidates, jnp.maximum(keep, 1))
     above = candidates > threshold
     equal = (candidates == threshold) & ~positive
     fills = jnp.cumsum(equal) <= keep - jnp.sum(above)
@@ -72,7 +72,7 @@ def _kth_largest_rank_early(ranks: jax.Array, k: jax.Array) -> jax.Array:
     def settle(state):
         bit, found, as_large = state
         tried = found | bit
-        count = jnp.sum(ranks >= tried, dtype=jnp.int32)
+        count = jnp.sum(ranks >= tried, dtype=k.dtype)
         enough = count >= k
         return bit >> 1, jnp.where(enough, tried, found), jnp.where(enough, count, as_large)
 

@@ -56,7 +56,8 @@ def match(
     )
     nearest = jnp.where(overlaps.of_prior >= iou_threshold, overlaps.gt, -1)
     # A ground truth without a prior of its own writes behind the end, which `drop` ignores.
-    matched = nearest.at[overlaps.own].set(jnp.arange(gt_boxes.shape[0]), mode="drop")
+    every = jnp.arange(gt_boxes.shape[0], dtype=jnp.int32)
+    matched = nearest.at[overlaps.own].set(every, mode="drop")
     positive = matched >= 0
     return Matches(
         boxes=jnp.where(positive[:, None], gt_boxes[matched], priors),

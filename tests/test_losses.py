@@ -74,6 +74,13 @@ def test_mined_negatives_are_never_positives():
     np.testing.assert_array_equal(np.flatnonzero(mask), range(4, 16))
 
 
+def test_float64_is_mined_as_float32():
+    positive = np.arange(20) < 4
+    with jax.enable_x64(True):
+        mask = losses.hard_negative_mask(jnp.linspace(9, 1, 20), jnp.asarray(positive))
+    np.testing.assert_array_equal(np.flatnonzero(mask), range(4, 16))
+
+
 def test_no_more_negatives_than_there_are():
     positive = jnp.arange(10) < 8
     np.testing.assert_array_equal(MASK(jnp.ones(10), positive), ~positive)

@@ -136,6 +136,16 @@ def test_plain_jit_and_vmap_agree():
             np.testing.assert_array_equal(single.boxes, batched.boxes[row])
 
 
+def test_float64_matches_likewise():
+    gt, labels, defaults = one_picture(0)
+    expected = MATCH(gt, labels, defaults)
+    with jax.enable_x64(True):
+        got = matching.match(gt.astype(float), labels, defaults.astype(float))
+    assert got.boxes.dtype == jnp.float64
+    np.testing.assert_array_equal(got.labels, expected.labels)
+    np.testing.assert_allclose(got.boxes, expected.boxes, atol=1e-6)
+
+
 # Two squares beside each other and one below the second, as centre and size.
 ROW = jnp.array([[0.25, 0.25, 0.5, 0.5], [0.75, 0.25, 0.5, 0.5], [0.75, 0.75, 0.5, 0.5]])
 
