@@ -94,4 +94,5 @@ def _steps(text: str | None) -> range:
 
 
 if __name__ == "__main__":
+    cli.use_huge_pages()
     cli.run(main)

@@ -27,6 +27,7 @@ HERE = Path(__file__).parent
 _PEER = ("torch", "torchvision")
 BENCHMARKS: dict[str, tuple[str, ...]] = {  # and the packages that each needs beside ours
     "startup": (),
+    "huge_pages": (),
     "network": _PEER,
     "inference": (*_PEER, "onnxruntime"),
     "objective": _PEER,

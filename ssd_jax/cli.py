@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from ssd_jax import detector
 
 stdout = console.Console(highlight=False, soft_wrap=True)
+_HUGE_PAGES = "glibc.malloc.hugetlb"
+_HUGE_PAGES_FILE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -123,6 +125,36 @@ def split_cpu(devices: int) -> None:
         import jax
 
         jax.config.update("jax_num_cpu_devices", devices)
+
+
+def use_huge_pages() -> None:
+    """Starts this script anew to get its memory in huge pages, where one has to ask for them.
+
+    XLA takes the memory of every step anew; to get it in small pages costs a CPU up to a third of
+    the step (benchmarks/huge_pages.py). glibc asks for huge ones only where GLIBC_TUNABLES says so
+    when a process starts; what it says already wins. Does nothing where Linux gives huge pages to
+    all or to none, without glibc 2.35, and where more than `python SCRIPT` has been started, such
+    as a notebook or a profiler.
+    """
+    options = sys.orig_argv[1 : -len(sys.argv)]
+    alone = sys.orig_argv[-len(sys.argv) :] == sys.argv and all(
+        option.startswith("-") and option not in ("-c", "-m") for option in options
+    )
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    if alone and _HUGE_PAGES not in tunables and _huge_pages_on_request():
+        tunables = ":".join(filter(None, (tunables, f"{_HUGE_PAGES}=1")))
+        environment = {**os.environ, "GLIBC_TUNABLES": tunables}
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+
+
+def _huge_pages_on_request() -> bool:
+    """Whether this is a Linux that gives huge pages to who asks, and its libc can ask."""
+    try:
+        library, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").split()
+        new_enough = tuple(map(int, version.split("."))) >= (2, 35)
+        return library == "glibc" and new_enough and "[madvise]" in _HUGE_PAGES_FILE.read_text()
+    except (AttributeError, ValueError, OSError):  # another system
+        return False
 
 
 def keep_compiled(cache_dir: str) -> None:

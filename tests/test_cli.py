@@ -1,5 +1,7 @@
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,53 @@ def test_what_cannot_be_written_for_another_reason_keeps_its_traceback(capsys):
     with pytest.raises(SystemExit, match="1"):
         cli.run(main)
     assert "Traceback" in capsys.readouterr().err
+
+
+def restarted(tmp_path, *before, setting="always [madvise] never", tunables=None):
+    """What each start of a script that asks for huge pages says: its number and its tunables."""
+    (tmp_path / "setting").write_text(setting)
+    (tmp_path / "script.py").write_text(
+        "import os, sys\nfrom pathlib import Path\nfrom ssd_jax import cli\n"
+        "print(os.getpid(), os.environ.get('GLIBC_TUNABLES'), *sys.argv[1:], flush=True)\n"
+        f"cli._HUGE_PAGES_FILE = Path({str(tmp_path / 'setting')!r})\n"
+        "cli.use_huge_pages()\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    done = subprocess.run(
+        [sys.executable, *before, tmp_path / "script.py", "--flag", "a value"],
+        env=environment | ({"GLIBC_TUNABLES": tunables} if tunables else {}),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = [line.split(maxsplit=2) for line in done.stdout.splitlines()]
+    assert len({number for number, _, _ in lines}) == 1  # it stays the same process
+    assert all(rest == "--flag a value" for _, _, rest in lines)
+    return [tunables for _, tunables, _ in lines]
+
+
+HUGE, OTHER = "glibc.malloc.hugetlb=1", "glibc.malloc.arena_max=2"
+
+
+@pytest.mark.skipif(
+    not getattr(os, "confstr_names", {}).get("CS_GNU_LIBC_VERSION")
+    or tuple(map(int, os.confstr("CS_GNU_LIBC_VERSION").split()[1].split("."))) < (2, 35),
+    reason="no glibc that knows huge pages",
+)
+@pytest.mark.parametrize(
+    ("before", "given", "starts"),
+    [
+        ([], {}, ["None", HUGE]),
+        (["-u"], {}, ["None", HUGE]),
+        ([], {"tunables": OTHER}, [OTHER, f"{OTHER}:{HUGE}"]),
+        ([], {"tunables": "glibc.malloc.hugetlb=0"}, ["glibc.malloc.hugetlb=0"]),
+        ([], {"setting": "[always] madvise never"}, ["None"]),
+        ([], {"setting": "always madvise [never]"}, ["None"]),
+        (["-m", "cProfile", "-o", os.devnull], {}, ["None"]),
+    ],
+)
+def test_a_script_starts_anew_for_huge_pages(tmp_path, before, given, starts):
+    assert restarted(tmp_path, *before, **given) == starts
 
 
 @pytest.mark.parametrize(
