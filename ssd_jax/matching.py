@@ -51,9 +51,9 @@ def match(
     priors = box_ops.cxcywh_to_xyxy(jnp.asarray(priors_cxcywh))
     if gt_boxes.shape[0] == 0:
         return Matches(priors, jnp.zeros(priors.shape[0], jnp.int32))
-    overlaps = jax.lax.platform_dependent(
-        gt_boxes, gt_labels > 0, priors, cpu=_by_row, default=_by_pairs
-    )
+    # A box that is not finite overlaps nothing, and its NaNs would be every prior's largest IoU.
+    real = (gt_labels > 0) & jnp.all(jnp.isfinite(gt_boxes), axis=1)
+    overlaps = jax.lax.platform_dependent(gt_boxes, real, priors, cpu=_by_row, default=_by_pairs)
     nearest = jnp.where(overlaps.of_prior >= iou_threshold, overlaps.gt, -1)
     # A ground truth without a prior of its own writes behind the end, which `drop` ignores.
     every = jnp.arange(gt_boxes.shape[0], dtype=jnp.int32)

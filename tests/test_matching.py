@@ -220,6 +220,18 @@ def test_padding_with_a_box_in_it_matches_nothing():
     np.testing.assert_array_equal(got.labels, [0, 5, 0])
 
 
+@pytest.mark.parametrize("way", ["cpu", "default"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_box_that_is_not_finite_matches_nothing_and_hinders_no_other(way, bad, monkeypatch):
+    monkeypatch.setattr(
+        jax.lax, "platform_dependent", lambda *arguments, **ways: ways[way](*arguments)
+    )
+    gt = jnp.stack([jnp.full(4, bad), boxes.cxcywh_to_xyxy(ROW)[1]])
+    twice = jnp.concatenate([ROW, ROW])  # the second of each is for the second stage
+    got = matching.match(gt, jnp.array([4, 5]), twice)
+    np.testing.assert_array_equal(got.labels, [0, 5, 0, 0, 5, 0])
+
+
 def test_a_box_outside_every_prior_matches_nothing():
     got = MATCH(jnp.array([[2, 2, 2.5, 2.5]]), jnp.array([1]), ROW)
     np.testing.assert_array_equal(got.labels, [0, 0, 0])
