@@ -50,8 +50,9 @@ def _kth_largest(values: jax.Array, k: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(jnp.where(rank >= _SIGN, rank ^ _SIGN, ~rank), jnp.float32)
 
 
-def _kth_largest_rank(ranks: jax.Array, k: jax.Array, *, bits: int = 4) -> jax.Array:
-    """The k-th largest of `[N]` uint32, so many bits at a time, which divide 32."""
+def _kth_largest_rank(ranks: jax.Array, k: jax.Array) -> jax.Array:
+    """The k-th largest of `[N]` uint32, four bits at a time."""
+    bits = 4
 
     def settle(number, found):
         digits = jnp.arange(1, 1 << bits, dtype=jnp.uint32)
@@ -67,7 +68,7 @@ def _kth_largest_rank(ranks: jax.Array, k: jax.Array, *, bits: int = 4) -> jax.A
 
 @jax.custom_batching.sequential_vmap
 def _kth_largest_rank_early(ranks: jax.Array, k: jax.Array) -> jax.Array:
-    """The same a bit and a picture at a time, until what is found parts k from the rest."""
+    """The same, a bit and a picture at a time, until what is found parts k from the rest."""
 
     def settle(state):
         bit, found, as_large = state
