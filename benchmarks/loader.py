@@ -2,13 +2,15 @@
 
   python benchmarks/loader.py --archives FOLDER_OF_VOC_ARCHIVES [--pictures 1024] [--runs 5]
 
-Both use as many threads as there are cores and take turns in one process, A B A B; the table shows
-medians and the median of the ratios of neighbours. `simplejpeg` decodes the files' bytes and throws
-the pixels away; the loader also reads the records, shrinks, pads, stacks and keeps the order. Its
-time counts from when the stream flows: what starting costs, a run pays once.
+Records come from memory, where `config.data.memory_gib` keeps them after the first epoch, or from
+their files. Both sides use as many threads as there are cores and take turns in one process, A B A
+B; the table shows medians and the median of the ratios of neighbours. `simplejpeg` decodes the
+files' bytes and throws the pixels away; the loader also shrinks, pads, stacks and keeps the order.
+Its time counts from when the stream flows: what starting costs, a run pays once.
 """
 
 import argparse
+import functools
 import itertools
 import os
 import statistics
@@ -75,25 +77,39 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=1024)
     parser.add_argument("--runs", type=int, default=5)
     options = parser.parse_args()
-    split = datasets.load(
-        "voc", options.split, archives=options.archives, cache_dir=options.cache_dir
+    open_split = functools.partial(
+        datasets.load,
+        "voc",
+        options.split,
+        archives=options.archives,
+        cache_dir=options.cache_dir,
     )
+    split = open_split(memory_gib=config.DataConfig.memory_gib)
+    from_files = open_split()
     count = min(options.pictures, len(split.source)) // BATCH * BATCH
     cores = len(os.sched_getaffinity(0))
     # The pictures that the loader decodes: the first of its shuffled order.
     order = loader.epoch_order(len(split.source), 0, 0)
     files = [split.source[int(order[place])]["image"] for place in range(count)]
+    for index in range(len(split.source)):  # as after an epoch
+        split.source[index]
     print(f"{cores} cores, {count} pictures of {options.split}, {options.runs} runs\n")
-    print("| threads | workers | loader, images/s | simplejpeg, images/s | ratio |")
-    print("|---|---|---|---|---|")
-    for threads, workers in ((cores, 0), (2 * cores, 0), (1, cores)):
+    print("| records | threads | workers | loader, images/s | simplejpeg, images/s | ratio |")
+    print("|---|---|---|---|---|---|")
+    for records, source, threads, workers in (
+        ("memory", split, cores, 0),
+        ("memory", split, 2 * cores, 0),
+        ("files", from_files, cores, 0),
+        ("files", from_files, 2 * cores, 0),
+        ("files", from_files, 1, cores),
+    ):
         pairs = [
-            (ours(split, count, threads, workers), simplejpeg_alone(files, cores))
+            (ours(source, count, threads, workers), simplejpeg_alone(files, cores))
             for _ in range(options.runs)
         ]
         mine, bare = (count / statistics.median(times) for times in zip(*pairs, strict=True))
         ratio = statistics.median(b / a for a, b in pairs)
-        print(f"| {threads} | {workers} | {mine:.0f} | {bare:.0f} | {ratio:.2f} |")
+        print(f"| {records} | {threads} | {workers} | {mine:.0f} | {bare:.0f} | {ratio:.2f} |")
 
 
 if __name__ == "__main__":

@@ -81,6 +81,7 @@ class DataConfig:
     canvas: int = 500  # larger pictures are shrunk to this on the host; one as wide saves a copy
     threads: int = 4  # that read and decode, a batch each
     workers: int = 0  # processes that share the decoding, each with so many threads; 0: none
+    memory_gib: float = 2.0  # a split whose files are no larger stays in memory once read; 0: none
 
 
 @dataclasses.dataclass
@@ -176,7 +177,7 @@ _POSITIVE = {
     "eval": ("batch_size", "top_k", "max_detections"),
 }
 _NOT_NEGATIVE = {
-    "data": ("workers",),
+    "data": ("workers", "memory_gib"),
     "train": (
         "steps",
         "warmup_steps",
@@ -194,7 +195,15 @@ _SHARES = {"data": ("max_bad_share",), "train": ("ema_decay",)}
 # What a run may go on with when it is another than before: it does not change what is learnt.
 _FREE: dict[str, tuple[str, ...]] = {
     "model": ("remat",),
-    "data": ("archives", "cache_dir", "mirror", "threads", "workers", "max_bad_share"),
+    "data": (
+        "archives",
+        "cache_dir",
+        "mirror",
+        "threads",
+        "workers",
+        "memory_gib",
+        "max_bad_share",
+    ),
     "train": (
         "steps",
         "accumulate",

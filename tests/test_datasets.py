@@ -503,6 +503,35 @@ def test_random_access_works_from_threads_and_after_pickling(load, tmp_path):
         source[10]
 
 
+def test_records_of_a_split_that_fits_are_read_once(load, tmp_path, monkeypatch):
+    folder = str(voc_tree.write_plain(tmp_path / "own", 10))  # train of 8, val of 2
+    parse, read = datasets._record, []
+    monkeypatch.setattr(datasets, "_record", lambda data: read.append(data) or parse(data))
+
+    def reads(split, **options):
+        """How many records two rounds through a split and through its pickled copy read."""
+        source = load("folder", split, path=folder, **options).source
+        counts = []
+        for each in (source, pickle.loads(pickle.dumps(source))):
+            read.clear()
+            first, second = ([each[index] for index in range(len(each))] for _ in range(2))
+            for one, other in zip(first, second, strict=True):
+                np.testing.assert_equal(one, other)
+            counts.append(len(read))
+        return counts
+
+    whole = sum(part.size for part in load("folder", "all", path=folder).source._stretches) / 2**30
+    assert reads("all", memory_gib=whole) == [10, 20]
+    assert reads("all", memory_gib=0.999 * whole) == reads("all") == [20, 20]
+    # Of the same files twice, or of a part of them, the size is that of the files.
+    assert reads("train[:2]+all", memory_gib=whole) == [12, 24]
+    assert reads("all[5:]", memory_gib=0.999 * whole) == [10, 10]
+    assert reads("train[:2]", memory_gib=0.999 * whole) == [2, 4]
+    kept = load("folder", "all", path=folder, memory_gib=whole).source[0]
+    with pytest.raises(ValueError, match="read-only"):
+        kept["boxes"][0, 0] = 0
+
+
 def test_a_changed_folder_is_prepared_anew(load, tmp_path):
     folder = voc_tree.write_plain(tmp_path / "own")
     assert load("folder", "all", path=str(folder)).class_names == ("dog",)

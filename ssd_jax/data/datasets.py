@@ -41,27 +41,37 @@ _HELP = 'as in "2007/trainval+2012/trainval" or, of a folder, "train[:80%]"'
 
 
 class Stretch(NamedTuple):
-    """Records `start` to `stop`, less that one, of a split prepared in `directory`."""
+    """Records `start` to `stop`, less that one, of a split prepared in `directory`.
+
+    Attributes:
+      most_objects: The most that any of them has.
+      size: Of the whole split's files, in bytes.
+    """
 
     directory: str
     split: str
     start: int
     stop: int
-    most_objects: int  # in one record
+    most_objects: int
+    size: int
 
 
 class Records:
     """Stretches of prepared splits, one after the other, as one sequence of records.
 
-    Threads may share it; pickled, it opens its files anew. Item `i` is a dict of `image` (the bytes
-    of the picture's file), `name`, `height` and `width` (pixels), `boxes` ([N, 4] float32 xyxy in
-    [0, 1]), `labels` ([N] int32, from 1), `difficult`, `truncated` and `crowd` ([N] bool),
-    `bboxes` ([N, 4] float64, (x, y, width, height) as the file has them) and `areas` ([N] float64),
-    in pixels, and `image_id`, that of COCO, which is -1 in other datasets.
+    Threads may share it; pickled, it opens its files anew and keeps nothing, as worker processes
+    would each keep all. Item `i`, which may be shared and is not to be changed, is a dict of
+    `image` (the bytes of the picture's file), `name`, `height` and `width` (pixels), `boxes`
+    ([N, 4] float32 xyxy in [0, 1]), `labels` ([N] int32, from 1), `difficult`, `truncated` and
+    `crowd` ([N] bool), `bboxes` ([N, 4] float64, (x, y, width, height) as the file has them) and
+    `areas` ([N] float64), in pixels, and `image_id`, that of COCO, which is -1 in other datasets.
     """
 
-    def __init__(self, stretches: Iterable[Stretch]):
+    def __init__(self, stretches: Iterable[Stretch], *, memory_gib: float = 0.0):
         self._stretches = tuple(stretches)
+        files = {(part.directory, part.split): part.size for part in self._stretches}
+        self._keep = 0 < sum(files.values()) <= memory_gib * 2**30
+        self._kept: dict[int, dict[str, Any]] = {}
         self._ends = list(itertools.accumulate(part.stop - part.start for part in self._stretches))
         self._sources = [_open(part.directory, part.split) for part in self._stretches]
 
@@ -70,6 +80,16 @@ class Records:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         index = range(len(self))[index]
+        record = self._kept.get(index)
+        if record is None:
+            record = self._read(index)
+            if self._keep:
+                for array in (value for value in record.values() if isinstance(value, np.ndarray)):
+                    array.flags.writeable = False  # it is everybody's
+                self._kept[index] = record
+        return record
+
+    def _read(self, index: int) -> dict[str, Any]:
         number = bisect.bisect_right(self._ends, index)
         offset = index - (self._ends[number - 1] if number else 0)
         return _record(self._sources[number][self._stretches[number].start + offset])
@@ -107,6 +127,7 @@ def load(
     archives: str = "",
     cache_dir: str | os.PathLike,
     max_bad_share: float | None = None,
+    memory_gib: float = 0.0,
     prepare: bool = True,
 ) -> Split:
     """Opens a split of a dataset, which is prepared first where it has not been.
@@ -127,6 +148,8 @@ def load(
         their annotations cannot be read; they are named once in the log. None, for evaluation:
         not one. It is taken over the whole splits that `split` names, also where they are sliced.
         A "val" by order is made of what can be read; the log names what the dataset has besides.
+      memory_gib: Where the files of the splits are no larger than this together, records stay in
+        memory once they are read. What is read holds Python's lock, what is kept does not.
       prepare: Whether it may be prepared, and downloaded, now.
 
     Returns:
@@ -157,7 +180,7 @@ def load(
     stretches = [item for part in parts for item in _stretches(infos[part], part, split)]
     info = infos[parts[0]]
     return Split(
-        source=Records(stretches),
+        source=Records(stretches, memory_gib=memory_gib),
         class_names=tuple(info.features["objects"]["labels"].feature.names),
         max_objects=max(1, *(item.most_objects for item in stretches)),
         category_ids=tuple(info.metadata["category_ids"]),
@@ -440,7 +463,8 @@ def _stretches(info: tfds.core.DatasetInfo, part: _Part, split: str) -> list[Str
         low, high = max(start, 0), min(stop, length)
         if low < high:
             most = max(info.metadata["object_counts"][name][low:high])
-            found.append(Stretch(os.fspath(info.data_dir), name, low, high, most))
+            size = info.splits[name].num_bytes
+            found.append(Stretch(os.fspath(info.data_dir), name, low, high, most, size))
         start, stop = start - length, stop - length
     return found
 

@@ -231,6 +231,7 @@ def open_split(
         archives=config.archives,
         cache_dir=Path(config.cache_dir).expanduser(),
         max_bad_share=config.max_bad_share if training else None,
+        memory_gib=config.memory_gib,
         prepare=prepare,
     )
 
