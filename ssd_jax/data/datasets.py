@@ -65,6 +65,10 @@ class Records:
     ([N, 4] float32 xyxy in [0, 1]), `labels` ([N] int32, from 1), `difficult`, `truncated` and
     `crowd` ([N] bool), `bboxes` ([N, 4] float64, (x, y, width, height) as the file has them) and
     `areas` ([N] float64), in pixels, and `image_id`, that of COCO, which is -1 in other datasets.
+
+    Args:
+      stretches: Which records.
+      memory_gib: As `load` takes it.
     """
 
     def __init__(self, stretches: Iterable[Stretch], *, memory_gib: float = 0.0):
@@ -84,8 +88,9 @@ class Records:
         if record is None:
             record = self._read(index)
             if self._keep:
-                for array in (value for value in record.values() if isinstance(value, np.ndarray)):
-                    array.flags.writeable = False  # it is everybody's
+                for value in record.values():
+                    if isinstance(value, np.ndarray):
+                        value.flags.writeable = False  # it is everybody's
                 self._kept[index] = record
         return record
 
