@@ -7,8 +7,8 @@ Augmentation is for those who see each picture often: the paper's 120,000 steps 
 its 16,551 some 230 times, the quickstart's 500 of 8 each of its 2,000 twice. So both train on the
 first `--pictures` of them alone, each of which 1,000 steps show 80 times. They are tested on the
 usual built-in pictures and on others with small and cropped objects, which the training pictures
-seldom have: of a half, a third and a quarter of the usual size, and most may reach over the
-picture's edge. Finished runs in the workdir are not trained again.
+seldom have: of a half to a sixth of the usual size, and most may reach over the picture's edge.
+Finished runs in the workdir are not trained again.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from ssd_jax.data import datasets, synthetic
 from ssd_jax.evaluation import run as evaluation
 from ssd_jax.training import loop
 
-SIZES = (0.15, 0.1, 0.075)  # medians, of the picture's shorter side; the usual one is 0.3
+SIZES = (0.15, 0.1, 0.075, 0.05)  # medians, of the picture's shorter side; the usual one is 0.3
 CUT_SHARE = 0.7  # of the objects may reach over the edge; usually 0.15
 PICTURES = 200
 
