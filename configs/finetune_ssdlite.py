@@ -1,7 +1,7 @@
 r"""A trained SSDLite learns the classes of your own pictures, some dozens of them, in minutes.
 
 python train.py --config configs/finetune_ssdlite.py --workdir runs/mine \
-  --config.model.pretrained=runs/ssdlite448_mobilenet_v2 --config.data.path=FOLDER
+  --config.model.pretrained=runs/ssdlite320_mobilenet_v2 --config.data.path=FOLDER
 """
 
 from configs import ssdlite448_mobilenet_v2
