@@ -9,7 +9,7 @@ from ssd_jax import config
 
 
 def get_config() -> config.Config:
-    # All else the same, it found more than at 320 pixels, on all splits tried (docs/results.md).
+    # With features that learn it found more than at 320 pixels, on all splits (docs/results.md).
     cfg = ssdlite448_mobilenet_v2.get_config()
     cfg.data.dataset = "folder"  # or coco, or yolo
     cfg.data.train_split = "train"
