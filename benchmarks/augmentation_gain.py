@@ -1,14 +1,14 @@
 r"""What the paper's augmentation is worth: the quickstart with "ssd" and with "flip", equal steps.
 
   python benchmarks/augmentation_gain.py --workdir runs/gain [--seeds 0 1 2] [--steps 1000] \
-    [--pictures 100]
+    [--pictures 100] [--test-pictures 200] [--test-seed 9]
 
 Augmentation is for those who see each picture often: the paper's 120,000 steps of 32 show each of
 its 16,551 some 230 times, the quickstart's 500 of 8 each of its 2,000 twice. So both train on the
 first `--pictures` of them alone, each of which 1,000 steps show 80 times. They are tested on the
 usual built-in pictures and on others with small and cropped objects, which the training pictures
 seldom have: of a half to a sixth of the usual size, and most may reach over the picture's edge.
-Finished runs in the workdir are not trained again.
+Finished runs in the workdir are not trained again, so other test pictures cost their tests alone.
 """
 
 import argparse
@@ -27,17 +27,16 @@ from ssd_jax.training import loop
 
 SIZES = (0.15, 0.1, 0.075, 0.05)  # medians, of the picture's shorter side; the usual one is 0.3
 CUT_SHARE = 0.7  # of the objects may reach over the edge; usually 0.15
-PICTURES = 200
 
 
-def small_and_cropped(size: float, folder: Path) -> datasets.Split:
+def small_and_cropped(size: float, pictures: int, seed: int, folder: Path) -> datasets.Split:
     """A test set of objects of a size, made at first use."""
     if not folder.exists():
         with mock.patch.multiple(synthetic, SIZE_MEDIAN=size, CUT_SHARE=CUT_SHARE):
             for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
                 (folder / part).mkdir(parents=True)
-            synthetic._write_share(str(folder), (0, PICTURES), seed=9, first=0, step=1)
-            names = "".join(f"{synthetic._name('test', n)}\n" for n in range(PICTURES))
+            synthetic._write_share(str(folder), (0, pictures), seed=seed, first=0, step=1)
+            names = "".join(f"{synthetic._name('test', n)}\n" for n in range(pictures))
             (folder / "ImageSets/Main/test.txt").write_text(names)
     cache = config.DataConfig().cache_dir
     return datasets.load("folder", "test", path=str(folder), cache_dir=cache)
@@ -58,9 +57,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--pictures", type=int, default=100)
+    parser.add_argument("--test-pictures", type=int, default=200)
+    parser.add_argument("--test-seed", type=int, default=9)
     options = parser.parse_args()
     cli.split_cpu(quickstart.get_config().train.cpu_devices)
-    hard = {size: small_and_cropped(size, options.workdir / f"size{size}") for size in SIZES}
+    hard = {}
+    for size in SIZES:
+        folder = options.workdir / f"size{size}-{options.test_pictures}-{options.test_seed}"
+        hard[size] = small_and_cropped(size, options.test_pictures, options.test_seed, folder)
     found: dict[str, list[list[float]]] = {"ssd": [], "flip": []}
     tests = ("usual", *map(str, SIZES))
     print(
