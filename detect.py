@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from ssd_jax import cli, errors
+from ssd_jax import cli, console, errors
 
 if TYPE_CHECKING:
     from ssd_jax import detector
@@ -110,7 +110,7 @@ def main(argv: Sequence[str]) -> None:
     read = [outcome.found for outcome in outcomes if outcome.found is not None]
     if read and not any(map(media.found_labels, read)):
         what = FLAGS.classes or [f"object of the {len(detector.class_names)} classes"]
-        cli.stdout.print(
+        console.stdout.print(
             f"No {' or '.join(what)} scores more than {FLAGS.score_threshold:g}: a lower "
             "--score_threshold shows more.",
             markup=False,
@@ -118,7 +118,7 @@ def main(argv: Sequence[str]) -> None:
     cli.show_places(written)
     problems = [outcome.problem for outcome in outcomes if outcome.problem]
     for problem in problems:
-        sys.stderr.write(f"error: {' '.join(problem.split())}\n")
+        console.error(problem)
     if problems:
         sys.exit(2)
 

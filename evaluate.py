@@ -24,7 +24,7 @@ from pathlib import Path
 
 from absl import flags
 
-from ssd_jax import cli, errors
+from ssd_jax import cli, console, errors
 from ssd_jax import config as config_lib
 
 FLAGS = flags.FLAGS
@@ -54,8 +54,8 @@ def main(argv: Sequence[str]) -> None:
         detector = trained().build(config)
     split = run.open_split(config.data, config.data.eval_split)
     key = results.key_of(split)
-    cli.stdout.print(
-        cli.plain(f"evaluating {place} on {config.data.dataset}, {config.data.eval_split}")
+    console.stdout.print(
+        console.plain(f"evaluating {place} on {config.data.dataset}, {config.data.eval_split}")
     )
     if FLAGS.results:
         found, pictures, places = results.read(place, key), [], {}
@@ -74,7 +74,7 @@ def main(argv: Sequence[str]) -> None:
     if split.annotated:
         truth = run.truth_of(split, max_images=config.eval.max_images)
         result = run.figures(found, truth, class_names=split.class_names)
-        cli.stdout.print(tables.evaluation(result))
+        console.stdout.print(tables.evaluation(result))
         places |= run.write(
             folder,
             result,
@@ -86,8 +86,8 @@ def main(argv: Sequence[str]) -> None:
             pictures=pictures,
         )
     else:
-        cli.stdout.print(
-            cli.plain(
+        console.stdout.print(
+            console.plain(
                 f"{config.data.eval_split} has no annotations, so there are no figures: the server "
                 "of the dataset takes the results and gives them"
             )

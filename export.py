@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from ssd_jax import cli, errors
+from ssd_jax import cli, console, errors
 
 if TYPE_CHECKING:
     from ssd_jax import detector as detector_lib
@@ -54,13 +54,13 @@ def main(argv: Sequence[str]) -> None:
     output = Path(FLAGS.output or trained().folder / "export")
     media.make_folder(output, overwrite=FLAGS.overwrite)
     places = {name: output / f"detector.{name}" for name in FLAGS.formats}
-    cli.stdout.print(f"exporting {trained().place}", markup=False)
+    console.stdout.print(f"exporting {trained().place}", markup=False)
     for path in places.values():
         export.write(detector, path, outputs=FLAGS.outputs)
     if pictures or not FLAGS.weights or config.data.path or config.data.archives:
         compare(detector, split_of(detector, pictures), places)
     else:
-        cli.stdout.print("not compared with JAX: name a picture to compare on, PICTURE.jpg")
+        console.stdout.print("not compared with JAX: name a picture to compare on, PICTURE.jpg")
     cli.show_places(places | cli.write_loaded(detector, output))
 
 
@@ -94,7 +94,7 @@ def compare(
         name: export.compare(expected, run.raw_detections(export.load(path), split, count=count))
         for name, path in places.items()
     }
-    cli.stdout.print(tables.differences(differences, pictures=count))
+    console.stdout.print(tables.differences(differences, pictures=count))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from absl import flags
 
-from ssd_jax import cli, errors
+from ssd_jax import cli, console, errors
 from ssd_jax import config as config_lib
 
 FLAGS = flags.FLAGS
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
     if FLAGS.summary:
         model = detector.build_model(config.model, num_classes=20)
         layers = summary.summarize(model, detector.input_size(config.model))
-        cli.stdout.print(tables.layers(layers))
+        console.stdout.print(tables.layers(layers))
         return
     if FLAGS.check:
         sys.exit(0 if _data_are_good(config) else 1)
@@ -54,10 +54,10 @@ def main(argv: Sequence[str]) -> None:
     distributed.initialize(
         FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, timeout=FLAGS.coordinator_timeout
     )
-    cli.stdout.quiet = not distributed.is_primary()
+    console.stdout.quiet = not distributed.is_primary()
     workdir = Path(FLAGS.workdir or Path("runs") / cli.config_name(argv))
     result = loop.train(config, workdir, change_config=FLAGS.change_config, profile=profile)
-    cli.stdout.print(tables.evaluation(result))
+    console.stdout.print(tables.evaluation(result))
     cli.show_places(
         {
             "samples": workdir / "samples",

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from absl import flags
 
-from ssd_jax import cli, errors
+from ssd_jax import cli, console, errors
 from ssd_jax import config as config_lib
 
 ROOT = Path(__file__).parent.parent
@@ -130,13 +130,13 @@ def main(argv: Sequence[str]) -> None:
     for name, config in configs.items():
         model = detector.build_model(config.model, num_classes=1)
         boxes = len(detector.default_boxes(config.model, model))
-        cli.stdout.print(f"\n[bold]{name}[/bold]: {boxes} default boxes")
+        console.stdout.print(f"\n[bold]{name}[/bold]: {boxes} default boxes")
         runs[name] = Run(boxes, loop.train(config, workdir / name).voc07.mean_ap)
         (workdir / "table.md").write_text(table(runs), encoding="utf-8")
-    cli.stdout.print(
+    console.stdout.print(
         f"\n{base.train.steps} steps on {base.data.dataset}; the paper's: VOC2007 test"
     )
-    cli.stdout.print(table(runs))
+    console.stdout.print(table(runs))
     cli.show_places({"table": workdir / "table.md"})
 
 

@@ -33,7 +33,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssd_jax import cli
+from ssd_jax import cli, console
 from ssd_jax import config as config_lib
 from ssd_jax.data import loader
 from ssd_jax.training import loop
@@ -166,7 +166,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     config = make_config(options.config, options.set, options.steps)
-    cli.stdout.quiet = True
+    console.stdout.quiet = True
     cli.split_cpu(config.train.cpu_devices)
     cli.keep_compiled(config.data.cache_dir)
     step = real_step(config)

@@ -60,13 +60,13 @@ def first_call(function: Any, *arguments: object) -> list[float]:
 
 def training() -> list[float]:
     """The moments of the quickstart's first step."""
-    from ssd_jax import cli
+    from ssd_jax import cli, console
     from ssd_jax.training import loop
     from ssd_jax.training import step as step_lib
 
     imported = time.time()
     config = runpy.run_path(str(QUICKSTART))["get_config"]()
-    cli.stdout.quiet = True
+    console.stdout.quiet = True
     cli.split_cpu(config.train.cpu_devices)
     make = step_lib.make_train_step
 

@@ -1,7 +1,6 @@
 """What the scripts share: flags, one-line errors, the console."""
 
 import contextlib
-import errno
 import functools
 import logging as std_logging
 import os
@@ -14,46 +13,41 @@ from typing import TYPE_CHECKING, NoReturn
 
 from absl import flags, logging
 from ml_collections import config_flags
-from rich import console, progress, text
+from rich import progress, text
 
 from ssd_jax import config as config_lib
-from ssd_jax import errors, files
+from ssd_jax import console, errors, files
 
 if TYPE_CHECKING:
     from ssd_jax import detector
 
-stdout = console.Console(highlight=False, soft_wrap=True)
 _HUGE_PAGES = "glibc.malloc.hugetlb"
 _HUGE_PAGES_FILE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
     """Runs a script's `main` with the command line, which it has to give to `parse`.
 
-    A mistake by the user, or a full disk, is one line on stderr and exit status 2; a run that was
-    told to stop and has saved its state exits with `errors.TRY_AGAIN`; any other exception keeps
-    its traceback.
+    A mistake by the user, or trouble of the machine such as a full disk, is one line on stderr and
+    exit status 2; a run that was told to stop and has saved its state exits with
+    `errors.TRY_AGAIN`; any other exception keeps its traceback.
     """
     _quiet()
     status = 0
     try:
         main(sys.argv)
     except errors.UserError as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        console.error(error)
         status = 2
     except errors.StoppedError as stopped:
-        sys.stderr.write(f"{stopped}\n")
+        console.warn(stopped)
         status = errors.TRY_AGAIN
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
+        console.warn("interrupted")
         status = 130
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in _NO_ROOM:
-            place = f"{error.filename}: " if error.filename else ""
-            sys.stderr.write(
-                f"error: {place}{error.strerror}: make room, and run the same command again\n"
-            )
+        if errors.is_of_machine(error):
+            console.error(errors.of_machine(error))
             status = 2
         else:
             traceback.print_exc()
@@ -191,7 +185,7 @@ def find_trained() -> "detector.Trained":
         checkpoint=given.checkpoint,
         weights=given.weights,
         data=given.config.data if "config" in given else _given_data(sys.argv),
-        say=functools.partial(stdout.print, markup=False),
+        say=functools.partial(console.stdout.print, markup=False),
     )
 
 
@@ -207,7 +201,9 @@ def _given_data(argv: Sequence[str]) -> config_lib.DataConfig:
 @contextlib.contextmanager
 def counter(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """A progress bar on a terminal: call what it gives with the number done."""
-    with progress.Progress(console=stdout, disable=not stdout.is_terminal, transient=True) as bar:
+    with progress.Progress(
+        console=console.stdout, disable=not console.stdout.is_terminal, transient=True
+    ) as bar:
         task = bar.add_task(what, total=total)
         yield lambda done: bar.update(task, completed=done)
 
@@ -235,17 +231,7 @@ def write_loaded(found: "detector.Detector", folder: Path) -> dict[str, Path]:
 def show_places(places: Mapping[str, Path]) -> None:
     """Says where everything lies."""
     for name, path in places.items():
-        stdout.print(text.Text.assemble((f"{name:>11}", "bold"), "  ", plain(path)))
-
-
-def plain(said: str | Path) -> text.Text:
-    """What `stdout.print` prints as it is, such as a path: brackets, colons, and no UTF-8."""
-    return text.Text(printable(str(said)))
-
-
-def printable(said: str) -> str:
-    """Text that any terminal of UTF-8 takes: a file name that is no UTF-8 has question marks."""
-    return said.encode(errors="replace").decode()
+        console.stdout.print(text.Text.assemble((f"{name:>11}", "bold"), "  ", console.plain(path)))
 
 
 def _with_underscores(argument: str) -> str:
@@ -272,6 +258,7 @@ def _check_file(path: str) -> None:
 
 def _quiet() -> None:
     """Keeps the console for what the scripts say; warnings and errors still come through."""
+    console.prepare()
     logging.set_verbosity(logging.WARNING)
     logging.set_stderrthreshold(logging.WARNING)
     std_logging.getLogger("jax").setLevel(std_logging.WARNING)

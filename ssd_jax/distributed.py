@@ -18,7 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ssd_jax import errors
+from ssd_jax import console, errors
 
 _OWN = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 # What tells that the launcher started more than one process, and how many; JAX reads the rest.
@@ -180,10 +180,10 @@ def _in_google_pod() -> bool:
 
 def _nobody_came(coordinator: str, num_processes: int | None, timeout: int) -> None:
     """Ends the process: JAX's client would abort it with a stack of C++, and can't be caught."""
-    sys.stderr.write(
-        f"error: the {num_processes or 'other'} processes did not meet at "
+    console.error(
+        f"the {num_processes or 'other'} processes did not meet at "
         f"{coordinator or 'their coordinator'} within {timeout} s: see that all of them run, "
-        f"process 0 there, and that its port is open; the same command tries again\n"
+        f"process 0 there, and that its port is open; the same command tries again"
     )
     sys.stderr.flush()
     os._exit(errors.TRY_AGAIN)

@@ -12,9 +12,9 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from rich import console, progress
+from rich import progress
 
-from ssd_jax import errors
+from ssd_jax import console, errors
 
 _TIMEOUT_S = 30
 _ATTEMPTS = 4  # in a row that bring nothing

@@ -1,7 +1,25 @@
 """What ends a script without a traceback: a mistake to mend, or a run to go on with."""
 
+import errno
+
 TRY_AGAIN = 75
 """Exit status of a run that the same command goes on with (EX_TEMPFAIL of sysexits.h)."""
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+_CURES = {
+    **dict.fromkeys(_NO_ROOM, "make room"),
+    **dict.fromkeys(_FORBIDDEN, "give the permission"),
+    errno.EMFILE: "allow more open files (ulimit -n)",
+    errno.ENFILE: "close what holds files open",
+    errno.ENOMEM: "free memory",
+    **dict.fromkeys(
+        (errno.EIO, errno.ESTALE, errno.EBUSY, errno.EAGAIN, errno.ETIMEDOUT, errno.ENOLCK),
+        "mend that",
+    ),
+    **dict.fromkeys((errno.ENOTCONN, errno.EHOSTDOWN, errno.EREMOTEIO), "mend that"),
+}
+"""By number of the system's errors: what helps, where the machine is at fault and not a file."""
 
 
 class UserError(ValueError):
@@ -12,8 +30,44 @@ class UserError(ValueError):
     """
 
 
+class MachineError(UserError):
+    """Trouble of the machine: no permission, no room, no memory, too many open files.
+
+    It says nothing of the data, and passes without them being touched; so nobody may take it for a
+    damaged file, nor remember it.
+    """
+
+
 class StoppedError(BaseException):
     """A run was told to stop and has saved its state: the scripts exit with `TRY_AGAIN`.
 
     Like KeyboardInterrupt it is no Exception, so that nothing on its way takes it for a failure.
     """
+
+
+def is_of_machine(error: BaseException) -> bool:
+    """Whether an error tells of the machine's state and not of what is in a file.
+
+    What libraries raise without a number of the system's, as Pillow's OSError for a truncated
+    image, is of the file; that there is no such file too.
+    """
+    if isinstance(error, MachineError | MemoryError):
+        return True
+    return isinstance(error, OSError) and error.errno in _CURES
+
+
+def of_machine(error: BaseException, name: object = None) -> MachineError:
+    """One line on what `is_of_machine`, with the way out.
+
+    Args:
+      error: The error.
+      name: Of the file; None: the one that the error names, if it names one.
+    """
+    if isinstance(error, MachineError):
+        return error
+    if not isinstance(error, OSError):
+        place = f"{name}: " if name else ""
+        return MachineError(f"{place}out of memory: free memory, and run the same command again")
+    name = name or error.filename
+    place, cure = f"{name}: " if name else "", _CURES[error.errno or 0]
+    return MachineError(f"{place}{error.strerror}: {cure}, and run the same command again")

@@ -1,15 +1,25 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and that are files when they are read."""
 
 import contextlib
+import errno
+import fcntl
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+from ssd_jax import errors
+
+_PART = ".part"
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """A file to write to, which takes the place of the one at `path` when it is whole.
+
+    A link at `path` is replaced, whatever it leads to. Two processes that write the same file do
+    so one after the other.
 
     Args:
       path: Of the file; its folder has to be there. What is no file, as a terminal, is written to.
@@ -17,21 +27,21 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     Raises:
       OSError: If it can't be written; what was there is then as it was before.
     """
-    place = Path(path).resolve()
-    if place.exists() and not place.is_file():
+    place = Path(path)
+    if not _may_be_replaced(place):
         with place.open("wb") as file:
             yield file
         return
-    part = place.with_name(f"{place.name}.part")
-    try:
-        with part.open("wb") as file:
+    part = place.with_name(place.name + _PART)
+    with _opened_alone(part) as file:
+        try:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        part.replace(place)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+            part.replace(place)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
 
 
 def write(path: str | os.PathLike[str], text: str) -> None:
@@ -45,7 +55,101 @@ def write(path: str | os.PathLike[str], text: str) -> None:
       OSError: As `replacing`.
     """
     place, data = Path(path), text.encode(errors="backslashreplace")
-    if place.is_file() and place.read_bytes() == data:
+    if not place.is_symlink() and place.is_file() and place.read_bytes() == data:
         return
     with replacing(place) as file:
         file.write(data)
+
+
+def make_folder(path: str | os.PathLike[str]) -> Path:
+    """Makes a folder of a run, and those above it, where there is none; a link is replaced.
+
+    Raises:
+      OSError: If that is not possible.
+    """
+    place = Path(path)
+    if place.is_symlink():
+        place.unlink()
+    place.mkdir(parents=True, exist_ok=True)
+    return place
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Opens a file to read it. A pipe or device, which may never end, is not opened.
+
+    Raises:
+      OSError: If it can't be opened.
+      UserError: If it is no regular file.
+    """
+    _check_regular(path, os.stat(path).st_mode)
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    try:
+        _check_regular(path, os.fstat(file.fileno()).st_mode)  # it may be another one by now
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def read(path: str | os.PathLike[str], *, at_most: int) -> bytes:
+    """The bytes of a regular file.
+
+    Args:
+      path: Of the file.
+      at_most: Bytes; a larger file is refused before it is read.
+
+    Raises:
+      OSError: If it can't be read.
+      UserError: If it is no regular file, or larger.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(at_most + 1) if size <= at_most else b""
+    if size > at_most or len(data) > at_most:
+        raise errors.UserError(f"{path}: larger than {at_most} bytes, the most that is read")
+    return data
+
+
+def _check_regular(path: str | os.PathLike[str], mode: int) -> None:
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        raise errors.UserError(f"{path}: not a regular file but a pipe or device; give a file")
+
+
+def _may_be_replaced(place: Path) -> bool:
+    """Whether there is nothing yet, a file or a link."""
+    try:
+        mode = place.lstat().st_mode
+    except FileNotFoundError:
+        return True
+    return stat.S_ISREG(mode) or stat.S_ISLNK(mode)
+
+
+@contextlib.contextmanager
+def _opened_alone(part: Path) -> Iterator[BinaryIO]:
+    """The unfinished file, empty, for this process alone: others that want it wait here."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    while True:
+        _remove_unless_regular(part)
+        with os.fdopen(os.open(part, flags, 0o666), "wb") as file:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if not _is_at(file, part):  # whom this one waited for has finished it, or removed it
+                continue
+            file.truncate(0)
+            yield file
+            return
+
+
+def _remove_unless_regular(place: Path) -> None:
+    """Removes a link or pipe that somebody put where a file is to be written."""
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISREG(place.lstat().st_mode):
+            place.unlink()
+
+
+def _is_at(file: BinaryIO, place: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file.fileno()), place.stat())
+    return False

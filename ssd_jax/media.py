@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 from rich import progress
 
-from ssd_jax import adapters, cli, errors, files
+from ssd_jax import adapters, console, errors, files
 from ssd_jax import detector as detector_lib
 from ssd_jax.detection import Detections
 
@@ -312,8 +312,8 @@ class Progress:
             progress.TextColumn("[bold]{task.completed:.0f}/{task.total:.0f}"),
             progress.BarColumn(),
             progress.TextColumn("{task.description}", markup=False),
-            console=cli.stdout,
-            disable=not cli.stdout.is_terminal,
+            console=console.stdout,
+            disable=not console.stdout.is_terminal,
         )
         self._task = self._bar.add_task("compiling", total=total)
 
@@ -326,16 +326,16 @@ class Progress:
 
     def frame(self, path: Path, frames: int) -> None:
         """Shows how many frames of a video are done."""
-        self._bar.update(self._task, description=cli.printable(f"{path}: frame {frames}"))
+        self._bar.update(self._task, description=console.printable(f"{path}: frame {frames}"))
 
     def done(self, outcome: Outcome) -> None:
         """Shows what was found in an input; one with nothing to show only counts."""
         text = f"{outcome.path}: not read"
         if outcome.found is not None:
             text = f"{outcome.path}: {in_words(outcome.found)} -> {outcome.place}"
-        self._bar.update(self._task, advance=1, description=cli.printable(text))
-        if not cli.stdout.is_terminal and outcome.found is not None:
-            cli.stdout.print(cli.plain(text))
+        self._bar.update(self._task, advance=1, description=console.printable(text))
+        if not console.stdout.is_terminal and outcome.found is not None:
+            console.stdout.print(console.plain(text))
 
 
 def _named(name: str) -> list[Path]:

@@ -260,12 +260,12 @@ def test_what_breaks_off_leaves_what_was_there(tmp_path):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {place.name: b"old"}
 
 
-def test_a_link_stays_one_and_a_terminal_is_written_to(tmp_path):
+def test_a_link_is_replaced_and_a_terminal_is_written_to(tmp_path):
     place, link = tmp_path / "there", tmp_path / "link"
     place.write_text("old")
     link.symlink_to(place)
     files.write(link, "new")
-    assert (link.is_symlink(), place.read_text()) == (True, "new")
+    assert (link.is_symlink(), link.read_text(), place.read_text()) == (False, "new", "old")
     ends = os.openpty()
     files.write(os.ttyname(ends[1]), "new")
     assert os.read(ends[0], 3) == b"new"

@@ -26,9 +26,27 @@ def test_a_full_disk_is_one_line(capsys, number, name):
     assert line.count("\n") == 1
 
 
-def test_what_cannot_be_written_for_another_reason_keeps_its_traceback(capsys):
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (PermissionError(errno.EACCES, "denied", "a\x1b"), "a\\x1b: denied: give the permission"),
+        (OSError(errno.EMFILE, "too many"), "too many: allow more open files (ulimit -n)"),
+        (OSError(errno.EIO, "failed", "a"), "a: failed: mend that"),
+        (MemoryError(), "out of memory: free memory"),
+    ],
+)
+def test_trouble_of_the_machine_is_one_line(capsys, error, line):
     def main(argv):
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
+        raise error
+
+    with pytest.raises(SystemExit, match="2"):
+        cli.run(main)
+    assert capsys.readouterr().err == f"error: {line}, and run the same command again\n"
+
+
+def test_an_error_of_the_code_keeps_its_traceback(capsys):
+    def main(argv):
+        raise OSError("no number of the system's")
 
     with pytest.raises(SystemExit, match="1"):
         cli.run(main)
@@ -88,7 +106,7 @@ def test_a_script_starts_anew_for_huge_pages(tmp_path, before, given, starts):
         ("my[/run]", "my[/run]"),
         ("my[run]", "my[run]"),
         (":dog: [bold]\\", ":dog: [bold]\\"),
-        ("\udcff" + 100 * " long", "?" + 100 * " long"),
+        ("\udcff" + 100 * " long", "\\udcff" + 100 * " long"),
     ],
 )
 def test_places_are_printed_as_they_are(capsys, name, shown):

@@ -15,7 +15,8 @@ PACKAGE = ROOT / "ssd_jax"
 PAPER = {"boxes", "priors", "matching", "losses", "detection", "augment"}
 ALLOWED = {
     "errors": set(),
-    "files": set(),
+    "console": set(),
+    "files": {"errors"},
     "boxes": set(),
     "priors": set(),
     "matching": {"boxes"},
@@ -23,11 +24,11 @@ ALLOWED = {
     "detection": {"boxes"},
     "augment": {"boxes"},
     "config": {"augment", "errors", "files", "models"},
-    "visualize": {"augment"},
+    "visualize": {"augment", "console"},
     "models": PAPER | {"models"},
-    "download": {"errors"},
-    "data": {"errors", "download", "data", "priors"},
-    "weights": {"errors", "download", "models", "weights"},
+    "download": {"console", "errors", "files"},
+    "data": {"console", "errors", "files", "download", "data", "priors"},
+    "weights": {"console", "errors", "files", "download", "models", "weights"},
     "onnx_graph": set(),
 }
 

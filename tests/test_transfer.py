@@ -14,8 +14,8 @@ import weight_files
 from jax.extend import core
 from jax.interpreters import partial_eval
 
-from ssd_jax import cli, errors, export
 from ssd_jax import config as config_lib
+from ssd_jax import console, errors, export
 from ssd_jax import detector as detector_lib
 from ssd_jax.data import classes
 from ssd_jax.models import ssd
@@ -274,7 +274,7 @@ def test_a_run_begins_with_another_run(cfg, tmp_path, capsys, monkeypatch):
     detector = detector_lib.load_detector(tmp_path / "a")
     export.write(detector, tmp_path / "a.safetensors")
     before = flax.traverse_util.flatten_dict(jax.device_get(detector.params), sep="/")
-    monkeypatch.setattr(cli.stdout, "width", 10_000)
+    monkeypatch.setattr(console.stdout, "width", 10_000)
     names = detector.class_names
     for number, source in enumerate((tmp_path / "a", tmp_path / "a.safetensors")):
         second = dataclasses.replace(

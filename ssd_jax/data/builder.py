@@ -19,12 +19,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import rich.console
 import rich.progress
 import tensorflow_datasets as tfds
 from absl import logging
 
-from ssd_jax import errors
+from ssd_jax import console, errors
 from ssd_jax.data import annotations, images
 
 VERSION = "1.3.0"
@@ -128,10 +127,10 @@ def examine(reader: Reader) -> Examined:
             for name, split in splits.items()
         },
         skipped={
-            name: {printable(key): failures[key] for key in split if key in failures}
+            name: {console.printable(key): failures[key] for key in split if key in failures}
             for name, split in splits.items()
         },
-        remarks=tuple(printable(line) for line in [*reader.remarks, *notes]),
+        remarks=tuple(console.printable(line) for line in [*reader.remarks, *notes]),
     )
 
 
@@ -182,11 +181,6 @@ def walk(root: pathlib.Path) -> Iterator[pathlib.Path]:
         seen.add(real)
         below[:] = sorted(name for name in below if not name.startswith("."))
         yield from (pathlib.Path(folder, name) for name in sorted(files) if name[0] != ".")
-
-
-def printable(text: str) -> str:
-    """Text of which every terminal and JSON file can say something, undecodable names too."""
-    return text.encode(errors="backslashreplace").decode()
 
 
 def summary(failures: Mapping[str, str]) -> str:
@@ -325,9 +319,11 @@ def _example_or_reason(reader: Reader, key: str) -> Example | str:
         example.name.encode()
         return example
     except UnicodeEncodeError:
-        return printable(f"{reader.name}: the file name {key!r} is not UTF-8; rename the file")
+        return console.printable(
+            f"{reader.name}: the file name {key!r} is not UTF-8; rename the file"
+        )
     except errors.UserError as error:
-        return printable(str(error))
+        return console.printable(str(error))
 
 
 def _split_by_order(keys: Sequence[str], bad: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
@@ -361,13 +357,13 @@ def _nothing(reader: Reader, skipped: Mapping[str, Mapping[str, str]]) -> str:
 
 
 def _progress(results: Iterable[Example | str], total: int) -> Iterable[Example | str]:
-    console = rich.console.Console(stderr=True)
+    screen = console.Console(stderr=True)
     return rich.progress.track(
         results,
         description="Checking pictures",
         total=total,
-        console=console,
-        disable=not console.is_terminal,
+        console=screen,
+        disable=not screen.is_terminal,
     )
 
 

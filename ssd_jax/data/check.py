@@ -16,9 +16,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from rich import box, console, markup, table
+from rich import box, markup, table
 
-from ssd_jax import errors, priors
+from ssd_jax import console, errors, priors
 from ssd_jax.data import builder, coco, datasets, voc, yolo
 
 SIZES = ("small", "medium", "large")
@@ -264,7 +264,7 @@ def check(path: str, kind: str, default_boxes: np.ndarray) -> bool:
         lines = [str(error)]
     out.print(f"{len(lines) or 'nothing'} wrong{':' if lines else ''}")
     for line in lines:
-        out.print(builder.printable(" ".join(line.split())), markup=False, soft_wrap=True)
+        out.print(console.plain(" ".join(line.split())), soft_wrap=True)
     return not lines
 
 
@@ -276,7 +276,7 @@ def main(argv: Sequence[str]) -> int:
         kind = detect_format(arguments.path) if arguments.format == "auto" else arguments.format
         return 0 if check(arguments.path, kind, priors.default_boxes(spec)) else 1
     except errors.UserError as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        console.error(error)
         return 2
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ssd_jax import cli, errors
 from ssd_jax import config as config_lib
+from ssd_jax import console, errors
 from ssd_jax.data import annotations, check
 from ssd_jax.evaluation import analysis, compare, evaluated, gallery, page, tide, voc
 
@@ -328,12 +328,16 @@ def main(argv: Sequence[str]) -> int:
         compare.check(a, b, names=tuple(map(str, arguments.runs)))
         read = _no_picture if arguments.no_pictures else _pictures_of(b)
         compare.write(
-            arguments.output, a, b, names=tuple(map(str, arguments.runs)), read_picture=read
+            arguments.output.resolve(),
+            a,
+            b,
+            names=tuple(map(str, arguments.runs)),
+            read_picture=read,
         )
     except errors.UserError as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        console.error(error)
         return 2
-    cli.stdout.print(cli.plain(arguments.output))
+    console.stdout.print(console.plain(arguments.output))
     return 0
 
 
@@ -347,7 +351,7 @@ def _pictures_of(source: evaluated.Evaluated) -> gallery.ReadPicture:
         return run.picture_reader(split, list(source.sizes))
     except Exception as error:  # the config may be that of another version
         reason = " ".join(str(error).split())
-        sys.stderr.write(f"the page shows boxes without pictures: {reason}\n")
+        console.warn(f"the page shows boxes without pictures: {reason}")
         return _no_picture
 
 

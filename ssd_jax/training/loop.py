@@ -19,7 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from PIL import Image
 
-from ssd_jax import augment, cli, distributed, errors, files, visualize
+from ssd_jax import augment, console, distributed, errors, files, visualize
 from ssd_jax import config as config_lib
 from ssd_jax import detector as detector_lib
 from ssd_jax.data import datasets, images, loader
@@ -421,7 +421,7 @@ def _report(
                 metrics=host.log.rows,
                 pictures=pictures,
             )
-        cli.stdout.print(
+        console.stdout.print(
             f"step {step}: mAP (VOC07) {result.voc07.mean_ap:.4f} on {result.images} pictures"
         )
 
@@ -666,7 +666,7 @@ def _check_same_run(
             f"{workdir} is the workdir of another config: {lines}. Give another --workdir{way}"
         )
     for name, values in found.items():
-        cli.stdout.print(cli.plain(f"  changed  {name} {values}"))
+        console.stdout.print(console.plain(f"  changed  {name} {values}"))
 
 
 def _check_same_pictures(
@@ -683,7 +683,7 @@ def _check_same_pictures(
             f"the data of {workdir} have changed: {found}. Give another --workdir, or "
             f"--change-config to go on in this one"
         )
-    cli.stdout.print(f"  changed  {found}")
+    console.stdout.print(f"  changed  {found}")
 
 
 @contextlib.contextmanager
@@ -732,7 +732,7 @@ def _announce(
         f"warm-up {_warmup_steps(config)} steps)",
         "start": origin,
     }.items():
-        cli.stdout.print(f"[bold]{name:>9}[/bold] ", cli.plain(value))
+        console.stdout.print(f"[bold]{name:>9}[/bold] ", console.plain(value))
 
 
 def _processes(mesh: jax.sharding.Mesh) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from rich import progress
 
-from ssd_jax import cli
+from ssd_jax import console
 
 
 class Progress:
@@ -23,8 +23,8 @@ class Progress:
             progress.TextColumn("[bold]step {task.completed:.0f}/{task.total:.0f}"),
             progress.BarColumn(),
             progress.TextColumn("{task.description}"),
-            console=cli.stdout,
-            disable=not cli.stdout.is_terminal,
+            console=console.stdout,
+            disable=not console.stdout.is_terminal,
         )
         self._task = self._bar.add_task("compiling", total=last, completed=first)
 
@@ -45,8 +45,8 @@ class Progress:
         left = datetime.timedelta(seconds=round(seconds * (self._last - step)))
         text = f"loss {loss:.3f}, {speed:.1f} images/s" + (f", {left} left" if compiled else "")
         self._bar.update(self._task, completed=step, description=text)
-        if not cli.stdout.is_terminal:
-            cli.stdout.print(f"step {step}/{self._last}: {text}")
+        if not console.stdout.is_terminal:
+            console.stdout.print(f"step {step}/{self._last}: {text}")
         return speed
 
     def evaluating(self, done: int) -> None:

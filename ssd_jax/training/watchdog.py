@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 
-from ssd_jax import errors
+from ssd_jax import console, errors
 
 
 class Watchdog:
@@ -41,10 +41,10 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._over.wait(max(self._last + self._seconds - time.monotonic(), 0.01)):
             if time.monotonic() - self._last > self._seconds:
-                sys.stderr.write(
-                    f"error: no step in {self._seconds / 60:g} minutes "
+                console.error(
+                    f"no step in {self._seconds / 60:g} minutes "
                     f"(config.train.watchdog_minutes): this process ends; the same command goes on "
-                    f"from the last checkpoint. What its threads were doing:\n"
+                    f"from the last checkpoint. What its threads were doing:"
                 )
                 sys.stderr.flush()
                 faulthandler.dump_traceback()
