@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
     output = Path(FLAGS.output or trained().folder / "export")
     media.make_folder(output, overwrite=FLAGS.overwrite)
     places = {name: output / f"detector.{name}" for name in FLAGS.formats}
-    console.stdout.print(f"exporting {trained().place}", markup=False)
+    console.stdout.print(console.plain(f"exporting {trained().place}"))
     for path in places.values():
         export.write(detector, path, outputs=FLAGS.outputs)
     if pictures or not FLAGS.weights or config.data.path or config.data.archives:

@@ -5,7 +5,6 @@ import functools
 import logging as std_logging
 import os
 import sys
-import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,30 +27,10 @@ _HUGE_PAGES_FILE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
     """Runs a script's `main` with the command line, which it has to give to `parse`.
 
-    A mistake by the user, or trouble of the machine such as a full disk, is one line on stderr and
-    exit status 2; a run that was told to stop and has saved its state exits with
-    `errors.TRY_AGAIN`; any other exception keeps its traceback.
+    `console.run` says what becomes of errors.
     """
     _quiet()
-    status = 0
-    try:
-        main(sys.argv)
-    except errors.UserError as error:
-        console.error(error)
-        status = 2
-    except errors.StoppedError as stopped:
-        console.warn(stopped)
-        status = errors.TRY_AGAIN
-    except KeyboardInterrupt:
-        console.warn("interrupted")
-        status = 130
-    except Exception as error:
-        if errors.is_of_machine(error):
-            console.error(errors.of_machine(error))
-            status = 2
-        else:
-            traceback.print_exc()
-            status = 1
+    status = console.run(functools.partial(main, sys.argv))
     if status and "jax" in sys.modules:  # nothing else knows of other processes
         from ssd_jax import distributed
 
@@ -258,7 +237,6 @@ def _check_file(path: str) -> None:
 
 def _quiet() -> None:
     """Keeps the console for what the scripts say; warnings and errors still come through."""
-    console.prepare()
     logging.set_verbosity(logging.WARNING)
     logging.set_stderrthreshold(logging.WARNING)
     std_logging.getLogger("jax").setLevel(std_logging.WARNING)

@@ -1,16 +1,21 @@
 """What reaches a terminal or a log: one console, one filter that leaves printable text alone."""
 
+import contextlib
 import io
 import logging
 import os
 import sys
+import traceback
 import unicodedata
-from collections.abc import Iterable
-from typing import Any
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TextIO
 
 import rich.console
 import rich.segment
 import rich.text
+
+from ssd_jax import errors
 
 _JOINERS = "\u200c\u200d"  # invisible, but part of how some scripts and emoji are written
 _LAYOUT = "\n\t"  # of whole pages, such as tables; a name has neither
@@ -34,11 +39,7 @@ def plain(said: object) -> rich.text.Text:
 
 
 class Console(rich.console.Console):
-    """A console that shows nothing but printable text, and outlives who reads it.
-
-    Whatever is printed, tables and progress bars too, passes one filter. Where the reader is gone,
-    as behind `| head`, or standard output is closed, it falls silent, and the work goes on.
-    """
+    """A console that shows nothing but printable text: tables and progress bars pass it too."""
 
     def render(
         self,
@@ -56,11 +57,6 @@ class Console(rich.console.Console):
         """Text of markup; filtered before it is measured, so that tables keep their columns."""
         return super().render_str(_escaped(text, kept=_LAYOUT), **options)
 
-    def on_broken_pipe(self) -> None:
-        """Falls silent."""
-        self.quiet = True
-        _point_to_nothing(sys.stdout)
-
 
 stdout = Console(highlight=False, soft_wrap=True)
 
@@ -72,34 +68,109 @@ def error(line: object) -> None:
 
 def warn(line: object) -> None:
     """Writes one line to standard error, whatever is in it."""
+    sys.stderr.write(printable(" ".join(str(line).split())) + "\n")
+
+
+def run(main: Callable[[], int | None]) -> int:
+    """Calls what a script does and says what ended it.
+
+    Args:
+      main: Gives the exit status; None is 0.
+
+    Returns:
+      The exit status: 2 after a mistake by the user or trouble of the machine such as a full disk,
+      which is one line on standard error; `errors.TRY_AGAIN` of a run that was told to stop and has
+      saved its state; 130 after Ctrl-C; 1 after any other exception, whose traceback is shown.
+    """
+    prepare()
     try:
-        sys.stderr.write(printable(" ".join(str(line).split())) + "\n")
-    except BrokenPipeError:
-        _point_to_nothing(sys.stderr)
-
-
-class _PrintableRecords(logging.Filter):
-    """Filters what is logged."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = _escaped(record.getMessage(), kept=_LAYOUT), ()
-        return True
+        return main() or 0
+    except errors.UserError as mistake:
+        error(mistake)
+        return 2
+    except errors.StoppedError as stopped:
+        warn(stopped)
+        return errors.TRY_AGAIN
+    except KeyboardInterrupt:
+        warn("interrupted")
+        return 130
+    except Exception as failure:
+        if errors.is_of_machine(failure):
+            error(errors.of_machine(failure))
+            return 2
+        sys.stderr.write(_escaped(traceback.format_exc(), kept=_LAYOUT))
+        return 1
 
 
 def prepare() -> None:
     """Readies standard output and error for any text, and for a reader that goes away.
 
-    An encoding that lacks a letter gets its escape; a stream that is closed takes all and keeps
-    nothing; what is logged is printable too.
+    An encoding that lacks a letter gets its escape. A stream that is closed, or whose reader or
+    terminal goes away, takes all and keeps nothing: what is only for looking at never costs a
+    result. What is logged, or warned of, is printable too.
     """
+    _occupy_closed_streams()
     for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
-        elif isinstance(stream, io.TextIOWrapper):
+        stream = getattr(sys, name) or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    for handler in (*logging.getLogger().handlers, *logging.getLogger("absl").handlers):
-        handler.addFilter(_PrintableRecords())
+        if not isinstance(stream, _Lasting):
+            setattr(sys, name, _Lasting(stream))
+    if logging.getLogRecordFactory() is not _printable_record:
+        logging.setLogRecordFactory(_printable_record)
+        warnings.formatwarning = _printable_warning
+
+
+class _Lasting:
+    """A stream whose end is no error to who writes."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, said: str) -> int:
+        with self._outliving():
+            return self._stream.write(said)
+        return len(said)
+
+    def flush(self) -> None:
+        with self._outliving():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _outliving(self) -> Iterator[None]:
+        """Where the reader is gone (EPIPE), the terminal (EIO) or the room, all goes nowhere."""
+        try:
+            yield
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+
+
+def _occupy_closed_streams() -> None:
+    """Keeps the numbers of closed streams from files, into which libraries would then write."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+
+
+def _printable_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
+    record = logging.LogRecord(*args, **kwargs)
+    with contextlib.suppress(TypeError, ValueError):  # what does not fit its format, logging says
+        record.msg, record.args = _escaped(record.getMessage(), kept=_LAYOUT), ()
+    return record
+
+
+def _printable_warning(*args: Any, **kwargs: Any) -> str:
+    return _escaped(_format_warning(*args, **kwargs), kept=_LAYOUT)
+
+
+_format_warning = warnings.formatwarning
 
 
 def _escaped(said: str, *, kept: str) -> str:
@@ -122,10 +193,3 @@ def _shows(character: str) -> bool:
 
 def _escape(character: str) -> str:
     return character.encode("unicode_escape", errors="surrogatepass").decode("ascii")
-
-
-def _point_to_nothing(stream: Any) -> None:
-    """Gives a stream whose reader is gone a place that takes all."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)

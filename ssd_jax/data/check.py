@@ -9,6 +9,7 @@ Every picture is decoded. Exit status: 0 nothing is wrong, 1 something is, 2 the
 """
 
 import argparse
+import functools
 import os
 import pathlib
 import sys
@@ -16,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from rich import box, markup, table
+from rich import box, table
 
 from ssd_jax import console, errors, priors
 from ssd_jax.data import builder, coco, datasets, voc, yolo
@@ -193,7 +194,7 @@ def split_table(examined: builder.Examined) -> table.Table:
             crowds,
             len(examined.skipped[name]),
         )
-        shown.add_row(markup.escape(name), *map(str, numbers))
+        shown.add_row(console.plain(name), *map(str, numbers))
     return shown
 
 
@@ -210,7 +211,7 @@ def class_table(found: Objects, class_names: Iterable[str], covered: np.ndarray)
         shown.add_column(heading, justify="right")
     sizes = size_of(found.areas)
     for name in class_names:
-        shown.add_row(markup.escape(name), *_class_row(found, sizes, covered, found.names == name))
+        shown.add_row(console.plain(name), *_class_row(found, sizes, covered, found.names == name))
     shown.add_section()
     shown.add_row("all", *_class_row(found, sizes, covered, np.ones(len(sizes), bool)))
     return shown
@@ -257,7 +258,7 @@ def check(path: str, kind: str, default_boxes: np.ndarray) -> bool:
     out = console.Console(highlight=False)
     if not out.is_terminal:
         out = console.Console(highlight=False, width=_WIDE)
-    out.print(f"{path}: {_DESCRIPTIONS[kind]}", markup=False, soft_wrap=True)
+    out.print(console.plain(f"{path}: {_DESCRIPTIONS[kind]}"), soft_wrap=True)
     try:
         lines = report(open_reader(path, kind), default_boxes, out)
     except errors.UserError as error:  # in what describes the dataset as a whole
@@ -270,14 +271,13 @@ def check(path: str, kind: str, default_boxes: np.ndarray) -> bool:
 
 def main(argv: Sequence[str]) -> int:
     """Checks what the command line names; returns the exit status."""
-    arguments = _arguments(argv)
+    return console.run(functools.partial(_check, _arguments(argv)))
+
+
+def _check(arguments: argparse.Namespace) -> int:
     spec = _PRIORS[arguments.image_size, arguments.prior_sizes]
-    try:
-        kind = detect_format(arguments.path) if arguments.format == "auto" else arguments.format
-        return 0 if check(arguments.path, kind, priors.default_boxes(spec)) else 1
-    except errors.UserError as error:
-        console.error(error)
-        return 2
+    kind = detect_format(arguments.path) if arguments.format == "auto" else arguments.format
+    return 0 if check(arguments.path, kind, priors.default_boxes(spec)) else 1
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:

@@ -7,6 +7,7 @@ The pictures are those of the prepared dataset; where it is not prepared, boxes 
 """
 
 import argparse
+import functools
 import math
 import os
 import sys
@@ -318,27 +319,20 @@ def main(argv: Sequence[str]) -> int:
     command.add_argument("--output", type=Path, default=Path("comparison.html"))
     command.add_argument("--overwrite", action="store_true", help="replace an --output")
     command.add_argument("--no_pictures", action="store_true", help="don't open the dataset")
-    arguments = parser.parse_args(argv)
-    try:
-        if os.path.lexists(arguments.output) and not arguments.overwrite:
-            raise errors.UserError(
-                f"{arguments.output} is there already; give another --output, or --overwrite"
-            )
-        a, b = (evaluated.load(folder) for folder in arguments.runs)
-        compare.check(a, b, names=tuple(map(str, arguments.runs)))
-        read = _no_picture if arguments.no_pictures else _pictures_of(b)
-        compare.write(
-            arguments.output.resolve(),
-            a,
-            b,
-            names=tuple(map(str, arguments.runs)),
-            read_picture=read,
+    return console.run(functools.partial(_compare, parser.parse_args(argv)))
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    names, output = tuple(map(str, arguments.runs)), arguments.output.resolve()
+    if os.path.lexists(arguments.output) and not arguments.overwrite:
+        raise errors.UserError(
+            f"{arguments.output} is there already; give another --output, or --overwrite"
         )
-    except errors.UserError as error:
-        console.error(error)
-        return 2
+    a, b = (evaluated.load(folder) for folder in arguments.runs)
+    compare.check(a, b, names=names)
+    read = _no_picture if arguments.no_pictures else _pictures_of(b)
+    compare.write(output, a, b, names=names, read_picture=read)
     console.stdout.print(console.plain(arguments.output))
-    return 0
 
 
 def _pictures_of(source: evaluated.Evaluated) -> gallery.ReadPicture:

@@ -3,9 +3,10 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from rich import console, table, text
+import rich.console
+from rich import table
 
-from ssd_jax import export
+from ssd_jax import console, export
 from ssd_jax.evaluation import run
 from ssd_jax.models import summary
 
@@ -28,9 +29,9 @@ def layers(rows: Sequence[summary.Layer]) -> table.Table:
     return result
 
 
-def evaluation(result: run.Evaluation) -> console.Group:
+def evaluation(result: run.Evaluation) -> rich.console.Group:
     """All figures of an evaluation."""
-    return console.Group(average_precision(result), coco(result))
+    return rich.console.Group(average_precision(result), coco(result))
 
 
 def average_precision(result: run.Evaluation) -> table.Table:
@@ -40,17 +41,19 @@ def average_precision(result: run.Evaluation) -> table.Table:
         shown.add_column(heading, justify="right")
     for name, ap in result.voc07.ap.items():
         objects = result.voc07.curves[name].num_objects
-        shown.add_row(text.Text(name), str(objects), _figure(ap), _figure(result.area.ap[name]))
+        shown.add_row(console.plain(name), str(objects), _figure(ap), _figure(result.area.ap[name]))
     shown.add_section()
     shown.add_row("mAP", "", _figure(result.voc07.mean_ap), _figure(result.area.mean_ap))
     return shown
 
 
-def coco(result: run.Evaluation) -> console.Group:
+def coco(result: run.Evaluation) -> rich.console.Group:
     """COCO's 12 numbers: precisions above recalls, so that both fit into 80 columns."""
     names = list(result.coco)
     halves = (names[: len(names) // 2], names[len(names) // 2 :])
-    return console.Group(*(_row({name: result.coco[name] for name in half}) for half in halves))
+    return rich.console.Group(
+        *(_row({name: result.coco[name] for name in half}) for half in halves)
+    )
 
 
 def differences(found: Mapping[str, export.Difference], *, pictures: int) -> table.Table:
