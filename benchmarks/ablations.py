@@ -5,18 +5,18 @@ r"""Trains the paper's ablations and writes a table of them beside the paper's f
   python benchmarks/ablations.py --workdir runs/tiny --base configs/quickstart.py \
     --configs no_augmentation,no_ratio_3,full
 
-Each config of configs/ablations changes --base, by default configs/ablations/full.py, the paper's
-recipe; --config.PART.FIELD=VALUE changes it for all. Each is trained in a folder of its name, and
-goes on where it stopped; the table, WORKDIR/table.md, is written after each. A file of your own
-with a `change(cfg)` is given by its path.
+Each of configs/ablations.py changes --base, by default the paper's recipe;
+--config.PART.FIELD=VALUE changes it for all. Each is trained in a folder of its name, and resumes
+where it stopped; the table, WORKDIR/table.md, is written after each. A file of your own with a
+`change(cfg)` is given by its path.
 """
 
 import copy
 import runpy
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from absl import flags
 
@@ -24,7 +24,7 @@ from ssd_jax import cli, console, errors
 from ssd_jax import config as config_lib
 
 ROOT = Path(__file__).parent.parent
-FOLDER = ROOT / "configs" / "ablations"
+FILE = ROOT / "configs" / "ablations.py"
 
 
 class Published(NamedTuple):
@@ -56,8 +56,8 @@ PAPER = {
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", None, "Folder of the runs and of the table.")
-flags.DEFINE_string("base", str(FOLDER / "full.py"), "Config that the ablations change.")
-flags.DEFINE_list("configs", list(PAPER), "Names in configs/ablations, or files, in the order.")
+flags.DEFINE_string("base", str(FILE), "Config that the ablations change.")
+flags.DEFINE_list("configs", list(PAPER), "Names in configs/ablations.py, or files, in order.")
 
 
 class Run(NamedTuple):
@@ -67,24 +67,18 @@ class Run(NamedTuple):
     mean_ap: float
 
 
-def get(path: Path, name: str) -> Callable[..., config_lib.Config]:
-    """A function of a config file.
+def get(path: Path, name: str) -> Any:
+    """What a config file calls so.
 
     Raises:
-      UserError: If there is no such file, or no such function in it.
+      UserError: If there is no such file, or no such name in it.
     """
     if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in FOLDER.glob("*.py")))
-        raise errors.UserError(f"{path}: there is no such file; configs/ablations has {known}")
+        raise errors.UserError(f"{path}: there is no such file; give a config with {name}")
     found = runpy.run_path(str(path))
     if name not in found:
-        raise errors.UserError(f"{path} has no {name}(); the files of configs/ablations show how")
+        raise errors.UserError(f"{path} has no {name}, as it should")
     return found[name]
-
-
-def place(name: str) -> Path:
-    """The file of an ablation."""
-    return Path(name) if name.endswith(".py") else FOLDER / f"{name}.py"
 
 
 def changed(base: config_lib.Config, names: Sequence[str]) -> dict[str, config_lib.Config]:
@@ -93,12 +87,17 @@ def changed(base: config_lib.Config, names: Sequence[str]) -> dict[str, config_l
     Raises:
       UserError: If there is no such ablation, or a config is not valid.
     """
-    full = get(place("full"), "change")(copy.deepcopy(base))
+    known = get(FILE, "CHANGES")
     configs = {}
     for name in names:
-        path = place(name)
-        configs[path.stem] = get(path, "change")(copy.deepcopy(full))
-        config_lib.validate(configs[path.stem])
+        if name not in known and not name.endswith(".py"):
+            raise errors.UserError(
+                f"--configs has {name!r}; give some of {', '.join(known)}, or a FILE.py"
+            )
+        change = known[name] if name in known else get(Path(name), "change")
+        found = change(known["full"](copy.deepcopy(base)))
+        config_lib.validate(found)
+        configs[Path(name).stem] = found
     return configs
 
 

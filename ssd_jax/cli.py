@@ -61,7 +61,7 @@ def parse(
         sys.exit(0)
     try:
         if (file := _config_file(argv)) is not None:
-            _check_file(file)
+            _check_file(file.partition(":")[0])
             config_flags.DEFINE_config_file("config", None, "File whose get_config() is the config")
         elif saved is None:
             raise errors.UserError("--config is missing: say, --config configs/quickstart.py")
@@ -144,8 +144,9 @@ def keep_compiled(cache_dir: str) -> None:
 
 
 def config_name(argv: Sequence[str]) -> str:
-    """The name of the config file on the command line, without its ending."""
-    return Path(_config_file(argv) or "run").stem
+    """The name of the config file on the command line, without its ending, and its argument."""
+    path, _, argument = (_config_file(argv) or "run").partition(":")
+    return "_".join(filter(None, (Path(path).stem, argument)))
 
 
 def find_trained() -> "detector.Trained":
