@@ -73,7 +73,7 @@ def parse(
         config_lib.validate(flags.FLAGS.config)
         return rest
     except flags.Error as error:
-        raise errors.UserError(f"{error}; --help lists the flags") from None
+        raise _root(error) or errors.UserError(f"{error}; --help lists the flags") from None
     except SyntaxError as error:
         raise errors.UserError(
             f"--config {_config_file(argv)} is no Python file with a get_config(): {error}"
@@ -87,6 +87,12 @@ def parse(
         raise errors.UserError(
             f"{error.args[0]}; the fields and their defaults stand in ssd_jax/config.py"
         ) from None
+
+
+def _root(error: BaseException) -> errors.UserError | None:
+    """The mistake that a config file names itself, from which its loader made other errors."""
+    found = _root(error.__context__) if error.__context__ else None
+    return found or (error if isinstance(error, errors.UserError) else None)
 
 
 def split_cpu(devices: int) -> None:

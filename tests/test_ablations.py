@@ -234,6 +234,13 @@ def test_one_command_trains_a_set_and_writes_the_table(tmp_path):
     assert max(tiny_run.steps_saved(runs / "maps_5")) == 3
 
 
+def test_an_ablation_that_there_is_not_is_one_line():
+    arguments = ("--config", ROOT / "configs/ablations.py:map", "--summary")
+    ((status, err),) = tiny_run.ends([tiny_run.start("train.py", *arguments)], timeout=600)
+    assert (status, err.count("\n")) == (2, 1)
+    assert err.startswith("error: configs/ablations.py:map: give one of no_augmentation, full, ")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
