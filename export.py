@@ -52,6 +52,8 @@ def main(argv: Sequence[str]) -> None:
     pictures = media.find(names) if names else []
     detector = trained().build(config)
     output = Path(FLAGS.output or trained().folder / "export")
+    if not FLAGS.output and output.is_symlink():  # in a workdir that may be somebody else's
+        output.unlink()
     media.make_folder(output, overwrite=FLAGS.overwrite)
     places = {name: output / f"detector.{name}" for name in FLAGS.formats}
     console.stdout.print(console.plain(f"exporting {trained().place}"))

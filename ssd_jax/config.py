@@ -2,12 +2,20 @@
 
 A file in `configs/` returns a `Config` from `get_config()`; a command line changes single fields:
 `python train.py --config configs/ssd300.py --config.train.batch_size=8`.
+
+Such a file is code, which its user trusts. What a trained network comes with, the `config.json` of
+a run or the metadata of an exported file, may be somebody else's: it is data, checked field by
+field, and `LOCAL` fields in it are not heeded.
 """
 
 import dataclasses
 import json
 import math
 import os
+import reprlib
+import sys
+import types
+import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +25,12 @@ from ssd_jax import errors, files
 from ssd_jax.models import ssd
 
 VERSION = 1  # of what a workdir holds, config and checkpoints; a newer one is refused
+MOST_BYTES = 16 * 2**20  # of a config with its class names, as JSON
+
+_MOST_CLASSES = 32_767  # which evaluations count in 16 bits
+_MOST_CHARACTERS = 4_096  # of a text, and of a class's name
+_MOST_VALUES = 10_000  # in a field that has several
+_MOST_PIXELS = 2**28  # of the inputs of a batch that is evaluated, and of its canvases
 
 
 @dataclasses.dataclass
@@ -67,7 +81,8 @@ class DataConfig:
     # where your dataset is: its folder, or one JSON of COCO, or YOLO's data.yaml; empty: built in
     path: str = ""
     archives: str = ""  # folder that holds VOC's or COCO's archives; empty: download them
-    cache_dir: str = dataclasses.field(default_factory=_cache_dir)  # downloads, prepared datasets
+    # of downloads, prepared datasets and compiled programs; a run's config does not say it
+    cache_dir: str = dataclasses.field(default_factory=_cache_dir)
     # address or folder that has the weights of names such as ssd300-coco; empty: torchvision's
     mirror: str = dataclasses.field(default_factory=_mirror)
     # of voc YEAR/NAME; joined by +, cut as in train[:80%]
@@ -148,6 +163,13 @@ class Config:
     eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
 
 
+LOCAL: dict[str, tuple[str, ...]] = {"data": ("cache_dir", "mirror"), "train": ("wandb",)}
+"""Fields that say where this machine writes, what it runs and whom it contacts.
+
+XLA's compiled programs in `cache_dir` are native code. These fields come from the command line, a
+config file that it names, the environment or the defaults, never from what is read as data.
+"""
+
 CHANGEABLE = ("model.dtype", "model.pretrained", "model.shared_classes")
 """Fields of `model` that a run can change when it goes on; the others make the network."""
 
@@ -192,6 +214,13 @@ _NOT_NEGATIVE = {
     "eval": ("max_images",),
 }
 _SHARES = {"data": ("max_bad_share",), "train": ("ema_decay",)}
+_AT_MOST = {
+    "model": {"image_size": 4_096, "image_width": 4_096, "width": 16},
+    "data": {"canvas": 8_192, "threads": 1_024, "workers": 1_024},
+    "train": {"cpu_devices": 1_024},
+    "eval": {"top_k": 100_000, "max_detections": 100_000},
+}
+_LENGTHS = {"source_maps": 32, "aspect_ratios": 32, "prior_scales": 32, "sizes": 32}
 # What a run may go on with when it is another than before: it does not change what is learnt.
 _FREE: dict[str, tuple[str, ...]] = {
     "model": ("remat",),
@@ -221,16 +250,17 @@ _FREE: dict[str, tuple[str, ...]] = {
 
 
 def validate(config: Config) -> None:
-    """Checks the values that a field's type does not.
+    """Checks the type and the value of every field.
 
     Raises:
       UserError: Naming the first field that is wrong, and what it may be.
     """
+    _check_types(config)
     for (part, field), choices in _CHOICES.items():
         value = getattr(getattr(config, part), field)
         if value not in choices:
             raise errors.UserError(
-                f"config.{part}.{field} is {value!r}; choose one of {', '.join(choices)}"
+                f"config.{part}.{field} is {shown(value)}; choose one of {', '.join(choices)}"
             )
     least = ssd.BACKBONES[config.model.backbone].least_side
     for field in ("image_size", "image_width"):
@@ -242,12 +272,14 @@ def validate(config: Config) -> None:
             )
     if len(config.model.mean) not in (0, 3):
         raise errors.UserError(
-            f"config.model.mean is {config.model.mean}; give three numbers, RGB in 0..255, or none"
+            f"config.model.mean is {shown(config.model.mean)}; give three numbers, RGB in 0..255, "
+            f"or none"
         )
     drawn = config.data.interpolations
     if not drawn or set(drawn) - set(augment_lib.INTERPOLATIONS):
         raise errors.UserError(
-            f"config.data.interpolations is {drawn}; give some of {augment_lib.INTERPOLATIONS}"
+            f"config.data.interpolations is {shown(drawn)}; give some of "
+            f"{augment_lib.INTERPOLATIONS}"
         )
     _check_boxes(config.model)
     _check_sizes(config.eval.sizes, least)
@@ -264,6 +296,101 @@ def validate(config: Config) -> None:
                     raise errors.UserError(
                         f"config.{part}.{field} is {value}; it must be {meaning}"
                     )
+    _check_amounts(config)
+
+
+def _check_types(config: Config) -> None:
+    if not _fits(int, config.seed):
+        raise _mistyped("config.seed", config.seed, int)
+    for part, kinds in _FIELDS.items():
+        for field, kind in kinds.items():
+            value = getattr(getattr(config, part), field)
+            if not _fits(kind, value):
+                raise _mistyped(f"config.{part}.{field}", value, kind)
+
+
+def _fits(kind: Any, value: Any) -> bool:
+    """Whether a value is of a field's type, finite, and no longer than may be."""
+    if isinstance(kind, types.GenericAlias):
+        element = typing.get_args(kind)[0]
+        fits = isinstance(value, tuple) and len(value) <= _MOST_VALUES
+        return fits and all(_fits(element, each) for each in value)
+    if kind is str:
+        return isinstance(value, str) and _is_text(value)
+    if kind is bool or isinstance(value, bool):
+        return kind is type(value)
+    if kind is int:
+        return isinstance(value, int) and abs(value) < 2**63
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
+
+
+def _is_text(value: str) -> bool:
+    """Whether it can be a path: bytes that are no UTF-8 may be in it, as Python has them."""
+    try:
+        return b"\0" not in os.fsencode(value) and len(value) <= _MOST_CHARACTERS
+    except UnicodeEncodeError:
+        return False
+
+
+def _mistyped(field: str, value: Any, kind: Any) -> errors.UserError:
+    return errors.UserError(f"{field} is {shown(value)}; it must be {_named(kind)}")
+
+
+def _named(kind: Any) -> str:
+    """A field's type in words."""
+    if isinstance(kind, types.GenericAlias):
+        element = typing.get_args(kind)[0]
+        nested = isinstance(element, types.GenericAlias)
+        inner = "of them" if nested else _named(element).split(" ", 1)[-1] + "s"
+        return f"a tuple {_named(element) + 's, ' + inner if nested else 'of ' + inner}"
+    return {int: "a whole number", float: "a finite number", bool: "true or false"}.get(
+        kind, f"a text of at most {_MOST_CHARACTERS} characters"
+    )
+
+
+def shown(value: Any) -> str:
+    """The beginning of what somebody gave, for a message: in little time, however large it is."""
+    return _SHORT.repr(value)
+
+
+def _check_amounts(config: Config) -> None:
+    """Bounds what a config makes this program allocate."""
+    for part, limits in _AT_MOST.items():
+        for field, most in limits.items():
+            if (value := getattr(getattr(config, part), field)) > most:
+                raise errors.UserError(f"config.{part}.{field} is {value}; it may be {most:,}")
+    for part in ("model", "eval"):
+        for field in _LENGTHS.keys() & _FIELDS[part].keys():
+            if len(value := getattr(getattr(config, part), field)) > _LENGTHS[field]:
+                raise errors.UserError(
+                    f"config.{part}.{field} has {len(value)} entries; it may have {_LENGTHS[field]}"
+                )
+    _check_pixels(config)
+
+
+def _check_pixels(config: Config) -> None:
+    """Bounds the batches of an evaluation."""
+    options = config.eval
+    height, width = config.model.image_size, config.model.image_width or config.model.image_size
+    sides = options.sizes or (min(height, width),)
+    scales = [side / min(height, width) for side in sides]
+    most = _AT_MOST["model"]["image_size"]
+    if max(scales) * max(height, width) > most:
+        raise errors.UserError(
+            f"config.eval.sizes has {max(sides)}, which makes an input of more than {most:,} "
+            f"pixels on a side; give smaller ones"
+        )
+    looks = sum(scale**2 for scale in scales) * height * width * (1 + options.flip)
+    for pixels, what in (
+        (looks, "inputs of config.model.image_size and config.eval.sizes"),
+        (config.data.canvas**2, "canvases of config.data.canvas"),
+    ):
+        if options.batch_size * pixels > _MOST_PIXELS:
+            raise errors.UserError(
+                f"config.eval.batch_size is {options.batch_size}: the {what} have "
+                f"{options.batch_size * pixels:.0f} pixels together; make it at most "
+                f"{max(1, int(_MOST_PIXELS / pixels))}"
+            )
 
 
 def _check_boxes(model: ModelConfig) -> None:
@@ -273,39 +400,34 @@ def _check_boxes(model: ModelConfig) -> None:
             f"--config.model.atrous=true"
         )
     maps, ratios = model.source_maps, model.aspect_ratios
-    numbers = isinstance(maps, tuple) and all(type(n) is int and n >= 0 for n in maps)
-    if not numbers or list(maps) != sorted(maps):
+    if min(maps, default=0) < 0 or list(maps) != sorted(maps):
         raise errors.UserError(
-            f"config.model.source_maps is {maps!r}; give the number of a map for each scale, never "
-            f"falling, such as '(0, 1, 2, 3, 4, 4)'"
+            f"config.model.source_maps is {shown(maps)}; give the number of a map for each scale, "
+            f"never falling, such as '(0, 1, 2, 3, 4, 4)'"
         )
-    known = isinstance(ratios, tuple) and all(
-        isinstance(of_scale, tuple)
-        and all(isinstance(ratio, int | float) and 1 < ratio < math.inf for ratio in of_scale)
-        for of_scale in ratios
-    )
-    if not known:
+    if any(len(of_scale) > 16 or min(of_scale, default=2) <= 1 for of_scale in ratios):
         raise errors.UserError(
-            f"config.model.aspect_ratios is {ratios!r}; give ratios above 1 for each scale, or "
-            f"once for all, such as '((2,),)' or '((),)'"
+            f"config.model.aspect_ratios is {shown(ratios)}; give at most 16 ratios above 1 for "
+            f"each scale, or once for all, such as '((2,),)' or '((),)'"
         )
     scales = model.prior_scales
-    shares = isinstance(scales, tuple) and all(
-        isinstance(scale, int | float) and 0 < scale <= 1 for scale in scales
-    )
-    if not shares or list(scales) != sorted(scales):
+    if not all(0 < scale <= 1 for scale in scales) or list(scales) != sorted(scales):
         raise errors.UserError(
-            f"config.model.prior_scales is {scales!r}; give a share of the input's shorter side "
-            f"for each scale, above 0, at most 1 and never falling, such as "
+            f"config.model.prior_scales is {shown(scales)}; give a share of the input's shorter "
+            f"side for each scale, above 0, at most 1 and never falling, such as "
             f"'(0.1, 0.2, 0.37, 0.54, 0.71, 0.88)'"
+        )
+    gaps = model.gaps
+    if min(gaps, default=1) < 1 or list(gaps) != sorted(set(gaps)):
+        raise errors.UserError(
+            f"config.model.gaps is {shown(gaps)}; give the numbers of unused logits, rising from 1"
         )
 
 
-def _check_sizes(sizes: Any, least: int) -> None:
-    whole = isinstance(sizes, tuple) and all(type(side) is int for side in sizes)
-    if not whole or len(set(sizes)) < len(sizes) or min(sizes, default=least) < least:
+def _check_sizes(sizes: tuple[int, ...], least: int) -> None:
+    if len(set(sizes)) < len(sizes) or min(sizes, default=least) < least:
         raise errors.UserError(
-            f"config.eval.sizes is {sizes!r}; give different whole numbers of pixels, each at "
+            f"config.eval.sizes is {shown(sizes)}; give different whole numbers of pixels, each at "
             f"least {least}, such as '(300, 400)', or '()'"
         )
 
@@ -325,8 +447,8 @@ def rate_multipliers(rates: Sequence[str]) -> dict[str, float]:
             found[pattern] = math.nan
         if not (pattern and 0 < found[pattern] < math.inf):
             raise errors.UserError(
-                f"config.train.rates has {text!r}; give PATTERN=NUMBER, such as 'conf*=10'; what "
-                f"is not to learn at all goes into config.train.freeze"
+                f"config.train.rates has {shown(text)}; give PATTERN=NUMBER, such as 'conf*=10'; "
+                f"what is not to learn at all goes into config.train.freeze"
             )
     return found
 
@@ -367,23 +489,85 @@ def save(path: str | Path, config: Config, class_names: tuple[str, ...]) -> None
 def load(path: str | Path) -> tuple[Config, tuple[str, ...]]:
     """Reads what `save` wrote: the config and the class names.
 
+    The file may be somebody else's: it is checked as `from_mapping` does it, and `LOCAL` fields are
+    this machine's.
+
     Raises:
       UserError: If the file is missing, is not such a file, is of a newer version, or has a field
-        that is not known.
+        that is not known or of a wrong type or value.
     """
     path = Path(path)
     try:
-        content = {"version": 1, **json.loads(path.read_text(encoding="utf-8"))}  # the first: none
-        check_version(path, content["version"])
-        return from_mapping(content["config"]), tuple(content["class_names"])
+        data = files.read(path, at_most=MOST_BYTES)
+        content = parse(data, where=f"{path} is not the config of a run")
     except FileNotFoundError:
         raise errors.UserError(
             f"{path} is missing: give the workdir of a training run, which holds it"
         ) from None
-    except errors.UserError:
-        raise
-    except (ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        if errors.is_of_machine(error):
+            raise errors.of_machine(error, path) from None
+        raise errors.UserError(f"{path}: {error.strerror}") from None
+    try:
+        content = {"version": 1, **content}  # the first: none
+        check_version(path, content["version"])
+        config, names = content["config"], content["class_names"]
+    except KeyError as error:
+        raise errors.UserError(f"{path} is not the config of a run: it has no {error}") from None
+    except TypeError as error:
         raise errors.UserError(f"{path} is not the config of a run: {error}") from None
+    return from_mapping(config, where=path), check_class_names(names, where=path)
+
+
+def parse(text: str | bytes, *, where: object) -> Any:
+    """JSON that may be somebody else's.
+
+    Args:
+      text: The JSON, as UTF-8 where it is bytes; at most `MOST_BYTES`.
+      where: What it is in, for the message.
+
+    Raises:
+      UserError: If it is none, or larger.
+    """
+    if len(text) > MOST_BYTES:
+        raise errors.UserError(f"{where}: its config is larger than {MOST_BYTES} bytes")
+    try:
+        return json.loads(text if isinstance(text, str) else text.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise errors.UserError(f"{where}: no JSON ({reason})") from None
+
+
+def check_class_names(names: Any, *, where: object) -> tuple[str, ...]:
+    """The class names that came with a trained network.
+
+    Args:
+      names: As JSON has them.
+      where: What they are in, for the message.
+
+    Raises:
+      UserError: If they are no list of different texts that are not empty.
+    """
+    if not isinstance(names, list | tuple) or not 0 < len(names) <= _MOST_CLASSES:
+        raise errors.UserError(
+            f"{where}: class_names is {shown(names)}; it must be a list of 1 to {_MOST_CLASSES:,} "
+            f"names"
+        )
+    for name in names:
+        if not isinstance(name, str) or not (name.strip() and _is_text(name) and _is_unicode(name)):
+            raise errors.UserError(
+                f"{where}: class_names has {shown(name)}; a name is a text that is not empty, of "
+                f"at most {_MOST_CHARACTERS} characters"
+            )
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise errors.UserError(f"{where}: class_names has {shown(twice)} twice")
+    return tuple(names)
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether it has no half characters, which nobody can draw or write."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def check_version(path: str | Path, version: int) -> None:
@@ -395,35 +579,74 @@ def check_version(path: str | Path, version: int) -> None:
 
     Raises:
       UserError: If it is above this one's.
+      TypeError: If it is no whole number.
     """
+    if type(version) is not int:
+        raise TypeError(f"its version is {shown(version)}")
     if version > VERSION:
         raise errors.UserError(
-            f"{path} was written by a newer ssd_jax (format {version}, this one reads {VERSION}): "
-            f"update ssd_jax"
+            f"{path} was written by a newer ssd_jax (format {shown(version)}, this one reads "
+            f"{VERSION}): update ssd_jax"
         )
 
 
-def from_mapping(values: Mapping[str, Any]) -> Config:
-    """A config of nested fields by name; those that are absent keep their defaults.
+def from_mapping(values: Any, *, where: object) -> Config:
+    """A config that came with a trained network, from its fields by name.
+
+    Fields that are absent keep their defaults, `LOCAL` ones do in any case.
+
+    Args:
+      values: As JSON has them: parts by name, of fields by name, tuples as lists.
+      where: What they are in, for the message.
 
     Raises:
-      ValueError: If a field is not known.
+      UserError: Naming `where` and the first field that is not known, or of a wrong type or value.
     """
-    return _from_mapping(Config, values)
+    config = Config()
+    for name, value in _checked_names(values, Config, f"{where}: config").items():
+        if name == "seed":
+            config.seed = _as_field(value, int)
+            continue
+        part = getattr(config, name)
+        given = _checked_names(value, type(part), f"{where}: config.{name}")
+        for field in given.keys() - set(LOCAL.get(name, ())):
+            setattr(part, field, _as_field(given[field], _FIELDS[name][field]))
+    try:
+        validate(config)
+    except errors.UserError as error:
+        raise errors.UserError(f"{where}: {error}") from None
+    return config
 
 
-def _from_mapping(kind: type, values: Mapping[str, Any]) -> Any:
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    if unknown := sorted(set(values) - set(fields)):
-        raise ValueError(f"unknown field {unknown[0]!r} in {kind.__name__}")
-    converted = {}
-    for name, value in values.items():
-        if dataclasses.is_dataclass(fields[name].type):
-            value = _from_mapping(fields[name].type, value)  # type: ignore[arg-type]
-        converted[name] = _tuples(value)
-    return kind(**converted)
+def _checked_names(values: Any, kind: type, where: str) -> Mapping[str, Any]:
+    if not isinstance(values, dict):
+        raise errors.UserError(f"{where} is {shown(values)}; it must be an object of fields")
+    if unknown := values.keys() - {field.name for field in dataclasses.fields(kind)}:
+        raise errors.UserError(
+            f"{where} has an unknown field {shown(min(unknown))}: it may be of another version of "
+            f"ssd_jax"
+        )
+    return values
 
 
-def _tuples(value: Any) -> Any:
-    """Lists of JSON as the tuples that they were."""
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+def _as_field(value: Any, kind: Any) -> Any:
+    """A value of JSON as its field has it, where it fits: lists as tuples, 8.0 as a whole 8."""
+    if isinstance(value, list) and isinstance(kind, types.GenericAlias):
+        return tuple(_as_field(each, typing.get_args(kind)[0]) for each in value)
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+def _fields_of(part: type) -> dict[str, Any]:
+    return {field.name: field.type for field in dataclasses.fields(part)}
+
+
+_FIELDS = {
+    "model": _fields_of(ModelConfig),
+    "data": _fields_of(DataConfig),
+    "train": _fields_of(TrainConfig),
+    "eval": _fields_of(EvalConfig),
+}
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80

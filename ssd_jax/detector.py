@@ -15,7 +15,7 @@ from absl import logging
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from PIL import Image
 
-from ssd_jax import augment, detection, errors, visualize
+from ssd_jax import augment, detection, errors, priors, visualize
 from ssd_jax import config as config_lib
 from ssd_jax.data import classes
 from ssd_jax.data import images as image_files
@@ -61,8 +61,14 @@ def build_model(config: config_lib.ModelConfig, num_classes: int) -> ssd.SSD:
     """The network that a config describes, for `num_classes` classes without background.
 
     Raises:
-      UserError: If `config.source_maps`, `aspect_ratios` or `prior_scales` are not for its maps.
+      UserError: If `config.source_maps`, `aspect_ratios` or `prior_scales` are not for its maps, or
+        `gaps` not for its logits.
     """
+    if config.gaps and config.gaps[-1] > num_classes + len(config.gaps):
+        raise errors.UserError(
+            f"config.model.gaps has {config.gaps[-1]}: {num_classes} classes and the unused have "
+            f"only {num_classes + len(config.gaps)} logits"
+        )
     model = ssd.SSD(
         num_classes=num_classes + 1,
         backbone=config.backbone,
@@ -80,9 +86,13 @@ def build_model(config: config_lib.ModelConfig, num_classes: int) -> ssd.SSD:
     )
     if config.source_maps or config.aspect_ratios or config.prior_scales:
         try:
-            ssd.prior_spec(model, input_size(config))
+            spec = ssd.prior_spec(model, input_size(config))
         except ValueError as error:
             raise errors.UserError(f"config.model.{error}") from None
+        try:
+            priors.check_number(spec)
+        except ValueError as error:
+            raise errors.UserError(f"config.model.source_maps, aspect_ratios: {error}") from None
     return model
 
 

@@ -10,17 +10,22 @@ subtracts the mean itself. It gives either
 
 A safetensors file holds the parameters alone. The class names, the sizes, the mean and the config
 travel in each file's metadata: text by name, see `metadata`.
+
+A file that is read may be somebody else's. It computes and nothing more: its metadata are checked
+as a config, no other file is opened for it, and a StableHLO program that calls code of the machine
+is refused.
 """
 
 import contextlib
 import dataclasses
 import functools
 import importlib
+import io
 import json
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import flax.traverse_util
 import jax
@@ -29,7 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import ssd_jax
-from ssd_jax import augment, boxes, detection, errors
+from ssd_jax import augment, boxes, detection, errors, files
 from ssd_jax import config as config_lib
 from ssd_jax import detector as detector_lib
 from ssd_jax.detection import Detections
@@ -42,6 +47,9 @@ PLATFORMS = ("cpu", "cuda", "tpu")  # that a StableHLO file runs on
 _VARIANCES = (0.1, 0.2)  # of detection.detect
 _PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")  # of ONNX Runtime, the best first
 _METADATA_FILE = "metadata.json"  # in a StableHLO file
+# What a StableHLO program may call: nothing that XLA looks up among the machine's code.
+_CALLS = ("shape_assertion", "stablehlo.dynamic_reduce_window", "stablehlo.dynamic_top_k")
+_CONVERSES = ("infeed", "outfeed", "send", "recv")  # operations that wait for somebody else
 _NEAR = 1e-4  # detections whose scores differ by less may change places
 _SAME = 0.01  # two detections that lie further apart, in box or score, are not the same
 
@@ -94,8 +102,11 @@ def write(detector: detector_lib.Detector, path: Path, *, outputs: str = "detect
             f"--config.eval.flip=false --config.eval.sizes='()', or write safetensors"
         )
     try:
-        _WRITERS[kind](detector, path, outputs)
+        with files.replacing(path) as file:
+            _WRITERS[kind](detector, file, outputs)
     except OSError as error:
+        if errors.is_of_machine(error):
+            raise errors.of_machine(error, path) from None
         raise errors.UserError(f"{path}: not written: {error.strerror or error}") from None
 
 
@@ -191,7 +202,7 @@ def candidates(
 # --- ONNX ---
 
 
-def _write_onnx(detector: detector_lib.Detector, path: Path, outputs: str) -> None:
+def _write_onnx(detector: detector_lib.Detector, file: BinaryIO, outputs: str) -> None:
     """Computes in float32, whatever the config's type: runtimes have no bfloat16 on a CPU."""
     _require("onnx")
     from ssd_jax import onnx_graph
@@ -225,28 +236,45 @@ def _write_onnx(detector: detector_lib.Detector, path: Path, outputs: str) -> No
             max_detections=settings.max_detections,
         )
     model = graph.model(results, metadata=metadata(detector, outputs), version=ssd_jax.__version__)
-    path.write_bytes(model.SerializeToString())
+    file.write(model.SerializeToString())
 
 
 def _read_onnx(path: Path) -> detector_lib.Detector:
-    onnxruntime = _require("onnxruntime")
+    onnxruntime, onnx = _require("onnxruntime"), _require("onnx")
     providers = [name for name in _PROVIDERS if name in onnxruntime.get_available_providers()]
     try:
-        session = onnxruntime.InferenceSession(path, providers=providers)
+        content = path.read_bytes()
+        if _names_other_files(onnx.load_model_from_string(content), onnx.TensorProto):
+            raise errors.UserError(f"{path}: its values are to be in other files; give one file")
+        session = onnxruntime.InferenceSession(content, providers=providers)
+        described = session.get_modelmeta().custom_metadata_map
+        takes = [(value.name, *value.shape[1:]) for value in session.get_inputs()]
     except Exception as error:  # ONNX Runtime has a class for each status, with nothing in common
-        raise errors.UserError(f"{path} is no ONNX model that can be run: {error}") from None
+        raise _unreadable(error, path, "is no ONNX model that can be run") from None
     names = [output.name for output in session.get_outputs()]
 
     def run(images: np.ndarray) -> Arrays:
         return dict(zip(names, session.run(names, {"images": images}), strict=True))
 
-    return _detector(path, session.get_modelmeta().custom_metadata_map, run)
+    return _detector(path, described, run, takes=takes)
+
+
+def _names_other_files(message: Any, tensor: Any) -> bool:
+    """Whether a tensor anywhere in a message of ONNX keeps its values in another file."""
+    if isinstance(message, tensor):
+        return message.data_location == tensor.EXTERNAL or bool(message.external_data)
+    return any(
+        _names_other_files(each, tensor)
+        for field, value in message.ListFields()
+        if field.message_type is not None
+        for each in (value if isinstance(value, Sequence) else [value])
+    )
 
 
 # --- StableHLO ---
 
 
-def _write_stablehlo(detector: detector_lib.Detector, path: Path, outputs: str) -> None:
+def _write_stablehlo(detector: detector_lib.Detector, file: BinaryIO, outputs: str) -> None:
     """A `jax.export` artifact with a ZIP archive behind it, which holds the metadata.
 
     `jax.export.deserialize` reads a file from its front and `zipfile` from its end.
@@ -263,8 +291,8 @@ def _write_stablehlo(detector: detector_lib.Detector, path: Path, outputs: str) 
     images = jax.ShapeDtypeStruct((batch, *detector_lib.input_size(config.model), 3), np.float32)
     with _no_locations():
         exported = jax.export.export(jax.jit(run), platforms=PLATFORMS)(images)
-    path.write_bytes(exported.serialize())
-    with zipfile.ZipFile(path, "a") as archive:
+    file.write(exported.serialize())
+    with zipfile.ZipFile(file, "w") as archive:  # which begins where the file ends so far
         text = json.dumps(metadata(detector, outputs), indent=2)
         archive.writestr(zipfile.ZipInfo(_METADATA_FILE), text)  # of a fixed date
 
@@ -284,32 +312,65 @@ def _no_locations() -> Iterator[None]:
 def _read_stablehlo(path: Path) -> detector_lib.Detector:
     _require("flatbuffers")
     try:
-        with zipfile.ZipFile(path) as archive:
-            described = json.loads(archive.read(_METADATA_FILE))
-        exported = jax.export.deserialize(bytearray(path.read_bytes()))
+        content = path.read_bytes()
+        with zipfile.ZipFile(io.BytesIO(content)) as archive, archive.open(_METADATA_FILE) as part:
+            described = config_lib.parse(part.read(config_lib.MOST_BYTES + 1), where=path)
+        exported = jax.export.deserialize(bytearray(content))
+        takes = [("images", *aval.shape[1:]) for aval in exported.in_avals]
+        _check_computes(exported)
     except Exception as error:  # flatbuffers, zipfile and jax.export raise a dozen kinds
-        raise errors.UserError(
-            f"{path} is damaged, or was not written by export.py: {_reason(error)}"
-        ) from None
-    return _detector(path, described, jax.jit(exported.call))
+        raise _unreadable(error, path, "is damaged, or was not written by export.py") from None
+    return _detector(path, described, jax.jit(exported.call), takes=takes)
+
+
+def _check_computes(exported: jax.export.Exported) -> None:
+    """Makes sure that a program only computes.
+
+    XLA runs what a custom call names with the arguments that the file gives, as the addresses of
+    Python's functions. `jax.export` checks what it writes, not what it reads.
+
+    Raises:
+      ValueError: If it calls code of the machine, or waits for somebody else.
+    """
+    from jaxlib.mlir import ir
+    from jaxlib.mlir.dialects import stablehlo
+
+    context = ir.Context()
+    stablehlo.register_dialect(context)
+    module = stablehlo.deserialize_portable_artifact(context, exported.mlir_module_serialized)
+    found = set()
+
+    def note(operation: Any) -> Any:
+        kind = operation.name.partition(".")[2]
+        if kind == "custom_call":
+            found.add(ir.StringAttr(operation.attributes["call_target_name"]).value)
+        if kind in _CONVERSES:
+            found.add(kind)
+        return ir.WalkResult.ADVANCE
+
+    module.operation.walk(note)
+    if others := sorted(found.difference(_CALLS)):
+        raise ValueError(f"its program calls {config_lib.shown(others[0])}, which no export does")
+    if exported.nr_devices != 1 or exported.ordered_effects or exported.unordered_effects:
+        raise ValueError("its program is for several devices, or has effects")
 
 
 # --- safetensors ---
 
 
-def _write_safetensors(detector: detector_lib.Detector, path: Path, outputs: str) -> None:
+def _write_safetensors(detector: detector_lib.Detector, file: BinaryIO, outputs: str) -> None:
     """The parameters by their path in the network, whatever `outputs` says."""
     library = _require("safetensors.numpy")
     params = flax.traverse_util.flatten_dict(jax.device_get(detector.params), sep="/")
     arrays = {name: np.ascontiguousarray(array) for name, array in params.items()}
-    path.write_bytes(library.save(arrays, metadata=metadata(detector, "parameters")))
+    file.write(library.save(arrays, metadata=metadata(detector, "parameters")))
 
 
 def _read_safetensors(path: Path) -> detector_lib.Detector:
     try:
         described, arrays = safetensors.metadata(path), safetensors.read(path)
     except _BROKEN as error:
-        raise errors.UserError(f"{path} is no safetensors file: {_reason(error)}") from None
+        raise _unreadable(error, path, "is no safetensors file") from None
     config, class_names = _described(path, described)
     _check_parameters(path, arrays, config.model, len(class_names))
     params = flax.traverse_util.unflatten_dict(arrays, sep="/")
@@ -328,15 +389,18 @@ def _check_parameters(
     found = {name: array.shape for name, array in arrays.items()}
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):
+            there = config_lib.shown(found[name]) if name in found else "nothing"
             raise errors.UserError(
-                f"{path} has {found.get(name, 'nothing')} as {name}, and the network of its "
-                f"metadata {wanted.get(name, 'nothing')}; write it anew with export.py"
+                f"{path} has {there} as {name[:80]}, and the network of its metadata "
+                f"{wanted.get(name, 'nothing')}; write it anew with export.py"
             )
+        if not jnp.issubdtype(arrays[name].dtype, jnp.floating):
+            raise errors.UserError(f"{path} has {arrays[name].dtype} as {name}, no float numbers")
 
 
 # --- What the readers share ---
 
-_WRITERS: dict[str, Callable[[detector_lib.Detector, Path, str], None]] = {
+_WRITERS: dict[str, Callable[[detector_lib.Detector, BinaryIO, str], None]] = {
     "onnx": _write_onnx,
     "stablehlo": _write_stablehlo,
     "safetensors": _write_safetensors,
@@ -380,38 +444,125 @@ def _require(module: str) -> Any:
         ) from None
 
 
-def _described(path: Path, described: Mapping[str, str]) -> tuple[config_lib.Config, list[str]]:
+def _described(path: Path, described: Any) -> tuple[config_lib.Config, tuple[str, ...]]:
     """The config and the class names in a file's metadata."""
-    try:
-        config = config_lib.from_mapping(json.loads(described["config"]))
-        config_lib.validate(config)
-        return config, list(map(str, json.loads(described["class_names"])))
-    except _BROKEN as error:
+    if not isinstance(described, dict) or not {"config", "class_names"} <= described.keys():
         raise errors.UserError(
-            f"{path} was not written by export.py: its metadata lack what ssd_jax needs "
-            f"({_reason(error)})"
-        ) from None
+            f"{path} was not written by export.py: its metadata lack what ssd_jax needs"
+        )
+    told = {
+        name: config_lib.parse(_text(path, described[name]), where=f"{path}: {name}")
+        for name in ("config", "class_names", "image_size", "mean", "variances")
+        if name in described
+    }
+    config = config_lib.from_mapping(told["config"], where=path)
+    network = {
+        "image_size": list(detector_lib.input_size(config.model)),
+        "mean": list(detector_lib.picture_mean(config.model)),
+        "variances": list(_VARIANCES),
+    }
+    for name, value in network.items():
+        if told.get(name, value) != value:
+            raise errors.UserError(
+                f"{path}: its metadata have {config_lib.shown(told[name])} as {name}, and a config "
+                f"with {value}; write it anew with export.py"
+            )
+    return config, config_lib.check_class_names(told["class_names"], where=path)
+
+
+def _text(path: Path, value: Any) -> str:
+    if not isinstance(value, str):
+        raise errors.UserError(f"{path}: its metadata have {config_lib.shown(value)} for a text")
+    return value
+
+
+def _unreadable(error: Exception, path: Path, what: str) -> errors.UserError:
+    """What to raise where a file can't be read: on the machine, or on the file."""
+    if isinstance(error, errors.UserError):
+        return error
+    if errors.is_of_machine(error):
+        return errors.of_machine(error, path)
+    return errors.UserError(f"{path} {what}: {_reason(error)}")
 
 
 def _reason(error: Exception) -> str:
-    """An exception's text on one line, or its kind where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """The beginning of an exception's text on one line, or its kind where it has none."""
+    return " ".join(str(error)[:300].split()) or type(error).__name__
 
 
 def _detector(
-    path: Path, described: Mapping[str, str], run: Callable[[np.ndarray], Arrays]
+    path: Path,
+    described: Any,
+    run: Callable[[np.ndarray], Arrays],
+    *,
+    takes: Sequence[tuple[Any, ...]],
 ) -> detector_lib.Detector:
-    """A detector whose network is `run`, which takes resized pictures."""
+    """A detector whose network is `run`, which takes resized pictures.
+
+    Args:
+      path: Of its file.
+      described: The file's metadata.
+      run: The network.
+      takes: Of each of its inputs the name, and the sizes behind the batch.
+    """
     config, class_names = _described(path, described)
     size = detector_lib.input_size(config.model)
+    if list(takes) != [("images", *size, 3)]:
+        raise errors.UserError(
+            f"{path}: its network takes {config_lib.shown(takes)}, and its config has images of "
+            f"{size}; write it anew with export.py"
+        )
     resize = jax.jit(jax.vmap(functools.partial(augment.resize, size=size)))
     finish = jax.jit(functools.partial(detections_of, config=config.eval))
 
     def predict(params: Any, images: Any, extents: Any) -> Detections:
-        outputs = run(np.asarray(resize(images, extents)))
-        return finish(outputs) if "loc" in outputs else Detections(**outputs)
+        resized = np.asarray(resize(images, extents))
+        outputs: dict[str, Any] = {}
+        try:
+            outputs = {name: np.asarray(values) for name, values in run(resized).items()}
+        except Exception as error:  # of the runtimes, which have a dozen kinds
+            raise _unreadable(error, path, "does not run") from None
+        if not _are_outputs(outputs, config, len(class_names), rows=len(resized)):
+            shapes = {name: values.shape for name, values in outputs.items()}
+            raise errors.UserError(
+                f"{path}: its network gives {config_lib.shown(shapes)}, which is not what its "
+                f"metadata say; write it anew with export.py"
+            )
+        found = finish(outputs) if "loc" in outputs else Detections(**outputs)
+        return _clean(path, jax.device_get(found), len(class_names))
 
     return detector_lib.Detector(config, class_names, params=None, predict=predict)
+
+
+def _are_outputs(
+    outputs: Arrays, config: config_lib.Config, num_classes: int, *, rows: int
+) -> bool:
+    """Whether a network gives, for a batch of `rows`, what a file of a config does."""
+    most = config.eval.max_detections
+    wanted = {"boxes": (rows, most, 4), "scores": (rows, most), "labels": (rows, most)}
+    if "priors_cxcywh" in outputs:
+        places = len(outputs["priors_cxcywh"]) if outputs["priors_cxcywh"].ndim else 0
+        wanted = {
+            "loc": (rows, places, 4),
+            "conf": (rows, places, num_classes + 1),
+            "priors_cxcywh": (places, 4),
+        }
+    kinds = {name: "i" if name == "labels" else "f" for name in wanted}
+    return wanted == {name: values.shape for name, values in outputs.items()} and kinds == {
+        name: values.dtype.kind for name, values in outputs.items()
+    }
+
+
+def _clean(path: Path, found: Any, num_classes: int) -> Detections:
+    """Detections of a network of somebody else's, which are checked before they are indices."""
+    used = found.scores > 0
+    labels = found.labels[used]
+    finite = np.isfinite(found.boxes).all() and np.isfinite(found.scores).all()
+    if not finite or labels.min(initial=1) < 1 or labels.max(initial=1) > num_classes:
+        raise errors.UserError(
+            f"{path}: its network gives numbers that are not finite, or labels that no class has"
+        )
+    return found._replace(boxes=np.clip(found.boxes, 0, 1))
 
 
 # --- Comparison ---

@@ -7,7 +7,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 from ssd_jax import errors
 
@@ -18,8 +18,8 @@ _PART = ".part"
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """A file to write to, which takes the place of the one at `path` when it is whole.
 
-    A link at `path` is replaced, whatever it leads to. Two processes that write the same file do
-    so one after the other.
+    A link at `path` is replaced, whatever it leads to, and so is a pipe, which nobody may read. Two
+    processes that write the same file do so one after the other.
 
     Args:
       path: Of the file; its folder has to be there. What is no file, as a terminal, is written to.
@@ -59,6 +59,17 @@ def write(path: str | os.PathLike[str], text: str) -> None:
         return
     with replacing(place) as file:
         file.write(data)
+
+
+def appending(path: str | os.PathLike[str]) -> TextIO:
+    """A UTF-8 text file to read and to append to; what is a link or no file there is replaced.
+
+    Raises:
+      OSError: If it can't be opened.
+    """
+    _remove_unless_regular(Path(path))
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    return os.fdopen(os.open(path, flags, 0o666), "a+", encoding="utf-8", newline="")
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:
@@ -118,12 +129,12 @@ def _check_regular(path: str | os.PathLike[str], mode: int) -> None:
 
 
 def _may_be_replaced(place: Path) -> bool:
-    """Whether there is nothing yet, a file or a link."""
+    """Whether there is nothing yet, a file, a link or a pipe."""
     try:
         mode = place.lstat().st_mode
     except FileNotFoundError:
         return True
-    return stat.S_ISREG(mode) or stat.S_ISLNK(mode)
+    return any(kind(mode) for kind in (stat.S_ISREG, stat.S_ISLNK, stat.S_ISFIFO, stat.S_ISSOCK))
 
 
 @contextlib.contextmanager

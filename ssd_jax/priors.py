@@ -17,6 +17,9 @@ _ASPECT_RATIOS = {  # by the number of maps
 }
 
 
+MOST_BOXES = 4_000_000  # of an input; SSD512 has 24,564
+
+
 class PriorSpec(NamedTuple):
     """What default boxes are made of; `default_boxes` makes them.
 
@@ -228,6 +231,19 @@ def at_size(
     return spec._replace(image_size=(height, width), feature_maps=maps, steps=steps)
 
 
+def check_number(spec: PriorSpec) -> None:
+    """Bounds the default boxes, so that their spec can't make them fill the memory.
+
+    Raises:
+      ValueError: If there are more than `MOST_BOXES`.
+    """
+    if spec.num_boxes > MOST_BOXES:
+        raise ValueError(
+            f"an input of {spec.image_size} has {spec.num_boxes:,} default boxes; "
+            f"there may be {MOST_BOXES:,}"
+        )
+
+
 def default_boxes(spec: PriorSpec, *, clip: bool = False, clip_sizes: bool = False) -> np.ndarray:
     """Makes the default boxes of all maps.
 
@@ -241,8 +257,12 @@ def default_boxes(spec: PriorSpec, *, clip: bool = False, clip_sizes: bool = Fal
       `[P, 4]` float32 (cx, cy, w, h) over the input's width and height; ordered by map, row, column
       and prior: 8732 for SSD300, 24564 for SSD512.
 
+    Raises:
+      ValueError: See `check_number`.
+
     Source: Liu et al. 2016, section 2.2, "Choosing scales and aspect ratios for default boxes".
     """
+    check_number(spec)
     levels = [_level(spec, index) for index in range(len(spec.feature_maps))]
     boxes = np.concatenate(levels).astype(np.float32)
     if clip_sizes:

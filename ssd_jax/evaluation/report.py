@@ -319,6 +319,11 @@ def main(argv: Sequence[str]) -> int:
     command.add_argument("--output", type=Path, default=Path("comparison.html"))
     command.add_argument("--overwrite", action="store_true", help="replace an --output")
     command.add_argument("--no_pictures", action="store_true", help="don't open the dataset")
+    command.add_argument(
+        "--cache_dir",
+        default=config_lib.DataConfig().cache_dir,
+        help="where the dataset is prepared; by default SSD_JAX_CACHE, or ~/.cache/ssd_jax",
+    )
     return console.run(functools.partial(_compare, parser.parse_args(argv)))
 
 
@@ -330,17 +335,23 @@ def _compare(arguments: argparse.Namespace) -> None:
         )
     a, b = (evaluated.load(folder) for folder in arguments.runs)
     compare.check(a, b, names=names)
-    read = _no_picture if arguments.no_pictures else _pictures_of(b)
+    read = _no_picture if arguments.no_pictures else _pictures_of(b, arguments.cache_dir)
     compare.write(output, a, b, names=names, read_picture=read)
     console.stdout.print(console.plain(arguments.output))
 
 
-def _pictures_of(source: evaluated.Evaluated) -> gallery.ReadPicture:
-    """The way to the pictures of an evaluation; where there is none, it is said why."""
+def _pictures_of(source: evaluated.Evaluated, cache_dir: str) -> gallery.ReadPicture:
+    """The way to the pictures of an evaluation; where there is none, it is said why.
+
+    Args:
+      source: The evaluation, whose config says which dataset.
+      cache_dir: Where that is prepared.
+    """
     from ssd_jax.evaluation import run  # which imports this module
 
     try:
-        config = config_lib.from_mapping(source.config)
+        config = config_lib.from_mapping(source.config, where=evaluated.NAME)
+        config.data.cache_dir = cache_dir
         split = run.open_split(config.data, config.data.eval_split, prepare=False)
         return run.picture_reader(split, list(source.sizes))
     except Exception as error:  # the config may be that of another version

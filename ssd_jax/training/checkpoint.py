@@ -11,6 +11,7 @@ import dataclasses
 import errno
 import json
 import math
+import os
 import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -59,6 +60,9 @@ def open_manager(
       clean: Remove what an earlier process left half-written, and take a checkpoint whose mAP
         can't be read as not evaluated. For the training alone: others would remove what it is
         writing.
+
+    Raises:
+      UserError: If a training would write or delete through a link.
     """
     policy = ocp.checkpoint_managers.AnyPreservationPolicy(
         [
@@ -78,6 +82,7 @@ def open_manager(
     )
     directory = (Path(workdir) / FOLDER).absolute()
     if clean:
+        _check_no_links(directory)
         _mend_metrics(directory)
     return ocp.CheckpointManager(directory, options=options, item_names=_ITEMS)
 
@@ -322,7 +327,7 @@ def _put_aside(manager: ocp.CheckpointManager, folder: Path) -> None:
     """Moves a checkpoint out of Orbax's sight; nothing is deleted."""
     if distributed.is_primary():
         place = folder.parent.parent / DAMAGED
-        place.mkdir(exist_ok=True)
+        files.make_folder(place)
         number = sum(1 for _ in place.glob(f"{folder.name}*"))
         folder.rename(place / (f"{folder.name}.{number}" if number else folder.name))
     distributed.wait_for_all(f"put aside {folder.name}")
@@ -376,7 +381,7 @@ def _line(error: Exception) -> str:
 def _folders(directory: Path) -> list[Path]:
     """Of the checkpoints that are committed, by step."""
     return sorted(
-        (folder for folder in directory.glob("*") if folder.name.isdigit()),
+        (each for each in directory.glob("*") if each.name.isascii() and each.name.isdigit()),
         key=lambda folder: int(folder.name),
     )
 
@@ -384,11 +389,30 @@ def _folders(directory: Path) -> list[Path]:
 def _metrics(folder: Path) -> Mapping[str, float | None] | None:
     """What was measured at a checkpoint; None where that is not there or can't be read."""
     try:
-        found = json.loads((folder / "metrics" / "metrics").read_bytes())
+        found = json.loads(files.read(folder / "metrics" / "metrics", at_most=2**20))
         _quality(found)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError):
         return None
     return found
+
+
+def _check_no_links(directory: Path) -> None:
+    """Keeps a training inside its workdir: Orbax writes and deletes through links.
+
+    Raises:
+      UserError: If the folder of the checkpoints, or something in it or in one of them, is a link.
+    """
+    if directory.is_symlink():
+        raise errors.UserError(
+            f"{directory} is a link, through which a training does not write: give the folder that "
+            f"holds {os.path.realpath(directory)} as --workdir, or put the folder itself here"
+        )
+    for place in (*directory.glob("*"), *directory.glob("*/*")):
+        if place.is_symlink():
+            raise errors.UserError(
+                f"{place} is a link, through which a training does not write: copy what it leads "
+                f"to, {os.path.realpath(place)}, to its place, or remove it"
+            )
 
 
 def _mend_metrics(directory: Path) -> None:

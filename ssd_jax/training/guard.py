@@ -59,7 +59,7 @@ class Guard:
         if distributed.is_primary():
             names = list(self._names_of(step))
             row = {"step": step, "loss": str(metrics["loss"]), "pictures": names}
-            with self._path.open("a", encoding="utf-8") as file:
+            with files.appending(self._path) as file:
                 file.write(json.dumps(row) + "\n")
             logging.warning(
                 "step %d is skipped: its loss, a gradient or a box is not finite; its pictures: %s",
@@ -80,9 +80,11 @@ def keep_for_post_mortem(
       state: After the last step that was started; skipped ones have not changed it.
       guard: Which has raised.
     """
-    folder = (workdir / FOLDER).absolute()
+    folder = files.make_folder(workdir / FOLDER).absolute()
+    if (place := folder / f"step_{int(state.step)}").is_symlink():
+        place.unlink()
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(folder / f"step_{int(state.step)}", _plain(state), force=True)
+        checkpointer.save(place, _plain(state), force=True)
     return errors.UserError(
         f"the loss or a gradient was not finite in {guard.in_a_row} steps in a row, to step "
         f"{guard.step}: lower config.train.learning_rate, or set config.train.warmup_steps or "

@@ -6,6 +6,7 @@ import importlib
 import io
 import json
 import math
+import re
 import socket
 import time
 import uuid
@@ -76,9 +77,9 @@ class MetricsLog:
             return
         plain = {name: _plain(value) for name, value in row.items()}
         self.rows.append(plain)
-        with self._jsonl.open("a", encoding="utf-8") as file:
+        with files.appending(self._jsonl) as file:
             file.write(json.dumps(plain) + "\n")
-        with self._csv.open("a", encoding="utf-8", newline="") as file:
+        with files.appending(self._csv) as file:
             csv.DictWriter(file, _COLUMNS).writerow(plain)
         values = {name: value for name, value in plain.items() if name != "step"}
         self._events.write(int(row["step"]), values)
@@ -180,13 +181,12 @@ def _open_wandb(project: str, workdir: Path, settings: Mapping[str, Any]) -> Any
       UserError: If it is not installed, or does not start.
     """
     check_wandb(project)
-    place = workdir / "wandb_id.txt"
-    if not place.exists():
-        place.write_text(uuid.uuid4().hex[:12] + "\n", encoding="utf-8")
+    number = _wandb_id(workdir / "wandb_id.txt")
+    files.make_folder(workdir / "wandb")
     try:
         return importlib.import_module("wandb").init(
             project=project,
-            id=place.read_text(encoding="utf-8").strip(),
+            id=number,
             name=workdir.name,
             dir=str(workdir),
             config=dict(settings),
@@ -198,6 +198,17 @@ def _open_wandb(project: str, workdir: Path, settings: Mapping[str, Any]) -> Any
             "account by wandb login, set WANDB_MODE=offline to keep the figures in the workdir "
             "alone, or leave the field empty"
         ) from None
+
+
+def _wandb_id(place: Path) -> str:
+    """The id in a file, which is written anew where it is none."""
+    with contextlib.suppress(FileNotFoundError, UnicodeDecodeError, errors.UserError):
+        known = files.read(place, at_most=100).decode().strip()
+        if re.fullmatch(r"[\w-]{1,64}", known, re.ASCII):
+            return known
+    made = uuid.uuid4().hex[:12]
+    files.write(place, made + "\n")
+    return made
 
 
 def _plain(value: Any) -> float | None:

@@ -307,6 +307,8 @@ class _Profile:
             host.catch_up()
             self.__exit__()
         if number in self._steps and not self._on:
+            for place in ("", "plugins", "plugins/profile"):  # which JAX writes through
+                files.make_folder(self._folder / place)
             jax.profiler.start_trace(str(self._folder))
             self._on = True
 
@@ -456,8 +458,9 @@ def _augmented(config: config_lib.Config, split: datasets.Split) -> np.ndarray:
 
 
 def _save_picture(image: np.ndarray, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image).save(path)
+    files.make_folder(path.parent)
+    with files.replacing(path) as file:
+        Image.fromarray(image).save(file, "PNG")
 
 
 def _read_source(config: config_lib.Config) -> detector_lib.Source:
@@ -689,7 +692,7 @@ def _check_same_pictures(
 @contextlib.contextmanager
 def _locked(workdir: Path) -> Iterator[None]:
     """Holds the workdir; the system lets go of it when the process ends, however it ends."""
-    with (workdir / ".lock").open("a+", encoding="utf-8") as file:
+    with files.appending(workdir / ".lock") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -1,0 +1,586 @@
+"""What comes with somebody else's network is data: checked, and not asked about this machine."""
+
+import dataclasses
+import json
+import math
+import os
+import re
+import types
+import zipfile
+from pathlib import Path
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import onnx
+import pytest
+import safetensors
+import safetensors.numpy
+import scripts
+from jax._src.interpreters import mlir
+from jaxlib.mlir import ir
+from jaxlib.mlir.dialects import stablehlo
+from PIL import Image
+
+from ssd_jax import config as config_lib
+from ssd_jax import detector as detector_lib
+from ssd_jax import errors, export, media
+from ssd_jax.data import synthetic
+from ssd_jax.evaluation import evaluated, report, run
+from ssd_jax.models import ssd
+from ssd_jax.training import checkpoint, step
+
+NAMES = synthetic.CLASS_NAMES
+FAR = "http://127.0.0.1:9/"  # where nobody listens
+
+
+def config_of():
+    """A tiny network's."""
+    config = config_lib.Config()
+    config.data.dataset, config.data.canvas, config.data.eval_split = "synthetic", 64, "test"
+    config.model = config_lib.ModelConfig(width=0.125)
+    config.eval = config_lib.EvalConfig(batch_size=4, top_k=20, max_detections=5)
+    return config
+
+
+@pytest.fixture(scope="module")
+def detector():
+    """Whose parameters are all 0: no test here looks at what it finds."""
+    model = detector_lib.build_model(config_of().model, len(NAMES))
+    shapes = ssd.abstract_params(model, (300, 300))
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    return detector_lib.Detector(config_of(), NAMES, params)
+
+
+@pytest.fixture(scope="module")
+def workdir(detector, tmp_path_factory):
+    """A run of `train.py`; nobody changes it."""
+    folder = tmp_path_factory.mktemp("theirs") / "run"
+    folder.mkdir()
+    config_lib.save(folder / "config.json", detector.config, NAMES)
+    state = step.TrainState(step=jnp.array(1), params=detector.params, opt_state={}, ema=None)
+    with checkpoint.open_manager(folder) as manager:
+        checkpoint.save(manager, state, run={}, mean_ap=0.5)
+        manager.wait_until_finished()
+    return folder
+
+
+@pytest.fixture
+def theirs(workdir, tmp_path):
+    """A stranger's workdir, whose config is to be written by `rewrite`."""
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    (folder / "checkpoints").symlink_to(workdir / "checkpoints")  # to be read only
+    (folder / "config.json").write_bytes((workdir / "config.json").read_bytes())
+    return folder
+
+
+def rewrite(folder, **parts):
+    """Changes fields in the `config.json` of a workdir."""
+    content = json.loads((folder / "config.json").read_text())
+    for part, fields in parts.items():
+        content["config"][part].update(fields)
+    (folder / "config.json").write_text(json.dumps(content))
+
+
+@pytest.fixture
+def mine(monkeypatch, tmp_path):
+    """This machine's cache; JAX's settings are as before in the end."""
+    monkeypatch.setenv("SSD_JAX_CACHE", str(tmp_path / "mine"))
+    monkeypatch.delenv("SSD_JAX_MIRROR", raising=False)
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    yield tmp_path / "mine"
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.fixture
+def detect(monkeypatch, tmp_path):
+    """detect.py in this process; it detects nothing, which would be compiled first."""
+    monkeypatch.setattr(media, "annotate", lambda *_, **__: iter(()))
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+
+    def run(*arguments):
+        scripts.call("detect.py", *arguments, tmp_path / "a.png", "--overwrite")
+        assert (tmp_path / "detections/detections.json").exists()
+
+    monkeypatch.chdir(tmp_path)
+    return run
+
+
+def compiled_in():
+    return Path(jax.config.jax_compilation_cache_dir)
+
+
+# --- Where it writes, what it runs, whom it contacts ---
+
+
+def test_a_strangers_workdir_brings_no_compiled_programs(theirs, mine, tmp_path, detect):
+    """The attack: a cache beside the checkpoints, of programs that its author compiled."""
+    cache = theirs / "cache"
+    rewrite(theirs, data={"cache_dir": str(cache), "mirror": FAR}, train={"wandb": "spy"})
+    detect("--workdir", theirs)
+    assert compiled_in() == mine / "compiled"
+    detect("--workdir", theirs, f"--config.data.cache_dir={tmp_path}")
+    assert compiled_in() == tmp_path / "compiled"
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize("script", ["evaluate.py", "export.py"])
+def test_the_other_scripts_take_this_machines_cache(theirs, mine, script, monkeypatch):
+    """They open the run's dataset too, which is prepared there."""
+
+    def opened(config, *_):
+        raise OpenedError(config.cache_dir)
+
+    monkeypatch.setattr(run, "open_split", opened)
+    monkeypatch.setattr(export, "write", lambda *_, **__: None)
+    rewrite(theirs, data={"cache_dir": str(theirs / "cache")})
+    with pytest.raises(OpenedError, match=str(mine)):
+        scripts.call(script, "--workdir", theirs)
+    assert compiled_in() == mine / "compiled"
+    assert not (theirs / "cache").exists()
+
+
+class OpenedError(Exception):
+    """A script has come to its dataset."""
+
+
+def hostile_file(detector, folder, name):
+    """An exported file whose metadata name a cache, a mirror and a project."""
+    place = folder / f"detector.{name}"
+    made = export.metadata
+
+    def metadata(*arguments):
+        described = made(*arguments)
+        config = json.loads(described["config"])
+        config["data"] |= {"cache_dir": str(folder / "cache"), "mirror": FAR}
+        return described | {"config": json.dumps(config | {"train": {"wandb": "spy"}})}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "metadata", metadata)
+        export.write(detector, place, outputs="raw")
+    return place
+
+
+@pytest.mark.parametrize("name", export.FORMATS)
+def test_an_exported_file_chooses_no_cache(detector, mine, tmp_path, name, detect):
+    place = hostile_file(detector, tmp_path, name)
+    detect("--weights", place)
+    assert compiled_in() == mine / "compiled"
+    config = detector_lib.load_detector(place).config
+    assert (config.data.cache_dir, config.data.mirror, config.train.wandb) == (str(mine), "", "")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_notebook_and_a_training_that_starts_there_take_nothing_either(theirs, mine):
+    there = {"cache_dir": str(theirs / "cache"), "mirror": FAR}
+    rewrite(theirs, data=there, train={"wandb": "spy"}, model={"pretrained": FAR})
+    config = detector_lib.load_detector(theirs).config
+    assert (config.data.cache_dir, config.data.mirror, config.train.wandb) == (str(mine), "", "")
+    source = detector_lib.read_source(theirs, backbone="vgg16", cache_dir=mine)
+    assert source.classes.names == NAMES
+    assert not (theirs / "cache").exists()
+
+
+def test_a_comparison_takes_this_machines_cache(mine, tmp_path, capsys):
+    config = config_lib.to_dict(config_of())
+    config["data"]["cache_dir"] = str(tmp_path / "theirs")
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        evaluated.save(tmp_path / name, evaluated.Evaluated(config, NAMES, {}, {}, {}))
+    page = ("--output", str(tmp_path / "page.html"))
+    assert report.main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), *page]) == 0
+    assert "boxes without pictures" in capsys.readouterr().err  # it has looked for the dataset
+    assert not (tmp_path / "theirs").exists()
+
+
+def test_where_the_data_lie_comes_from_the_run(theirs):
+    rewrite(theirs, data={"path": "/their/images", "archives": "/their/archives"})
+    config, _ = config_lib.load(theirs / "config.json")
+    assert (config.data.path, config.data.archives) == ("/their/images", "/their/archives")
+
+
+# --- Every field of a config ---
+
+FIELDS = [
+    (part.name, field.name, field.type)
+    for part in dataclasses.fields(config_lib.Config)
+    if dataclasses.is_dataclass(part.type)
+    for field in dataclasses.fields(part.type)
+]
+HUGE = [10**18, -(10**18), 10**4000, 1e308, [10**9], ["x" * 100_000], [[1.5] * 20_000]]
+WRONG = [
+    None, True, "1", "", 1.5, -1, [], [1], ["a"], [[2.0]], [None], {}, {"a": 1}, [[[]]], math.nan,
+    math.inf, -math.inf, [math.nan], "\0", "\ud800", "x" * 100_000, 2**64, *HUGE,
+]  # fmt: skip
+
+
+def fits(value, kind):
+    """Whether JSON's value is of a field's type, by hand."""
+    if isinstance(kind, types.GenericAlias):
+        return isinstance(value, list) and all(fits(each, kind.__args__[0]) for each in value)
+    if kind is float:
+        return type(value) in (int, float) and math.isfinite(value) and abs(value) <= 1e308
+    if kind is str:
+        return type(value) is str and not {"\0", "\ud800"} & set(value)
+    return type(value) is kind
+
+
+@pytest.mark.parametrize(("part", "name", "kind"), FIELDS)
+def test_a_field_of_a_wrong_type_or_value_is_named(part, name, kind):
+    """Each of many values, in every field: read as it is, or refused in one short line."""
+    outcomes = set()
+    for value in WRONG:
+        try:
+            config = config_lib.from_mapping({part: {name: value}}, where="them/config.json")
+        except errors.UserError as error:
+            line = str(error)
+            assert re.match(r"them/config\.json: config\.(\w+)\.\w+(, \w+)? (is|has) ", line), line
+            assert len(line) < 600
+            outcomes.add("refused")
+            continue
+        assert fits(value, kind) or name in config_lib.LOCAL.get(part, ()), value
+        config_lib.validate(config)
+        outcomes.add("read")
+    assert "refused" in outcomes or name in config_lib.LOCAL[part]
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b"", "no JSON"),
+        (b"\xff\xfe", "no JSON"),
+        (b"[]", r"not the config of a run"),
+        (b"7", "not the config of a run"),
+        (b"null", "not the config of a run"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"config": {}}', "class_names"),
+        (b'{"config": 3, "class_names": ["a"]}', "config is 3"),
+        (b'{"config": [["a", 1]], "class_names": ["a"]}', "config is"),
+        (b'{"config": {"model": []}, "class_names": ["a"]}', r"config\.model is \[\]"),
+        (b'{"config": {"model": null}, "class_names": ["a"]}', r"config\.model is None"),
+        (b'{"config": {"seed": "a"}, "class_names": ["a"]}', r"config\.seed is 'a'"),
+        (b'{"config": {"hat": {}}, "class_names": ["a"]}', "unknown field 'hat'"),
+        (b'{"config": {"eval": {"hat": 1}}, "class_names": ["a"]}', r"config\.eval .*'hat'"),
+        (b'{"config": {}, "class_names": []}', r"class_names is \[\]"),
+        (b'{"config": {}, "class_names": "ab"}', "class_names is 'ab'"),
+        (b'{"config": {}, "class_names": {"a": 1}}', "class_names is"),
+        (b'{"config": {}, "class_names": ["a", 1]}', "class_names has 1"),
+        (b'{"config": {}, "class_names": ["a", ["b"]]}', "class_names has"),
+        (b'{"config": {}, "class_names": ["a", ""]}', "class_names has ''"),
+        (b'{"config": {}, "class_names": ["a", " "]}', "class_names has ' '"),
+        (b'{"config": {}, "class_names": ["a", "\\ud83d"]}', "class_names has"),
+        (b'{"config": {}, "class_names": ["a", "b", "a"]}', "class_names has 'a' twice"),
+        (b'{"config": {}, "class_names": [' + b"0," * 40_000 + b"0]}", "a list of 1 to 32,767"),
+        (b'{"version": "2", "config": {}, "class_names": ["a"]}', "its version is '2'"),
+        (b'{"version": [2], "config": {}, "class_names": ["a"]}', "its version is"),
+        (b'{"version": true, "config": {}, "class_names": ["a"]}', "its version is True"),
+        (b'{"version": NaN, "config": {}, "class_names": ["a"]}', "its version is nan"),
+        (b'{"version": 1' + b"0" * 4000 + b"}", "newer ssd_jax"),
+        (b'{"version": 1' + b"0" * 5000 + b"}", "no JSON"),
+        (b" " * (config_lib.MOST_BYTES + 1), "larger than"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_hostile_config_is_one_line(tmp_path, content, named):
+    place = tmp_path / "config.json"
+    place.write_bytes(content)
+    with pytest.raises(errors.UserError, match=named) as caught:
+        config_lib.load(place)
+    assert str(caught.value).startswith(str(place))
+    assert len(str(caught.value)) < 600
+
+
+def test_a_config_that_is_no_file_is_not_opened(tmp_path):
+    place = tmp_path / "config.json"
+    os.mkfifo(place)
+    with pytest.raises(errors.UserError, match="not a regular file"):
+        config_lib.load(place)
+    place.unlink()
+    place.symlink_to("/dev/zero")
+    with pytest.raises(errors.UserError, match="not a regular file"):
+        config_lib.load(place)
+    place.unlink()
+    place.mkdir()
+    with pytest.raises(errors.UserError, match="Is a directory"):
+        config_lib.load(place)
+
+
+def test_a_config_that_may_not_be_read_is_the_machines_matter(tmp_path, monkeypatch):
+    def denied(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(config_lib.files, "read", denied)
+    with pytest.raises(errors.MachineError, match=r"config\.json: Permission denied"):
+        config_lib.load(tmp_path / "config.json")
+
+
+def test_whole_numbers_may_be_written_as_others(tmp_path):
+    config_lib.save(tmp_path / "config.json", config_lib.Config(), ("a",))
+    rewrite(tmp_path, train={"eval_every": 1e3, "learning_rate": 1, "drops": [1e4]})
+    config, _ = config_lib.load(tmp_path / "config.json")
+    assert (config.train.eval_every, config.train.learning_rate) == (1000, 1)
+    assert config.train.drops == (10_000,)
+    assert type(config.train.eval_every) is int
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"model": {"image_size": 100_000}}, "config.model.image_size is 100000; it may be 4,096"),
+        ({"eval": {"batch_size": 10**9}}, "config.eval.batch_size is 1000000000: the inputs"),
+        ({"data": {"canvas": 8000}}, "config.eval.batch_size is 32: the canvases"),
+        ({"eval": {"sizes": [4000]}, "model": {"image_size": 257, "image_width": 4000}}, "sizes"),
+        ({"eval": {"sizes": list(range(300, 400))}}, "config.eval.sizes has 100 entries"),
+        ({"eval": {"top_k": 10**7}}, "config.eval.top_k is 10000000; it may be 100,000"),
+        ({"model": {"aspect_ratios": [[2.0] * 17]}}, "at most 16 ratios"),
+        ({"model": {"gaps": [3, 2]}}, "config.model.gaps is"),
+    ],
+)
+def test_what_would_fill_the_memory_is_refused_before(fields, named):
+    with pytest.raises(errors.UserError, match=re.escape(named)):
+        config_lib.from_mapping(fields, where="config.json")
+
+
+def test_default_boxes_without_number_are_refused_before_they_are_made():
+    model = config_lib.ModelConfig(
+        image_size=4096,
+        source_maps=(0,) * 32,
+        aspect_ratios=((2.0, 3.0),),
+        prior_scales=tuple(np.linspace(0.1, 1, 32).tolist()),
+    )
+    config_lib.validate(config_lib.Config(model=model, eval=config_lib.EvalConfig(batch_size=1)))
+    with pytest.raises(errors.UserError, match=r"50,331,648 default boxes; there may be 4,000,000"):
+        detector_lib.build_model(model, 3)
+
+
+def test_unused_logits_have_to_be_there():
+    with pytest.raises(errors.UserError, match="gaps has 9: 3 classes and the unused have only 5"):
+        detector_lib.build_model(config_lib.ModelConfig(gaps=(2, 9)), 3)
+
+
+# --- Exported files ---
+
+
+@pytest.fixture(scope="module")
+def written(detector, tmp_path_factory):
+    """The detector in each format, with the outputs called raw."""
+    folder = tmp_path_factory.mktemp("export")
+    places = {name: folder / f"detector.{name}" for name in export.FORMATS}
+    for place in places.values():
+        export.write(detector, place, outputs="raw")
+    return places
+
+
+def with_metadata(source, folder, **changed):
+    """A copy of an exported file with other metadata."""
+    place = folder / source.name
+    if place.suffix == ".onnx":
+        model = onnx.load(source)
+        for item in model.metadata_props:
+            item.value = changed.get(item.key, item.value)
+        onnx.save(model, place)
+    elif place.suffix == ".stablehlo":
+        with zipfile.ZipFile(source) as archive:
+            described = json.loads(archive.read("metadata.json")) | changed
+        with place.open("wb") as file:
+            file.write(source.read_bytes())  # which has metadata too, that nobody sees
+            with zipfile.ZipFile(file, "w") as archive:
+                archive.writestr("metadata.json", json.dumps(described))
+    else:
+        with safetensors.safe_open(source, framework="numpy") as file:
+            described = file.metadata() | changed
+        arrays = safetensors.numpy.load_file(source)
+        safetensors.numpy.save_file(arrays, place, metadata=described)
+    return place
+
+
+@pytest.mark.parametrize("name", export.FORMATS)
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"config": "[" * 100_000}, "nested too deeply"),
+        ({"config": "{"}, "config: no JSON"),
+        ({"config": "[]"}, r"config is \[\]"),
+        ({"config": '{"model": {"image_size": "300"}}'}, "config.model.image_size is '300'"),
+        ({"config": '{"model": {"image_size": 1e9}}'}, "config.model.image_size is 1000000000"),
+        ({"class_names": '{"a": 1}'}, "class_names is"),
+        ({"class_names": '["a", "a"]'}, "class_names has 'a' twice"),
+        ({"image_size": "[600, 300]"}, r"\[600, 300\] as image_size"),
+        ({"mean": "[0, 0, 0]"}, r"\[0, 0, 0\] as mean"),
+        ({"variances": "[1, 1]"}, r"\[1, 1\] as variances"),
+        ({"variances": "NaN"}, "nan as variances"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_hostile_metadata_are_one_line(written, tmp_path, name, changed, named):
+    place = with_metadata(written[name], tmp_path, **changed)
+    with pytest.raises(errors.UserError, match=named) as caught:
+        detector_lib.load_detector(place)
+    assert str(caught.value).startswith(str(place))
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("name", ["onnx", "stablehlo"])
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"class_names": '["a", "b"]'}, "not what its metadata say"),
+        ({"size": 320}, "its network takes"),
+    ],
+)
+def test_metadata_of_another_network_are_refused(written, tmp_path, name, changed, named):
+    if "size" in changed:
+        described = config_lib.to_dict(config_of())
+        described["model"]["image_size"] = 320
+        changed = {"config": json.dumps(described), "image_size": "[320, 320]"}
+    place = with_metadata(written[name], tmp_path, **changed)
+    with pytest.raises(errors.UserError, match=named):
+        detector_lib.load_detector(place)([np.zeros((30, 40, 3), np.uint8)])
+
+
+def test_numbers_instead_of_parameters_are_refused(written, tmp_path):
+    arrays = safetensors.numpy.load_file(written["safetensors"])
+    with safetensors.safe_open(written["safetensors"], framework="numpy") as file:
+        described = file.metadata()
+    arrays = {name: array.astype(np.int32) for name, array in arrays.items()}
+    safetensors.numpy.save_file(arrays, tmp_path / "x.safetensors", metadata=described)
+    with pytest.raises(errors.UserError, match="int32 as conf0/bias"):
+        export.load(tmp_path / "x.safetensors")
+
+
+def test_metadata_that_unpack_without_end_are_refused(written, tmp_path):
+    """Some 17 KB that would be 16 MiB and a byte, and could as well be 4 GB."""
+    place = tmp_path / "x.stablehlo"
+    with place.open("wb") as file:
+        file.write(written["stablehlo"].read_bytes())
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("metadata.json", b" " * (config_lib.MOST_BYTES + 1))
+    with pytest.raises(errors.UserError, match="larger than"):
+        export.load(place)
+
+
+PROGRAM = """
+func.func public @main(%images: tensor<1x4x4x3xf32>) -> tensor<1x4x4x3xf32> {
+  %out = OPERATION : (tensor<1x4x4x3xf32>) -> tensor<1x4x4x3xf32>
+  return %out : tensor<1x4x4x3xf32>
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("operation", "named"),
+    [
+        # Python's function of that number, of whoever runs the file: it ends the process.
+        (
+            "stablehlo.custom_call @xla_ffi_python_cpu_callback(%images) {api_version = 4 : i32, "
+            "backend_config = {index = 0 : ui64}}",
+            "'xla_ffi_python_cpu_callback'",
+        ),
+        ("stablehlo.custom_call @lapack_sgesdd_ffi(%images)", "'lapack_sgesdd_ffi'"),
+        ("stablehlo.custom_call @tf.call_tf_function(%images)", "'tf.call_tf_function'"),
+    ],
+)
+def test_a_program_that_calls_code_of_the_machine_is_refused(tmp_path, operation, named):
+    shape = jax.ShapeDtypeStruct((1, 4, 4, 3), np.float32)
+    exported = jax.export.export(jax.jit(lambda x: x + 1), platforms=("cpu",))(shape)
+    with mlir.make_ir_context():
+        module = ir.Module.parse(PROGRAM.replace("OPERATION", operation))
+        program = stablehlo.serialize_portable_artifact(module, stablehlo.get_current_version())
+    hostile = dataclasses.replace(exported, mlir_module_serialized=bytes(program))
+    place = tmp_path / "x.stablehlo"
+    with place.open("wb") as file:
+        file.write(hostile.serialize())
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("metadata.json", "{}")
+    with pytest.raises(errors.UserError, match=f"x.stablehlo is damaged.* calls {named}"):
+        export.load(place)
+
+
+def onnx_network(place, outputs, *, metadata, external=None):
+    """An ONNX file that gives these arrays, whatever it is shown."""
+    tensors = [onnx.numpy_helper.from_array(array, name) for name, array in outputs.items()]
+    if external:
+        for tensor in tensors:
+            onnx.external_data_helper.set_external_data(tensor, location=external)
+            tensor.ClearField("raw_data")
+    kinds = {
+        np.dtype(np.float32): onnx.TensorProto.FLOAT,
+        np.dtype(np.int32): onnx.TensorProto.INT32,
+    }
+    graph = onnx.helper.make_graph(
+        [],
+        "g",
+        [onnx.helper.make_tensor_value_info("images", onnx.TensorProto.FLOAT, [None, 300, 300, 3])],
+        [
+            onnx.helper.make_tensor_value_info(name, kinds[array.dtype], array.shape)
+            for name, array in outputs.items()
+        ],
+        tensors,
+    )
+    opsets = [onnx.helper.make_opsetid("", 17)]
+    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    onnx.helper.set_model_props(model, metadata)
+    place.write_bytes(model.SerializeToString())
+    return place
+
+
+def detections(**changed):
+    """Outputs of a network that finds one object, as the config has them."""
+    made = {
+        "boxes": np.zeros((1, 5, 4), np.float32),
+        "scores": np.array([[0.9, 0, 0, 0, 0]], np.float32),
+        "labels": np.array([[1, 0, 0, 0, 0]], np.int32),
+    }
+    return made | changed
+
+
+FIVE = np.zeros((1, 5), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "named"),
+    [
+        (detections(labels=np.full((1, 5), 6, np.int32)), "labels that no class has"),
+        (detections(labels=np.full((1, 5), -1, np.int32)), "labels that no class has"),
+        (detections(labels=np.full((1, 5), 0, np.int32)), "labels that no class has"),
+        (detections(boxes=np.full((1, 5, 4), np.nan, np.float32)), "not finite"),
+        (detections(scores=np.full((1, 5), np.inf, np.float32)), "not finite"),
+        (detections(boxes=np.zeros((1, 6, 4), np.float32)), "not what its metadata say"),
+        (detections(boxes=np.zeros((2, 5, 4), np.float32)), "not what its metadata say"),
+        (detections(labels=FIVE), "not what its metadata say"),
+        (detections(more=FIVE), "not what its metadata say"),
+        ({"loc": FIVE, "conf": FIVE, "priors_cxcywh": FIVE}, "not what its metadata say"),
+        ({"priors_cxcywh": np.array(1, np.float32)}, "not what its metadata say"),
+    ],
+)
+def test_outputs_that_no_export_gives_are_one_line(detector, tmp_path, outputs, named):
+    described = export.metadata(detector, "detections")
+    place = onnx_network(tmp_path / "x.onnx", outputs, metadata=described)
+    with pytest.raises(errors.UserError, match=f"x.onnx: .*{named}"):
+        export.load(place)([np.zeros((30, 40, 3), np.uint8)])
+
+
+def test_a_network_that_does_not_run_is_one_line(detector, tmp_path):
+    described = export.metadata(detector, "detections")
+    place = onnx_network(tmp_path / "x.onnx", detections(), metadata=described)
+    assert len(export.load(place)([np.zeros((30, 40, 3), np.uint8)])[0].scores) == 1
+    two = export.load(place)
+    with pytest.raises(errors.UserError, match=r"x\.onnx"):
+        two([np.zeros((30, 40, 3), np.uint8)] * 2)
+
+
+@pytest.mark.parametrize("location", ["../secret.bin", "/etc/passwd", "beside.bin"])
+def test_values_in_other_files_are_not_read(detector, tmp_path, location):
+    for place in (tmp_path / "secret.bin", tmp_path / "in" / "beside.bin"):
+        place.parent.mkdir(exist_ok=True)
+        place.write_bytes(bytes(1000))
+    described = export.metadata(detector, "detections")
+    place = tmp_path / "in" / "x.onnx"
+    onnx_network(place, detections(), metadata=described, external=location)
+    with pytest.raises(errors.UserError, match="values are to be in other files"):
+        export.load(place)
