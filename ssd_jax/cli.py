@@ -14,8 +14,8 @@ from absl import flags, logging
 from ml_collections import config_flags
 from rich import progress, text
 
+from ssd_jax import cache, console, errors, files
 from ssd_jax import config as config_lib
-from ssd_jax import console, errors, files
 
 if TYPE_CHECKING:
     from ssd_jax import detector
@@ -144,7 +144,7 @@ def keep_compiled(cache_dir: str) -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         import jax
 
-        folder = Path(cache_dir).expanduser() / "compiled"
+        folder = cache.folder(cache_dir) / "compiled"
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)  # there are dozens
 

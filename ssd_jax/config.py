@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ssd_jax import augment as augment_lib
-from ssd_jax import errors, files
+from ssd_jax import cache, errors, files
 from ssd_jax.models import ssd
 
 VERSION = 1  # of what a workdir holds, config and checkpoints; a newer one is refused
@@ -63,8 +63,8 @@ class ModelConfig:
 
 
 def _cache_dir() -> str:
-    """The variable `SSD_JAX_CACHE`, for load_detector and scripts that take no config."""
-    return os.environ.get("SSD_JAX_CACHE") or "~/.cache/ssd_jax"
+    """As `cache.default` says, for load_detector and scripts that take no config."""
+    return cache.default()
 
 
 def _mirror() -> str:

@@ -69,15 +69,16 @@ def test_a_size_that_is_not_the_pictures_names_both():
         ((5, 5, 40, 40), [4, 4, 32, 24], "reaches outside the 32 x 24 picture; clipped"),
         ((10, 18, 3, 4), [2, 3, 10, 18], "has its corners swapped; reordered"),
         ((3, 18, 10, 4), [2, 3, 10, 18], "has its corners swapped; reordered"),
-        ((40, 5, 50, 10), None, "lies outside the 32 x 24 picture; dropped"),
-        ((-9, 5, 0, 10), None, "lies outside the 32 x 24 picture; dropped"),
-        ((5, 5, 5, 10), None, "has no area; dropped"),
-        ((5, 10, 9, 10), None, "has no area; dropped"),
+        ((40, 5, 50, 10), None, "lies outside the 32 x 24 picture; dropped from training"),
+        ((-9, 5, 0, 10), None, "lies outside the 32 x 24 picture; dropped from training"),
+        ((5, 5, 5, 10), None, "has no area; dropped from training"),
+        ((5, 10, 9, 10), None, "has no area; dropped from training"),
     ],
 )
 def test_a_bad_box_is_mended_or_dropped_and_noted(corners, expected, note):
     result = parse(voc_tree.xml(voc_tree.box(), voc_tree.box("cat", corners)))
-    assert result.boxes[1:].tolist() == ([] if expected is None else [expected])
+    assert result.degenerate.tolist() == [False, expected is None]
+    assert result.boxes[~result.degenerate][1:].tolist() == ([] if expected is None else [expected])
     assert len(result.names) == len(result.difficult) == len(result.truncated) == len(result.boxes)
     (line,) = result.notes
     assert line.startswith("a.xml: object 2 (cat): box (")
@@ -87,8 +88,15 @@ def test_a_bad_box_is_mended_or_dropped_and_noted(corners, expected, note):
 def test_kept_boxes_have_area_in_normalised_float32():
     corners = (31.999999, 5, 32.0000001, 10), (1, 1.0, 1.0000001, 9), (32.98, 3, 33.5, 9)
     result = parse(voc_tree.xml(*(voc_tree.box(corners=each) for each in corners)))
-    boxes = result.boxes / np.array([32, 24, 32, 24], np.float32)
+    boxes = (result.boxes / np.array([32, 24, 32, 24], np.float32))[~result.degenerate]
     assert np.all(boxes[:, 2:] > boxes[:, :2])
+
+
+def test_a_box_of_one_column_is_kept_for_evaluation_as_the_devkit_measures_it():
+    """The devkit's width is xmax - xmin + 1: a box of xmin = xmax covers that column of pixels."""
+    result = parse(voc_tree.xml(voc_tree.box(corners=(5, 5, 5, 10))))
+    assert result.degenerate.tolist() == [True]
+    assert result.bboxes.tolist() == [[4, 4, 1, 6]]
 
 
 def test_fractional_coordinates_are_kept():

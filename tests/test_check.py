@@ -146,7 +146,7 @@ def test_everything_wrong_is_named_once(capsys, tmp_path):
             "JPEGImages/000004": "has no picture",
             "JPEGImages/stray [1] ä.png": "has no annotation",
             "Annotations/000003.xml: object 2 (dog)": "clipped",
-            "Annotations/000003.xml: object 3 (dog)": "has no area; dropped",
+            "Annotations/000003.xml: object 3 (dog)": "has no area; dropped from training",
         }.items(),
         strict=True,
     ):

@@ -243,13 +243,13 @@ def test_mended_boxes_are_logged(load, tmp_path, caplog):
     )
     with caplog.at_level(logging.WARNING, logger="absl"):
         split = load("folder", "all", path=str(folder))
-    assert len(split.source[0]["boxes"]) == 2
+    assert split.source[0]["degenerate"].tolist() == [False, False, True, True]
     assert caplog.messages[0].startswith("4 boxes were clipped, reordered or dropped")
     assert [line.rpartition("; ")[2] for line in caplog.messages[1:5]] == [
         "clipped",
         "reordered",
-        "dropped",
-        "dropped",
+        "dropped from training",
+        "dropped from training",
     ]
 
 
@@ -396,6 +396,7 @@ def test_the_sheet_of_augmented_pictures_shows_what_the_network_sees(monkeypatch
         "labels": np.int32([1, 2, 1]),
         "crowd": np.array([False, True, False]),
         "difficult": np.array([False, False, True]),
+        "degenerate": np.zeros(3, bool),
     }
     crowd_alone = {**record, "crowd": np.ones(3, bool), "boxes": corners + 1}
     cfg = config.Config()

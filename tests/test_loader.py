@@ -38,6 +38,7 @@ def labelled(index):
         "labels": np.arange(1, objects + 1, dtype=np.int32),
         "difficult": np.arange(objects) == 1,
         "crowd": np.zeros(objects, bool),
+        "degenerate": np.zeros(objects, bool),
         "truncated": np.zeros(objects, bool),
     }
 

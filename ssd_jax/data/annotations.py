@@ -14,10 +14,13 @@ from xml.parsers import expat
 import numpy as np
 
 from ssd_jax import errors
+from ssd_jax.data import parsing
 
 _TO_EDGES = np.array([-1, -1, 0, 0], np.float64)  # VOC pixels -> continuous edges
 _LEAST_SIDE = 0.01  # pixels; a thinner sliver would vanish in normalised float32
 _ROUNDING = 0.5  # pixels; a box that reaches less than this outside is clipped without a word
+_DROPPED = "; dropped from training"
+_LONGEST_NAME = 500  # characters of a class
 
 
 class Annotation(NamedTuple):
@@ -26,15 +29,18 @@ class Annotation(NamedTuple):
     Attributes:
       height: Of the picture, in pixels.
       width: Of the picture, in pixels.
-      boxes: `[N, 4]` float32 xyxy, continuous edges in pixels, within the picture, of some area.
+      boxes: `[N, 4]` float32 xyxy, continuous edges in pixels, within the picture; of some area
+        unless degenerate.
       names: Class of each object.
       difficult: `[N]` bool.
       truncated: `[N]` bool.
       crowd: `[N]` bool, COCO's `iscrowd`: the box is that of many objects, not told apart.
+      degenerate: `[N]` bool: the file's box has no area, or none within the image. Training leaves
+        such objects out, evaluation counts them, as COCO's and VOC's own programs do.
       bboxes: `[N, 4]` float64 (x, y, width, height) as the file has them, in continuous pixels,
         neither clipped nor rounded: what COCO's evaluation wants.
       areas: `[N]` float64 pixels: COCO's `area`, that of the outline; elsewhere that of the box.
-      notes: A line for each object that was clipped, reordered or dropped.
+      notes: A line for each object that was clipped or reordered, or is degenerate.
     """
 
     height: int
@@ -44,6 +50,7 @@ class Annotation(NamedTuple):
     difficult: np.ndarray
     truncated: np.ndarray
     crowd: np.ndarray
+    degenerate: np.ndarray
     bboxes: np.ndarray
     areas: np.ndarray
     notes: tuple[str, ...]
@@ -57,6 +64,7 @@ class Object(NamedTuple):
     difficult: bool = False
     truncated: bool = False
     crowd: bool = False
+    degenerate: bool = False
     bbox: Sequence[float] | None = None  # (x, y, width, height); None: that of the box
     area: float | None = None  # None: that of the box
 
@@ -72,9 +80,13 @@ def class_name(text: str, where: str) -> str:
       where: What an error calls its place.
 
     Raises:
-      UserError: It holds half a character, which no file can hold.
+      UserError: It holds half a character, which no file can hold, or is longer than any name.
     """
     name = " ".join(text.split())
+    if len(name) > _LONGEST_NAME:
+        raise errors.UserError(
+            f"{where}: the name {parsing.shown(name)} has {len(name)} characters; rename the class"
+        )
     if any("\ud800" <= letter <= "\udfff" for letter in name):
         raise errors.UserError(f"{where}: the name {name!r} is not Unicode text; rename the class")
     return name
@@ -96,6 +108,7 @@ def collect(
         difficult=np.array([item.difficult for item in kept], bool),
         truncated=np.array([item.truncated for item in kept], bool),
         crowd=np.array([item.crowd for item in kept], bool),
+        degenerate=np.array([item.degenerate for item in kept], bool),
         bboxes=bboxes,
         areas=areas,
         notes=tuple(notes),
@@ -104,7 +117,7 @@ def collect(
 
 def clip(
     edges: np.ndarray, *, height: int, width: int, written: str
-) -> tuple[np.ndarray | None, list[str]]:
+) -> tuple[np.ndarray, bool, list[str]]:
     """Brings one box into the picture.
 
     Args:
@@ -114,18 +127,19 @@ def clip(
       written: The box as its file has it, for the remarks.
 
     Returns:
-      `[4]` float64 edges within the picture, or None for a box to drop, and what was done, in
+      `[4]` float64 edges within the picture, whether the box is degenerate, and what is wrong, in
       words. Less than half a pixel outside is rounding and not worth a remark.
     """
-    if np.any(edges[2:] - edges[:2] < _LEAST_SIDE):
-        return None, [f"box ({written}) has no area; dropped"]
     clipped = np.clip(edges, 0, [width, height, width, height])
+    if np.any(edges[2:] - edges[:2] < _LEAST_SIDE):
+        return clipped, True, [f"box ({written}) has no area{_DROPPED}"]
     if np.any(clipped[2:] - clipped[:2] < _LEAST_SIDE):
-        return None, [f"box ({written}) lies outside the {width} x {height} picture; dropped"]
+        outside = f"box ({written}) lies outside the {width} x {height} picture{_DROPPED}"
+        return clipped, True, [outside]
     if np.any(np.abs(clipped - edges) >= _ROUNDING):
         outside = f"box ({written}) reaches outside the {width} x {height} picture; clipped"
-        return clipped, [outside]
-    return clipped, []
+        return clipped, False, [outside]
+    return clipped, False, []
 
 
 def parse(xml: bytes, *, name: str, picture_size: tuple[int, int] | None) -> Annotation:
@@ -133,7 +147,7 @@ def parse(xml: bytes, *, name: str, picture_size: tuple[int, int] | None) -> Ann
 
     What can be mended is mended and noted: corners in the wrong order are exchanged, a box partly
     outside the picture is clipped, one wholly outside or of no area (xmin = xmax or ymin = ymax) is
-    dropped. A file without a size (or with one of 0) takes the picture's; without `difficult` or
+    degenerate. A file without a size (or with one of 0) takes the picture's; without `difficult` or
     `truncated` they are 0. Coordinates may be fractional. Parts of objects are not objects.
 
     Args:
@@ -150,16 +164,16 @@ def parse(xml: bytes, *, name: str, picture_size: tuple[int, int] | None) -> Ann
     """
     root = _parse_xml(xml, name)
     if root.tag != "annotation":
-        raise errors.UserError(f"{name}: its root is <{root.tag}>, not VOC's <annotation>")
+        raise errors.UserError(
+            f"{name}: its root is <{parsing.cut(root.tag)}>, not VOC's <annotation>"
+        )
     height, width = _size(root, name, picture_size)
     kept: list[Object] = []
     notes: list[str] = []
     for number, element in enumerate(root.findall("object"), start=1):
-        item = _object(element, f"{name}: object {number}")
-        box, remarks = _mend(item.box, height, width)
+        item, remarks = _mend(_object(element, f"{name}: object {number}"), height, width)
         notes += [f"{name}: object {number} ({item.name}): {remark}" for remark in remarks]
-        if box is not None:
-            kept.append(item._replace(box=box))
+        kept.append(item)
     return collect(kept, height=height, width=width, notes=notes)
 
 
@@ -279,20 +293,20 @@ def _number(
         value = math.nan
     if not math.isfinite(value):
         tag = path.rpartition("/")[2]
-        raise errors.UserError(f"{where}: <{tag}> is {text!r}, not a number")
+        raise errors.UserError(f"{where}: <{tag}> is {parsing.shown(text)}, not a number")
     return value
 
 
-def _mend(voc_box: np.ndarray, height: int, width: int) -> tuple[np.ndarray | None, list[str]]:
-    """Turns one box of VOC's pixels, as in the file, into edges within the picture; see `clip`."""
+def _mend(item: Object, height: int, width: int) -> tuple[Object, list[str]]:
+    """An object with its box, in VOC's pixels as in the file, as edges within the picture."""
+    voc_box = item.box
     low, high = np.minimum(voc_box[:2], voc_box[2:]), np.maximum(voc_box[:2], voc_box[2:])
     written = ", ".join(f"{value:g}" for value in voc_box)
+    edges = np.concatenate([low, high]) + _TO_EDGES
+    box, degenerate, remarks = clip(edges, height=height, width=width, written=written)
     if np.any(high - low < _LEAST_SIDE):
-        return None, [f"box ({written}) has no area; dropped"]
-    swapped = np.any(voc_box[:2] > voc_box[2:])
-    edges, remarks = clip(
-        np.concatenate([low, high]) + _TO_EDGES, height=height, width=width, written=written
-    )
-    if swapped and edges is not None:
+        degenerate, remarks = True, [f"box ({written}) has no area{_DROPPED}"]
+    elif np.any(voc_box[:2] > voc_box[2:]) and not degenerate:
         remarks.insert(0, f"box ({written}) has its corners swapped; reordered")
-    return edges, remarks
+    bbox = _bbox(Object(item.name, edges)) if degenerate else None
+    return item._replace(box=box, degenerate=degenerate, bbox=bbox), remarks

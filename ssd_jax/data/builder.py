@@ -10,10 +10,11 @@ broken one is found at once. Only the annotations are held in memory, and one sh
 
 import abc
 import concurrent.futures
+import contextlib
 import functools
+import importlib.metadata
 import itertools
 import os
-import pathlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -26,7 +27,7 @@ from absl import logging
 from ssd_jax import console, errors
 from ssd_jax.data import annotations, images
 
-VERSION = "1.3.0"
+VERSION = "1.4.0"
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 NO_IMAGE_ID = -1
 LIST_ALL = "python -m ssd_jax.data.check PATH lists all"
@@ -36,6 +37,8 @@ _VAL_EVERY = 5  # of a dataset without splits every fifth picture validates
 _SHARD_BYTES = 128 << 20
 _IN_FLIGHT = 1024  # pictures that are given to the threads at a time
 _MOST_LISTED = 10
+_LONGEST_LINE = 10_000  # characters of a remark
+_DECODERS = ("pillow", "simplejpeg")
 
 
 class Example(NamedTuple):
@@ -96,7 +99,7 @@ class Examined(NamedTuple):
     Attributes:
       splits: By split, its pictures that can be used.
       skipped: By split, the keys of the others, with the reason.
-      remarks: A line for each thing wrong that cost no picture: boxes clipped or dropped, ...
+      remarks: A line for each thing wrong that cost no picture: boxes clipped, ...
     """
 
     splits: dict[str, list[Example]]
@@ -109,16 +112,20 @@ def examine(reader: Reader) -> Examined:
 
     Without splits of its own, in the order of the keys every fifth picture is `val`, the others
     are `train`, and `all` is both; what cannot be used counts as `train`'s, so that `val` is whole.
+
+    Raises:
+      MachineError: The machine could not read one: that says nothing about the image.
     """
     examples: dict[str, Example] = {}
     failures: dict[str, str] = {}
     keys = list(dict.fromkeys(key for split in reader.splits.values() for key in split))
     keys = keys or list(reader.keys)
-    for key, result in zip(keys, _progress(_results(reader, keys), len(keys)), strict=True):
-        if isinstance(result, Example):
-            examples[key] = result
-        else:
-            failures[key] = result
+    with _threads_for(reader.name):
+        for key, result in zip(keys, _progress(_results(reader, keys), len(keys)), strict=True):
+            if isinstance(result, Example):
+                examples[key] = result
+            else:
+                failures[key] = result
     splits = reader.splits or _split_by_order(keys, failures)
     notes = [note for item in examples.values() for note in item.annotation.notes]
     return Examined(
@@ -130,8 +137,35 @@ def examine(reader: Reader) -> Examined:
             name: {console.printable(key): failures[key] for key in split if key in failures}
             for name, split in splits.items()
         },
-        remarks=tuple(console.printable(line) for line in [*reader.remarks, *notes]),
+        remarks=tuple(map(_line, [*reader.remarks, *notes])),
     )
+
+
+def conditions() -> dict[str, str]:
+    """What decides, beside a dataset's files, which images of it can be used.
+
+    Where some could not, and one of these has changed, they are tried again.
+    """
+    return {name: importlib.metadata.version(name) for name in _DECODERS}
+
+
+def without_objects(
+    splits: Mapping[str, Sequence[Example]], unannotated: Iterable[str]
+) -> set[str]:
+    """The splits of which no image has an object to train on, though they have annotations."""
+    return {
+        name
+        for name, split in splits.items()
+        if name not in unannotated and not any(map(_has_object, split))
+    }
+
+
+def class_names(splits: Mapping[str, Sequence[Example]]) -> set[str]:
+    """The classes of all objects; none where not a single one lies within its image."""
+    known = [item.annotation for item in itertools.chain.from_iterable(splits.values())]
+    if all(annotation.degenerate.all() for annotation in known):
+        return set()
+    return {name for annotation in known for name in annotation.names}
 
 
 def check_split_name(name: str, file: str) -> str:
@@ -147,19 +181,6 @@ def check_split_name(name: str, file: str) -> str:
     return name
 
 
-def read_file(path: pathlib.Path) -> bytes:
-    """The bytes of a file.
-
-    Raises:
-      UserError: It cannot be read.
-    """
-    try:
-        return path.read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise errors.UserError(f"{path}: cannot be read ({reason})") from error
-
-
 def decode_size(data: bytes, *, name: str) -> tuple[int, int]:
     """Height and width of a picture, upright, of which every pixel has been decoded.
 
@@ -168,19 +189,6 @@ def decode_size(data: bytes, *, name: str) -> tuple[int, int]:
     """
     height, width, _ = images.decode(data, name=name).shape
     return height, width
-
-
-def walk(root: pathlib.Path) -> Iterator[pathlib.Path]:
-    """All files below a folder, sorted, through links to folders too, hidden ones left out."""
-    seen = set()
-    for folder, below, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:  # a link that leads back up
-            below.clear()
-            continue
-        seen.add(real)
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        yield from (pathlib.Path(folder, name) for name in sorted(files) if name[0] != ".")
 
 
 def summary(failures: Mapping[str, str]) -> str:
@@ -198,7 +206,8 @@ class Builder(tfds.core.ShardBasedBuilder):
 
     Its metadata: `object_counts`, by split the number of objects of each record; `joined`, the
     splits that are not stored because they are others, named there, one after the other;
-    `skipped`, by split the pictures that cannot be used and why; `by_order`, whether the dataset
+    `skipped`, by split the pictures that cannot be used and why; `conditions`, as the function of
+    that name gave them; `by_order`, whether the dataset
     has no splits of its own; `category_ids`, its own id of each class; `unannotated`, the splits
     whose annotations were not published.
     """
@@ -229,6 +238,7 @@ class Builder(tfds.core.ShardBasedBuilder):
                     "difficult": flags,
                     "truncated": flags,
                     "crowd": flags,
+                    "degenerate": flags,
                     # tfds stores float64 exactly as bytes only.
                     "bboxes": exact(shape=(None, 4), doc="(x, y, width, height), pixels."),
                     "areas": exact(shape=(None,), doc="In pixels."),
@@ -257,7 +267,7 @@ class Builder(tfds.core.ShardBasedBuilder):
         if not any(splits.values()):
             raise errors.UserError(_nothing(readers[0], skipped))
         _log(remarks)
-        categories = readers[0].categories(_class_names(splits))
+        categories = readers[0].categories(class_names(splits))
         joined = _joined(splits)
         written = {name: split for name, split in splits.items() if split and name not in joined}
         if "all" in written:
@@ -269,6 +279,7 @@ class Builder(tfds.core.ShardBasedBuilder):
         self.info.metadata["category_ids"] = list(categories.values())
         self.info.metadata["joined"] = joined
         self.info.metadata["skipped"] = skipped
+        self.info.metadata["conditions"] = conditions()
         self.info.metadata["by_order"] = not any(reader.splits for reader in readers)
         self.info.metadata["unannotated"] = [
             name for reader in readers for name in reader.unannotated
@@ -313,23 +324,55 @@ def _results(reader: Reader, keys: Sequence[str]) -> Iterator[Example | str]:
         pool.shutdown(cancel_futures=True)
 
 
+@contextlib.contextmanager
+def _threads_for(name: str) -> Iterator[None]:
+    """Tells in one line that the machine has no more threads, which Python calls a RuntimeError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "start new thread" not in str(error):
+            raise
+        raise errors.MachineError(
+            f"{name}: {error}: allow more processes (ulimit -u), and run the same command again"
+        ) from error
+
+
 def _example_or_reason(reader: Reader, key: str) -> Example | str:
+    """Reads one picture.
+
+    Raises:
+      MachineError: The machine could not; the picture may be good.
+    """
     try:
         example = reader.example(key)
         example.name.encode()
         return example
     except UnicodeEncodeError:
-        return console.printable(
-            f"{reader.name}: the file name {key!r} is not UTF-8; rename the file"
-        )
-    except errors.UserError as error:
-        return console.printable(str(error))
+        return _line(f"{reader.name}: the file name {key!r} is not UTF-8; rename the file")
+    except Exception as error:
+        if errors.is_of_machine(error):
+            raise errors.of_machine(error, f"{reader.name}: {key}") from error
+        if not isinstance(error, errors.UserError):
+            raise
+        return _line(str(error))
+
+
+def _line(text: str) -> str:
+    """A remark in printable text, without its end if somebody's file made it endless."""
+    return console.printable(text[:_LONGEST_LINE])
+
+
+def _has_object(example: Example) -> bool:
+    """Whether an image has an object to train on."""
+    annotation = example.annotation
+    return bool(np.any(~annotation.degenerate & ~annotation.crowd))
 
 
 def _split_by_order(keys: Sequence[str], bad: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
     """`all`, and its parts `train` and `val`: the fifth, tenth, ... validates if it can be used."""
     val = tuple(key for key in keys[_VAL_EVERY - 1 :: _VAL_EVERY] if key not in bad)
-    train = tuple(key for key in keys if key not in set(val))
+    held_out = set(val)
+    train = tuple(key for key in keys if key not in held_out)
     splits = {"train": train, "val": val, "all": tuple(keys)}
     return {name: split for name, split in splits.items() if split}
 
@@ -343,11 +386,6 @@ def _joined(splits: Mapping[str, Sequence[Example]]) -> dict[str, list[str]]:
         for name in ("trainval", "all")
         if splits.get(name) and sorted(item.name for item in splits[name]) == pictures
     }
-
-
-def _class_names(splits: Mapping[str, Sequence[Example]]) -> set[str]:
-    examples = itertools.chain.from_iterable(splits.values())
-    return {name for item in examples for name in item.annotation.names}
 
 
 def _nothing(reader: Reader, skipped: Mapping[str, Mapping[str, str]]) -> str:
@@ -371,8 +409,8 @@ def _log(remarks: Sequence[str]) -> None:
     if not remarks:
         return
     logging.warning(
-        "%d boxes were clipped, reordered or dropped, or files passed over or missing; "
-        "%s; the first:",
+        "%d boxes were clipped, reordered or dropped from training, or files passed over or "
+        "missing; %s; the first:",
         len(remarks),
         LIST_ALL,
     )
@@ -408,6 +446,7 @@ def _records(examples: Sequence[Example]) -> Iterator[tuple[str, dict[str, Any]]
                     "difficult": annotation.difficult,
                     "truncated": annotation.truncated,
                     "crowd": annotation.crowd,
+                    "degenerate": annotation.degenerate,
                     "bboxes": annotation.bboxes,
                     "areas": annotation.areas,
                 },

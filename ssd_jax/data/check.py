@@ -10,7 +10,6 @@ Every picture is decoded. Exit status: 0 nothing is wrong, 1 something is, 2 the
 
 import argparse
 import functools
-import os
 import pathlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +19,7 @@ import numpy as np
 from rich import box, table
 
 from ssd_jax import console, errors, priors
-from ssd_jax.data import builder, coco, datasets, voc, yolo
+from ssd_jax.data import builder, coco, datasets, paths, voc, yolo
 
 SIZES = ("small", "medium", "large")
 COVERED = 0.5  # IoU from which a prior matches
@@ -44,7 +43,7 @@ _WIDE = 120  # columns where the output is no terminal
 
 
 class Objects(NamedTuple):
-    """The objects of some pictures, N in all; crowds are not among them.
+    """The objects of some pictures, N in all; crowds and degenerate ones are not among them.
 
     Attributes:
       boxes: `[N, 4]` float32 xyxy, normalised.
@@ -70,19 +69,21 @@ def detect_format(path: str) -> str:
       UserError: There is nothing, or nothing that is known.
     """
     place = pathlib.Path(path).expanduser()
-    if not os.path.exists(place):
+    if not paths.exists(place):
         raise errors.UserError(f"{path}: no such folder or file")
-    if place.is_file() and place.suffix.lower() in _BY_SUFFIX:
+    if paths.is_file(place) and place.suffix.lower() in _BY_SUFFIX:
         return _BY_SUFFIX[place.suffix.lower()]
     reasons = []
-    for name, (files, _) in datasets.OWN.items() if place.is_dir() else ():
+    for name, (files, _) in datasets.OWN.items() if paths.is_folder(place) else ():
         try:
             files(path)
             return name
+        except errors.MachineError:
+            raise
         except errors.UserError as error:
             reasons.append(f"not {name} ({error})")
-    for name, patterns in _PATTERNS.items() if place.is_dir() else ():
-        if any(found for pattern in patterns for found in place.glob(pattern)):
+    for name, patterns in _PATTERNS.items() if paths.is_folder(place) else ():
+        if any(paths.matching(place, pattern) for pattern in patterns):
             return name  # whose description is broken
     tried = "; ".join(reasons) or "it is no folder, .tar, .json or .yaml"
     raise errors.UserError(f"{path}: of no known format, give --format: {tried}")
@@ -96,11 +97,13 @@ def open_reader(path: str, kind: str) -> builder.Reader:
     """
     if kind != "voc":
         return datasets.OWN[kind][1](path)
-    if not pathlib.Path(path).expanduser().is_file():
+    if not paths.is_file(pathlib.Path(path).expanduser()):
         raise errors.UserError(f"{path}: voc is an official archive (.tar); give --format folder")
     for year in voc.ARCHIVES:
         try:
             return voc.read_archive(path, year)
+        except errors.MachineError:
+            raise
         except errors.UserError as error:
             reason = error
     raise reason
@@ -112,7 +115,8 @@ def objects_of(examples: Sequence[builder.Example]) -> Objects:
     sides = [(item.annotation.width, item.annotation.height) * 2 for item in examples]
     sides_of_each = np.repeat(np.array(sides, np.float32).reshape(-1, 4), counts, axis=0)
     pixels = _joined([item.annotation.boxes for item in examples], (0, 4), np.float32)
-    keep = ~_joined([item.annotation.crowd for item in examples], (0,), bool)
+    left_out = [item.annotation.crowd | item.annotation.degenerate for item in examples]
+    keep = ~_joined(left_out, (0,), bool)
     columns = (
         pixels / sides_of_each,
         np.prod(pixels[:, 2:] - pixels[:, :2], axis=1),
@@ -210,10 +214,13 @@ def class_table(found: Objects, class_names: Iterable[str], covered: np.ndarray)
     for heading in ("images", "objects", "difficult", *SIZES, "all"):
         shown.add_column(heading, justify="right")
     sizes = size_of(found.areas)
-    for name in class_names:
-        shown.add_row(console.plain(name), *_class_row(found, sizes, covered, found.names == name))
+    of_class: dict[str, list[int]] = {name: [] for name in class_names}
+    for number, name in enumerate(found.names):
+        of_class[name].append(number)
+    for name, mine in of_class.items():
+        shown.add_row(console.plain(name), *_class_row(found, sizes, covered, np.array(mine, int)))
     shown.add_section()
-    shown.add_row("all", *_class_row(found, sizes, covered, np.ones(len(sizes), bool)))
+    shown.add_row("all", *_class_row(found, sizes, covered, np.arange(len(sizes))))
     return shown
 
 
@@ -230,8 +237,10 @@ def report(reader: builder.Reader, default_boxes: np.ndarray, out: console.Conso
     pictures = {id(item): item for split in examined.splits.values() for item in split}
     found = objects_of(list(pictures.values()))
     lines = wrong(examined)
+    for split in sorted(builder.without_objects(examined.splits, reader.unannotated)):
+        lines.append(f"{reader.name}: split {split!r}: no image has an object to train on")
     try:
-        names: Mapping[str, int] = reader.categories(set(found.names))
+        names: Mapping[str, int] = reader.categories(builder.class_names(examined.splits))
     except errors.UserError as error:
         return [*lines, str(error)]
     covered = best_iou(found.boxes, default_boxes) >= COVERED
@@ -253,7 +262,7 @@ def check(path: str, kind: str, default_boxes: np.ndarray) -> bool:
     Raises:
       UserError: There is no such path.
     """
-    if not os.path.exists(pathlib.Path(path).expanduser()):
+    if not paths.exists(pathlib.Path(path).expanduser()):
         raise errors.UserError(f"{path}: no such folder or file")
     out = console.Console(highlight=False)
     if not out.is_terminal:
@@ -261,6 +270,8 @@ def check(path: str, kind: str, default_boxes: np.ndarray) -> bool:
     out.print(console.plain(f"{path}: {_DESCRIPTIONS[kind]}"), soft_wrap=True)
     try:
         lines = report(open_reader(path, kind), default_boxes, out)
+    except errors.MachineError:
+        raise
     except errors.UserError as error:  # in what describes the dataset as a whole
         lines = [str(error)]
     out.print(f"{len(lines) or 'nothing'} wrong{':' if lines else ''}")
@@ -298,9 +309,9 @@ def _table(first: str, title: str) -> table.Table:
 def _class_row(
     found: Objects, sizes: np.ndarray, covered: np.ndarray, mine: np.ndarray
 ) -> list[str]:
-    """Cells of the objects that `mine` (`[N]` bool) selects."""
-    counts = (len(np.unique(found.pictures[mine])), mine.sum(), found.difficult[mine].sum())
-    parts = [mine & (sizes == index) for index in range(len(SIZES))]
+    """Cells of the objects whose numbers `mine` has."""
+    counts = (len(np.unique(found.pictures[mine])), len(mine), found.difficult[mine].sum())
+    parts = [mine[sizes[mine] == index] for index in range(len(SIZES))]
     return [*map(str, counts), *(_share(covered[part]) for part in [*parts, mine])]
 
 

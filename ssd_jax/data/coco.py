@@ -9,8 +9,9 @@ pictures beside it is split `train`. One JSON file of any name may be given inst
 
 COCO's boxes are (x, y, width, height) in continuous pixels of which the first begins at 0. Labels
 count from 1 in ascending order of the categories' ids, of which some may be missing. Crowds
-(`iscrowd`) are kept and marked: training drops them, evaluation counts them neither way. The boxes
-and areas of the file are kept beside the clipped boxes: evaluation takes them as they are.
+(`iscrowd`) are kept and marked: training drops them, evaluation counts them neither way. Objects
+without area are marked too: training drops them, evaluation counts them as COCO's own does. The
+boxes and areas of the file are kept beside the clipped boxes: evaluation takes them as they are.
 
 Source: Lin et al. 2014, and "Data format" of the COCO dataset's site.
 """
@@ -19,13 +20,11 @@ import collections
 import contextlib
 import functools
 import itertools
-import json
 import os
 import pathlib
 import posixpath
 import sys
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -33,7 +32,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from ssd_jax import download, errors
-from ssd_jax.data import annotations, builder, classes
+from ssd_jax.data import annotations, builder, classes, parsing, paths
 
 HOST = "http://images.cocodataset.org/"  # what comes is verified
 
@@ -131,6 +130,10 @@ _INSTANCES = "instances_"
 _BESIDE = "_annotations.coco.json"  # Roboflow's, in the folder of the pictures
 PATTERNS = (f"annotations/{_INSTANCES}*.json", f"{_INSTANCES}*.json", f"*/{_BESIDE}")
 _MAX_ID = 2**63 - 1
+_ROOM = 64 << 20  # bytes that anything in an archive may have, however small it is there
+_MOST_INFLATED = 100  # times that a larger file may grow when it is unpacked; COCO's JSON: 5
+_LONGEST_PATH = 4096  # characters; no system takes more
+_MOST_NAMED = 3  # images that a message names
 
 
 class _Image(NamedTuple):
@@ -181,7 +184,7 @@ class FolderPictures:
         Raises:
           UserError: It is not below the dataset's folder, where a change of it would be noticed.
         """
-        path = next(filter(os.path.isfile, (folder / file_name for folder in self._folders)), None)
+        path = next(filter(paths.is_file, (folder / file_name for folder in self._folders)), None)
         if path is None:
             return None
         if not pathlib.Path(os.path.normpath(path)).is_relative_to(os.path.normpath(self._root)):
@@ -193,7 +196,7 @@ class FolderPictures:
 
     def read(self, file: str) -> bytes:
         """The bytes of a file."""
-        return builder.read_file(pathlib.Path(file))
+        return paths.read(file, at_most=paths.MOST_IMAGE_BYTES)
 
 
 class ZipPictures:
@@ -211,7 +214,7 @@ class ZipPictures:
 
     def read(self, file: str) -> bytes:
         """The bytes of a file, whose checksum in the archive has to be right."""
-        return _member(self._archive, self._members[file], file)
+        return _member(self._archive, self._members[file], file, at_most=paths.MOST_IMAGE_BYTES)
 
 
 class Source(NamedTuple):
@@ -248,11 +251,11 @@ def files(path: str) -> list[pathlib.Path]:
       UserError: There is no such dataset.
     """
     jsons = list(_find(path).values())
-    below = builder.walk(_root(jsons[0], path))
+    below = paths.walk(_root(jsons[0], path))
     return jsons + [
         file
         for file in below
-        if file.suffix.lower() in builder.PICTURE_SUFFIXES and file.is_file()  # no dangling link
+        if file.suffix.lower() in builder.PICTURE_SUFFIXES and paths.is_file(file)
     ]
 
 
@@ -321,10 +324,10 @@ class Reader(builder.Reader):
         for entry in entries:
             number, name = _get(entry, "id"), _get(entry, "name")
             if isinstance(name, str):
-                name = annotations.class_name(name, f"{file}: category {number}")
+                name = annotations.class_name(name, f"{file}: category {parsing.shown(number)}")
             if type(number) is not int or not isinstance(name, str) or not name:
                 raise errors.UserError(
-                    f"{file}: category {entry!r} needs a whole number as id and a name"
+                    f"{file}: category {parsing.shown(entry)} needs a whole number as id and a name"
                 )
             if self._closed and number not in self._names:
                 raise errors.UserError(
@@ -362,22 +365,30 @@ class Reader(builder.Reader):
         objects: list[annotations.Object] = []
         notes: list[str] = []
         for row in picture.rows:
-            what = f"{where}: annotation {row.id}"
+            what = f"{where}: annotation {parsing.shown(row.id)}"
             if type(row.category_id) is not int or row.category_id not in self._names:
-                raise errors.UserError(f"{what}: there is no category {row.category_id!r}")
+                number = parsing.shown(row.category_id)
+                raise errors.UserError(f"{what}: there is no category {number}")
             name = self._names[row.category_id]
             written = ", ".join(f"{value:g}" for value in _numbers(row.bbox, what))
             x, y, w, h = row.bbox
-            box, said = annotations.clip(
+            box, degenerate, said = annotations.clip(
                 np.array([x, y, x + w, y + h], np.float64),
                 height=height,
                 width=width,
                 written=written,
             )
             notes += [f"{what} ({name}): {remark}" for remark in said]
-            if box is not None:
-                crowd, area = row.iscrowd == 1, _area(row.area)
-                objects.append(annotations.Object(name, box, crowd=crowd, bbox=row.bbox, area=area))
+            objects.append(
+                annotations.Object(
+                    name,
+                    box,
+                    crowd=row.iscrowd == 1,
+                    degenerate=degenerate,
+                    bbox=row.bbox,
+                    area=_area(row.area),
+                )
+            )
         return annotations.collect(objects, height=height, width=width, notes=notes)
 
 
@@ -421,11 +432,11 @@ def find_archives(folder: str, split: str) -> tuple[pathlib.Path, pathlib.Path]:
       UserError: There is no such folder, or one is not in it.
     """
     base = pathlib.Path(folder).expanduser()
-    if not base.is_dir():
+    if not paths.is_folder(base):
         raise errors.UserError(f"config.data.archives={folder}: no such folder")
     pictures, tables = (base / archive.filename for archive in archives_of(split))
     for path in (pictures, tables):
-        if not path.is_file():
+        if not paths.is_file(path):
             raise errors.UserError(
                 f"config.data.archives={folder}: no {path.name} in it, which {split} needs; put it "
                 "there, or leave the field empty to download it"
@@ -447,7 +458,9 @@ def read_archives(pictures: pathlib.Path, tables: pathlib.Path, split: str) -> R
     source = Source(
         file=f"{tables}/{member}",
         split=split,
-        read=functools.partial(_member, archive, member, f"{tables}/{member}"),
+        read=functools.partial(
+            _member, archive, member, f"{tables}/{member}", at_most=parsing.MOST_JSON_BYTES
+        ),
         pictures=ZipPictures(pictures, folder=folder),
         annotated=official.annotated,
     )
@@ -464,7 +477,7 @@ def read_folder(path: str) -> Reader:
     for split, file in _find(path).items():
         root = _root(file, path)
         pictures = FolderPictures(_picture_folders(file, split, root), root=root)
-        read = functools.partial(builder.read_file, file)
+        read = functools.partial(paths.read, file, at_most=parsing.MOST_JSON_BYTES)
         sources.append(Source(str(file), split, read, pictures))
     return Reader(path, sources)
 
@@ -474,10 +487,27 @@ def _open_zip(path: pathlib.Path) -> zipfile.ZipFile:
         return zipfile.ZipFile(path)
 
 
-def _member(archive: zipfile.ZipFile, member: str, file: str) -> bytes:
-    """The bytes of a member that messages call `file`; its checksum has to be right."""
+def _member(archive: zipfile.ZipFile, member: str, file: str, *, at_most: int) -> bytes:
+    """The bytes of a member that messages call `file`; its checksum has to be right.
+
+    Args:
+      archive: That it is in.
+      member: Its name there.
+      file: What messages call it.
+      at_most: Bytes that it may have.
+
+    Raises:
+      UserError: It cannot be read, or unpacks to more than an image or a table of that size does.
+    """
     with _named(file):
-        return archive.read(member)
+        entry = archive.getinfo(member)
+        inflated = entry.file_size > max(_ROOM, _MOST_INFLATED * entry.compress_size)
+        if entry.file_size > at_most or inflated:
+            raise errors.UserError(
+                f"{file}: unpacks from {entry.compress_size} to {entry.file_size} bytes, more than "
+                "is read of such a file; fetch the archive anew"
+            )
+        return archive.read(entry)
 
 
 @contextlib.contextmanager
@@ -485,9 +515,14 @@ def _named(file: str) -> Iterator[None]:
     """Names the file of an archive that cannot be read."""
     try:
         yield
-    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+    except errors.UserError:
+        raise
+    except Exception as error:  # encrypted: RuntimeError; damaged ones raise a dozen kinds
+        if errors.is_of_machine(error):
+            raise errors.of_machine(error, file) from error
+        reason = parsing.cut(error)
         raise errors.UserError(
-            f"{file}: not in a whole zip archive ({error}); fetch it anew"
+            f"{file}: not in a whole zip archive ({reason}); fetch it anew"
         ) from error
 
 
@@ -512,13 +547,13 @@ def _find(path: str) -> dict[str, pathlib.Path]:
       UserError: There are none, or two of one split.
     """
     base = pathlib.Path(path).expanduser().absolute()
-    if base.is_file():
+    if paths.is_file(base):
         return {_split_of(base): base}
-    if not base.is_dir():
+    if not paths.is_folder(base):
         raise errors.UserError(f"config.data.path={path!r}: no such folder or file")
     found: dict[str, pathlib.Path] = {}
-    for file in (file for pattern in PATTERNS for file in sorted(base.glob(pattern))):
-        if not file.is_file():
+    for file in (file for pattern in PATTERNS for file in paths.matching(base, pattern)):
+        if not paths.is_file(file):
             raise errors.UserError(f"{file}: is no file, or leads to none; mend or remove it")
         split = _split_of(file)
         if split in found:
@@ -543,7 +578,7 @@ def _split_of(file: pathlib.Path) -> str:
 def _root(json: pathlib.Path, path: str) -> pathlib.Path:
     """The folder of the dataset that a JSON file belongs to."""
     base = pathlib.Path(path).expanduser().absolute()
-    if base.is_dir():
+    if paths.is_folder(base):
         return base
     return json.parent.parent if json.parent.name == "annotations" else json.parent
 
@@ -554,7 +589,7 @@ def _picture_folders(
     """Where a split's pictures may lie, the likeliest first."""
     folders = [root / split, root / "images" / split] if split else []
     folders += [root / "images", json.parent, json.parent / "images", root]
-    return tuple(folder for folder in dict.fromkeys(folders) if folder.is_dir())
+    return tuple(filter(paths.is_folder, dict.fromkeys(folders)))
 
 
 def _load(source: Source) -> dict[str, Any]:
@@ -564,12 +599,7 @@ def _load(source: Source) -> dict[str, Any]:
       UserError: It is no JSON, or not in COCO's form.
     """
     file = source.file
-    try:
-        content = json.loads(source.read().decode("utf-8-sig"), object_hook=_slim)
-    except errors.UserError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise errors.UserError(f"{file}: not JSON ({error}); fetch or export it anew") from error
+    content = parsing.json_content(source.read(), file, _slim)
     if not source.annotated and isinstance(content, dict):
         content = {**content, "annotations": []}
     for part in ("images", "annotations", "categories"):
@@ -603,23 +633,28 @@ def _images(entries: Sequence[Any], file: str, remarks: list[str]) -> list[tuple
         fault = ""
         if told != (image.height, image.width):
             fault = (
-                f"{file}: {image.file_name}: height {told[0]!r} and width {told[1]!r} are no whole "
-                "numbers of pixels; correct them"
+                f"{file}: {parsing.cut(image.file_name)}: height {parsing.shown(told[0])} and "
+                f"width {parsing.shown(told[1])} are no whole numbers of pixels; correct them"
             )
-        if not isinstance(image.file_name, str) or not _is_id(image.id):
+        if not _is_name(image.file_name) or not _is_id(image.id):
             fault = f"{file}: images[{number}] has no id or no file_name"
             image = _Image(f"images[{number}]", f"images[{number}]", None, None)
         if image in images:
-            remarks.append(f"{file}: {image.file_name}: image {image.id} is there twice; one kept")
+            remarks.append(
+                f"{file}: {image.file_name}: image {parsing.shown(image.id)} is there twice; "
+                "one kept"
+            )
         images[image] = fault
     files_of: dict[Any, list[str]] = collections.defaultdict(list)
     for image in images:
         files_of[image.id].append(image.file_name)
     for image, fault in images.items():
         if not fault and len(files_of[image.id]) > 1:
+            names = files_of[image.id][:_MOST_NAMED]
+            more = " and more" if len(files_of[image.id]) > _MOST_NAMED else ""
             images[image] = (
-                f"{file}: {' and '.join(files_of[image.id])} share the image id {image.id}; give "
-                "each its own"
+                f"{file}: {' and '.join(names)}{more} share the image id "
+                f"{parsing.shown(image.id)}; give each its own"
             )
     return list(images.items())
 
@@ -628,6 +663,11 @@ def _side(value: Any) -> int | None:
     """A whole number of pixels; None for anything else."""
     fine = type(value) is int or (type(value) is float and value.is_integer())
     return int(value) if fine else None
+
+
+def _is_name(value: Any) -> bool:
+    """Whether a file can have that name."""
+    return isinstance(value, str) and len(value) <= _LONGEST_PATH
 
 
 def _is_id(value: Any) -> bool:
@@ -645,7 +685,8 @@ def _rows(
             remarks.append(f"{file}: annotations[{number}] has no image_id; passed over")
         elif row.image_id not in image_ids:
             remarks.append(
-                f"{file}: annotation {row.id}: there is no image {row.image_id}; passed over"
+                f"{file}: annotation {parsing.shown(row.id)}: there is no image "
+                f"{parsing.shown(row.image_id)}; passed over"
             )
         elif row.id is not None and _is_id(row.id) and row.id in seen:
             same = seen[row.id] == row
@@ -675,7 +716,9 @@ def _check_size(image: _Image, actual: tuple[int, int], where: str) -> None:
 def _numbers(bbox: Any, what: str) -> Sequence[float]:
     """The four numbers of a `bbox`."""
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_number, bbox)):
-        raise errors.UserError(f"{what}: bbox is {bbox!r}, not four numbers x, y, width, height")
+        raise errors.UserError(
+            f"{what}: bbox is {parsing.shown(bbox)}, not four numbers x, y, width, height"
+        )
     return bbox
 
 

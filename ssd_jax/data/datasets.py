@@ -3,10 +3,12 @@
 What is read is a copy prepared once under `cache_dir`, whose name holds a fingerprint of what it
 was made from: a changed archive or folder, or a test archive that has come, is prepared anew. tfds
 prepares in a folder of another name and renames it at the end, so nothing half-made is ever read.
+One process prepares at a time, others wait for it; what killed ones left behind is removed.
 """
 
 import bisect
 import contextlib
+import errno
 import functools
 import hashlib
 import io
@@ -15,7 +17,8 @@ import math
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,8 +26,9 @@ import tensorflow_datasets as tfds
 from absl import logging
 from tensorflow_datasets.proto import tf_example_pb2
 
+from ssd_jax import cache as cache_lib
 from ssd_jax import errors
-from ssd_jax.data import annotations, builder, coco, synthetic, voc, yolo
+from ssd_jax.data import annotations, builder, coco, locks, paths, synthetic, voc, yolo
 
 DATASETS = ("voc", "folder", "coco", "yolo", "synthetic")
 SYNTHETIC = {"train": 2000, "test": 200, "seed": 0}
@@ -37,6 +41,12 @@ OWN: dict[str, tuple[Callable[[str], list[pathlib.Path]], Callable[[str], builde
 """Of each format that people bring: path -> its files, to see a change by; path -> its reader."""
 
 _PART = re.compile(r"(?:(?P<year>\w+)/)?(?P<name>\w+)(?P<slice>\[[^\]]*\])?")
+_LOCK = ".lock"  # behind the name of a dataset's folder: held by who prepares it
+_TOLD_IN_WORDS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES),
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE),
+)
+_FAR = 1e7  # pixels, VOC's; float32 has them exactly
 _HELP = 'as in "2007/trainval+2012/trainval" or, of a folder, "train[:80%]"'
 
 
@@ -62,9 +72,10 @@ class Records:
     Threads may share it; pickled, it opens its files anew and keeps nothing, as worker processes
     would each keep all. Item `i`, which may be shared and is not to be changed, is a dict of
     `image` (the bytes of the picture's file), `name`, `height` and `width` (pixels), `boxes`
-    ([N, 4] float32 xyxy in [0, 1]), `labels` ([N] int32, from 1), `difficult`, `truncated` and
-    `crowd` ([N] bool), `bboxes` ([N, 4] float64, (x, y, width, height) as the file has them) and
-    `areas` ([N] float64), in pixels, and `image_id`, that of COCO, which is -1 in other datasets.
+    ([N, 4] float32 xyxy in [0, 1]), `labels` ([N] int32, from 1), `difficult`, `truncated`,
+    `crowd` and `degenerate` ([N] bool), `bboxes` ([N, 4] float64, (x, y, width, height) as the file
+    has them) and `areas` ([N] float64), in pixels, and `image_id`, that of COCO, which is -1 in
+    other datasets.
 
     Args:
       stretches: Which records.
@@ -77,7 +88,8 @@ class Records:
         self._keep = 0 < sum(files.values()) <= memory_gib * 2**30
         self._kept: dict[int, dict[str, Any]] = {}
         self._ends = list(itertools.accumulate(part.stop - part.start for part in self._stretches))
-        self._sources = [_open(part.directory, part.split) for part in self._stretches]
+        with _blaming_the_machine(self._stretches[0].directory):
+            self._sources = [_open(part.directory, part.split) for part in self._stretches]
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -97,7 +109,8 @@ class Records:
     def _read(self, index: int) -> dict[str, Any]:
         number = bisect.bisect_right(self._ends, index)
         offset = index - (self._ends[number - 1] if number else 0)
-        return _record(self._sources[number][self._stretches[number].start + offset])
+        with _blaming_the_machine(self._stretches[number].directory):
+            return _record(self._sources[number][self._stretches[number].start + offset])
 
     def __reduce__(self) -> tuple[type["Records"], tuple[tuple[Stretch, ...]]]:
         return Records, (self._stretches,)
@@ -163,8 +176,9 @@ def load(
     Raises:
       UserError: There is no such dataset, split, folder or archive, it holds more broken data
         than may be left out, or it has not been prepared and may not be.
+      MachineError: The machine stands in the way; nothing of that is remembered.
     """
-    cache = _writable(cache_dir)
+    cache = cache_lib.folder(cache_dir)
     how: dict[str, Any] = {"cache": cache, "prepare": prepare}
     official = dataset == "coco" and not path
     find = {
@@ -179,7 +193,8 @@ def load(
         )
     parts = [_parse(part, split) for part in split.split("+")]
     homes = {part: _home(part, official=official) for part in parts}
-    found = {home: _info(find(home, split)) for home in dict.fromkeys(homes.values())}
+    with _blaming_the_machine(cache):
+        found = {home: _info(find(home, split)) for home in dict.fromkeys(homes.values())}
     infos = {part: found[home] for part, home in homes.items()}
     _account(infos, split, max_bad_share)
     stretches = [item for part in parts for item in _stretches(infos[part], part, split)]
@@ -202,8 +217,9 @@ def ground_truth(split: Split) -> dict[str, tuple[np.ndarray, np.ndarray, np.nda
       split: Of `load`.
 
     Returns:
-      By picture's name: boxes `[M, 4]` float32 in VOC's pixels (1-based, inclusive), labels `[M]`
-      int32 from 1, difficult `[M]` bool: what counts neither as hit nor as miss, which are VOC's
+      By picture's name: boxes `[M, 4]` float32 in VOC's pixels (1-based, inclusive), those of
+      degenerate objects, which the devkit counts too, as the file has them; labels `[M]` int32
+      from 1; difficult `[M]` bool: what counts neither as hit nor as miss, which are VOC's
       difficult objects and COCO's crowds.
 
     Raises:
@@ -217,6 +233,8 @@ def ground_truth(split: Split) -> dict[str, tuple[np.ndarray, np.ndarray, np.nda
                 f"the split holds {item['name']} twice; evaluate each picture once"
             )
         boxes = annotations.to_voc_pixels(item["boxes"], item["height"], item["width"])
+        whole = annotations.bboxes_to_voc_pixels(item["bboxes"]).clip(-_FAR, _FAR)
+        boxes = np.where(item["degenerate"][:, None], whole, boxes).astype(np.float32)
         truth[item["name"]] = boxes, item["labels"], item["difficult"] | item["crowd"]
     return truth
 
@@ -267,25 +285,14 @@ def _home(part: _Part, *, official: bool) -> str:
     return both if both in voc.ARCHIVES else part.year
 
 
-def _writable(cache_dir: str | os.PathLike) -> pathlib.Path:
-    cache = pathlib.Path(cache_dir).expanduser().absolute()
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise errors.UserError(
-            f"{cache}: the cache cannot be written there ({error.strerror}); name another folder"
-        ) from error
-    return cache
-
-
 def _voc(year: str, split: str, *, archives: str, cache: pathlib.Path, prepare: bool) -> str:
     """Prepares one year of PASCAL VOC; returns its directory."""
     if year not in voc.ARCHIVES:
         years = " or ".join(f"{known}/" for known in voc.ARCHIVES if known.isdigit())
         raise errors.UserError(f"split {split!r}: VOC's splits begin with {years}, {_HELP}")
     if archives:
-        paths = voc.find_archives(archives, year).values()
-        key = _fingerprint((path.absolute(), path.stat()) for path in paths)
+        found = voc.find_archives(archives, year).values()
+        key = _fingerprint((path.absolute(), paths.status(path)) for path in found)
     else:
         key = _digest([voc.MIRROR, *map(str, voc.ARCHIVES[year].values())])
     return _prepare(
@@ -304,8 +311,8 @@ def _coco(name: str, split: str, *, archives: str, cache: pathlib.Path, prepare:
             "in COCO's form give --config.data.path"
         )
     if archives:
-        paths = coco.find_archives(archives, name)
-        key = _fingerprint((path.absolute(), path.stat()) for path in paths)
+        found = coco.find_archives(archives, name)
+        key = _fingerprint((path.absolute(), paths.status(path)) for path in found)
     else:
         key = _digest([coco.HOST, *map(str, coco.archives_of(name))])
     return _prepare(
@@ -327,7 +334,7 @@ def _own(
     if year:
         raise errors.UserError(f"split {split!r}: a year is for dataset voc only, {_HELP}")
     list_files, reader = OWN[dataset]
-    key = _fingerprint((file, file.stat()) for file in list_files(path))
+    key = _fingerprint((file, paths.status(file)) for file in list_files(path))
     stem = re.sub(r"[^\w.-]+", "_", pathlib.Path(path).expanduser().absolute().name)
     return _prepare(
         functools.partial(builder.Own, reader=functools.partial(reader, path)),
@@ -347,11 +354,11 @@ def _synthetic(year: str, split: str, *, cache: pathlib.Path, prepare: bool) -> 
     generator = pathlib.Path(synthetic.__file__).read_text()
     folder = cache / f"synthetic-{_digest([generator, str(SYNTHETIC)])}"
     if prepare and not folder.exists():
-        try:
-            synthetic.write(folder, **SYNTHETIC)
-        except (errors.UserError, OSError):
+        with locks.alone(cache / "synthetic.lock") as alone:
+            if alone:
+                _remove(cache.glob(".synthetic-*"))
             if not folder.exists():  # otherwise another process was first
-                raise
+                synthetic.write(folder, **SYNTHETIC)
     return _own(year, split, dataset="folder", path=str(folder), cache=cache, prepare=prepare)
 
 
@@ -372,20 +379,108 @@ def _prepare(
     downloads: pathlib.Path,
     prepare: bool,
 ) -> str:
-    """Has tfds prepare a dataset below `data_dir` unless it is there; returns its directory."""
-    maker = make_builder(data_dir=data_dir, file_format="array_record")
-    if not (prepare or maker.is_prepared()):
+    """Has tfds prepare a dataset below `data_dir` unless it is there; returns its directory.
+
+    What could not be used is tried again where that may go otherwise by now.
+    """
+
+    def make(place: pathlib.Path) -> tfds.core.DatasetBuilder:
+        return make_builder(data_dir=place, file_format="array_record")
+
+    if prepare:
+        _sweep(data_dir.parent)
+    maker = make(data_dir)
+    if maker.is_prepared() and _may_be_mended(maker.info.metadata):
+        conditions = itertools.chain.from_iterable(builder.conditions().items())
+        data_dir = data_dir.with_name(f"{data_dir.name}-{_digest(conditions)[:8]}")
+        maker = make(data_dir)
+    if maker.is_prepared():
+        return maker.data_dir
+    if not prepare:
         raise errors.UserError(f"the dataset is not prepared in {data_dir}; evaluate.py does that")
+    with locks.alone(_lock_of(data_dir)) as alone:
+        if alone:  # who was waited for may have been killed
+            _remove(_unfinished(data_dir))
+        maker = make(data_dir)  # another process may have been first
+        if not maker.is_prepared():
+            _write(maker, downloads)
+    return maker.data_dir
+
+
+def _write(maker: tfds.core.DatasetBuilder, downloads: pathlib.Path) -> None:
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # tfds prints; its bars go to stderr
+        # tfds prints; its bars go to stderr.
+        with contextlib.redirect_stdout(io.StringIO()), cache_lib.users_without_names():
             maker.download_and_prepare(
                 download_dir=downloads,
                 download_config=tfds.download.DownloadConfig(try_download_gcs=False),
             )
     except OSError:
-        if not maker.is_prepared():  # otherwise another process was first
+        if not maker.is_prepared():  # otherwise another process was first, where there are no locks
             raise
-    return maker.data_dir
+
+
+def _may_be_mended(metadata: Mapping[str, Any]) -> bool:
+    """Whether a prepared dataset lacks images that could perhaps be used by now."""
+    lacks = any(metadata["skipped"].values())
+    return lacks and metadata["conditions"] != builder.conditions()
+
+
+def _unfinished(data_dir: pathlib.Path) -> list[pathlib.Path]:
+    """What tfds had begun to write below a dataset's folder when it was killed."""
+    own = ("ssd_*/incomplete.*", "ssd_*/*/incomplete.*")  # whatever else lies in the cache's folder
+    return [found for pattern in own for found in data_dir.glob(pattern)]
+
+
+def _sweep(cache: pathlib.Path) -> None:
+    """Removes what killed processes had begun to write for other datasets."""
+    for data_dir in filter(_unfinished, list(cache.iterdir())):
+        with contextlib.suppress(OSError), locks.alone(_lock_of(data_dir), wait=False) as alone:
+            if alone:
+                _remove(_unfinished(data_dir))
+
+
+def _lock_of(data_dir: pathlib.Path) -> pathlib.Path:
+    return data_dir.with_name(data_dir.name + _LOCK)
+
+
+def _remove(folders: Iterable[pathlib.Path]) -> None:
+    """Removes folders, and those that they leave empty: tfds wonders about such."""
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            folder.parent.rmdir()
+            folder.parent.parent.rmdir()
+
+
+@contextlib.contextmanager
+def _blaming_the_machine(place: object) -> Iterator[None]:
+    """Turns what libraries raise where the machine is at fault into a MachineError.
+
+    tfds and array_record tell it in words only, in errors of any kind.
+    """
+    try:
+        yield
+    except errors.UserError:
+        raise
+    except Exception as error:
+        trouble = _trouble(error, place)
+        if trouble is None:
+            raise
+        raise trouble from error
+
+
+def _trouble(error: BaseException | None, place: object) -> errors.MachineError | None:
+    """What the machine has to do with an error, or with what caused it; None: nothing."""
+    while error is not None:
+        if errors.is_of_machine(error):
+            named = isinstance(error, errors.MachineError) or getattr(error, "filename", None)
+            return errors.of_machine(error, None if named else place)
+        for number in _TOLD_IN_WORDS:
+            if os.strerror(number) in str(error):
+                return errors.of_machine(OSError(number, os.strerror(number)), place)
+        error = error.__cause__
+    return None
 
 
 def _info(directory: str) -> tfds.core.DatasetInfo:
@@ -521,6 +616,7 @@ def _record(example: bytes) -> dict[str, Any]:
         "difficult": flags("difficult"),
         "truncated": flags("truncated"),
         "crowd": flags("crowd"),
+        "degenerate": flags("degenerate"),
         "bboxes": numbers("bboxes").reshape(-1, 4),
         "areas": numbers("areas"),
     }

@@ -5,27 +5,36 @@ picture whatever the batch size, the number of threads, workers and processes, s
 by asking for the stream from `step * batch_size` on.
 """
 
+import atexit
 import collections
 import contextlib
+import errno
 import functools
-import itertools
 import multiprocessing
 import os
+import re
 import signal
 import threading
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
-from multiprocessing import resource_tracker
+from multiprocessing import resource_tracker, shared_memory
 from typing import Any, Protocol
 
 import grain
 import numpy as np
 from absl import flags
 
+from ssd_jax import errors
 from ssd_jax.data import images
 
 Batch = dict[str, Any]  # of arrays, see training_batches
 
 _ENDLESS = 1 << 40  # batches
+_ALIVE = 3  # batches of each worker at a time: being made, waiting, being read
+_SHM = "/dev/shm"
+_MORE_SHM = (
+    "give the container more (docker run --shm-size=8g), or set --config.data.workers=0 or fewer"
+)
 
 
 class Source(Protocol):
@@ -107,7 +116,8 @@ def training_batches(
       max_objects: G, rows that boxes are padded to.
       seed: Of the order.
       start: Position in the stream, in pictures, to begin at.
-      difficult: Keep objects that are marked difficult; crowds, of COCO, are always left out.
+      difficult: Keep objects that are marked difficult; crowds, of COCO, and objects without area
+        are always left out.
       process: Index of this process.
       processes: Number of processes.
       threads: That decode, a batch each; as many batches lie ready. 0: in the caller's thread.
@@ -121,6 +131,7 @@ def training_batches(
     Raises:
       ValueError: If the processes do not divide the batch.
       UserError: While iterating, if a picture does not decode.
+      MachineError: At once or while iterating, if the workers lack memory.
     """
     if batch_size % processes:
         raise ValueError(f"batch_size ({batch_size}) must be divisible by {processes} processes")
@@ -146,17 +157,46 @@ def training_batches(
             made["labels"][row, :count] = record["labels"][keep]
         return made
 
-    return _iterate(grain.MapDataset.range(_ENDLESS).map(batch), threads, workers)
+    batches = grain.MapDataset.range(_ENDLESS).map(batch)
+    if not workers:
+        return _iterate(batches, threads)
+    _check_shared_memory(workers * _ALIVE * rows * canvas * canvas * 3)
+    return _Workers(batches, threads, workers)
 
 
 def trained_on(record: Mapping[str, Any], *, difficult: bool) -> np.ndarray:
-    """`[N]` bool: the objects of a record that training takes, crowds never.
+    """`[N]` bool: the objects of a record that training takes, crowds and degenerate ones never.
 
     Args:
       record: As `datasets.load` gives them.
       difficult: Keep objects that are marked difficult.
     """
-    return (difficult | ~record["difficult"]) & ~record["crowd"]
+    return (difficult | ~record["difficult"]) & ~record["crowd"] & ~record["degenerate"]
+
+
+def check_objects(source: Source, *, difficult: bool, split: str) -> None:
+    """Makes sure that there is something to learn from; reads no further than the first object.
+
+    Args:
+      source: Records as `datasets.load` gives them.
+      difficult: Whether training takes objects that are marked difficult.
+      split: What an error calls them.
+
+    Raises:
+      UserError: Training would take no object of any record.
+    """
+    left_out = 0
+    for index in range(len(source)):
+        keep = trained_on(source[index], difficult=difficult)
+        if keep.any():
+            return
+        left_out += len(keep)
+    kinds = "crowds or without area" if difficult else "crowds, difficult or without area"
+    why = f"; its {left_out} objects are {kinds}, which training leaves out" if left_out else ""
+    raise errors.UserError(
+        f"{split}: none of its {len(source)} images has an object to train on{why}; correct the "
+        "annotations, or name another split"
+    )
 
 
 def names(source: Source, *, positions: Iterable[int], seed: int) -> list[str]:
@@ -222,17 +262,102 @@ def _record_at(source: Source, position: int, seed: int) -> Mapping[str, Any]:
     return source[epoch_order(len(source), seed, epoch)[place]]
 
 
-def _iterate(dataset: grain.MapDataset, threads: int, workers: int = 0) -> Iterator[Batch]:
+def _iterate(batches: grain.MapDataset, threads: int) -> Iterator[Batch]:
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
-    batches = dataset.to_iter_dataset(options)
-    if workers:
+    return iter(batches.to_iter_dataset(options))
+
+
+class _Workers:
+    """Batches that worker processes make, which hand them over in shared memory.
+
+    No name of a block of it outlives the batch's coming, so that none is left behind, however this
+    process ends: the memory goes with the last array.
+    """
+
+    def __init__(self, batches: grain.MapDataset, threads: int, workers: int):
+        """Starts the workers.
+
+        Raises:
+          MachineError: As `__next__`.
+        """
         if not flags.FLAGS.is_parsed():  # grain reads absl's flags, which a notebook never parses
             flags.FLAGS.mark_as_parsed()
-        options = grain.MultiprocessingOptions(num_workers=workers)
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+        shared = grain.MultiprocessingOptions(num_workers=workers)
+        prefetched = batches.to_iter_dataset(options).mp_prefetch(shared, _end_with_parent)
         with _signals_held_back():
-            iterator = iter(batches.mp_prefetch(options, _end_with_parent))
-            return itertools.chain([next(iterator)], iterator)  # the first starts the workers
-    return iter(batches)
+            self._iterator = iter(prefetched)
+            self._waiting = [self._next()]  # the first starts the workers
+        self._ending = weakref.finalize(self, self._iterator.close)
+        self._ending.atexit = False
+        # Before multiprocessing ends what grain gives memory back with: the last comes first.
+        atexit.register(self._ending)
+
+    def __iter__(self) -> "_Workers":
+        return self
+
+    def __next__(self) -> Batch:
+        """The next batch.
+
+        Raises:
+          MachineError: The machine has ended a worker, or lacks shared memory.
+          UserError: A picture does not decode.
+        """
+        return self._waiting.pop() if self._waiting else self._next()
+
+    def close(self) -> None:
+        """Ends the workers."""
+        self._ending()
+
+    def _next(self) -> Batch:
+        try:
+            batch = next(self._iterator)
+        except (RuntimeError, OSError) as error:
+            trouble = _trouble_of_workers(error)
+            if trouble is None:
+                raise
+            raise trouble from error
+        for array in batch.values():
+            _forget_name(array)
+        return batch
+
+
+def _forget_name(array: np.ndarray) -> None:
+    """Removes the name of an array's shared memory, which it alone needs from now on."""
+    memory = getattr(array, "shm", None)
+    if isinstance(memory, shared_memory.SharedMemory):
+        memory.unlink()
+        setattr(memory, "unlink", lambda: None)  # noqa: B010  # for grain, when the array goes
+
+
+def _trouble_of_workers(error: Exception) -> errors.MachineError | None:
+    """What the machine has to do with what stopped the workers; None: nothing."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return errors.MachineError(f"{_SHM} is full: {_MORE_SHM}")
+    status = re.search(r"exit code (-?\d+)", str(error))
+    number = -int(status[1]) if status else 0
+    if number == signal.SIGBUS:  # what a write to memory that is not there gives
+        return errors.MachineError(f"{_SHM} is full: {_MORE_SHM}")
+    if number == signal.SIGKILL:
+        return errors.MachineError(
+            "a worker of config.data.workers was killed, as the system does when memory runs out: "
+            "free memory, or set --config.data.workers=0"
+        )
+    return errors.of_machine(error) if errors.is_of_machine(error) else None
+
+
+def _check_shared_memory(needed: int) -> None:
+    """Refuses to start workers that would die of the first few batches."""
+    try:
+        found = os.statvfs(_SHM)
+    except OSError:  # another system's is elsewhere
+        return
+    free = found.f_bavail * found.f_frsize
+    if free < needed:
+        raise errors.MachineError(
+            f"{_SHM} has {free >> 20} MB free, and the batches of config.data.workers need "
+            f"{-(-needed >> 20)} MB: {_MORE_SHM}"
+        )
 
 
 @contextlib.contextmanager

@@ -9,9 +9,11 @@ are written and however many processes write them.
 Nothing here needs JAX.
 """
 
+import errno
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -44,6 +46,8 @@ OCCLUDED_FROM, LEAST_HIDDEN, DIFFICULT_FROM, GONE_FROM = 0.05, 0.1, 0.5, 0.85
 PLACE_TRIALS = 12
 SUPERSAMPLING = 3
 JPEG_QUALITY = 90
+
+_MACHINE = 100  # exit status of a process that the machine stopped, less the system's number of it
 
 Facet = tuple[np.ndarray, float]  # polygon (N, 2), y down, any unit; brightness 0..1, 0 cuts a hole
 
@@ -458,15 +462,30 @@ def _name(split: str, number: int) -> str:
     return f"{split}_{number + 1:06d}"
 
 
-def _write_share(folder: str, counts: Sequence[int], seed: int, first: int, step: int) -> None:
-    """Writes the pictures first, first + step, ... of every split and their annotations."""
+def _write_share(
+    folder: str, counts: Sequence[int], seed: int, first: int, step: int, parent: int
+) -> None:
+    """Writes the pictures first, first + step, ... of every split and their annotations.
+
+    Ends this process where `parent`, for which it works, is gone, or the machine is in trouble,
+    whose number its exit status then tells.
+    """
     for index, (split, count) in enumerate(zip(SPLITS, counts, strict=True)):
         for number in range(first, count, step):
+            if os.getppid() != parent:
+                sys.exit("whoever wanted these pictures is gone")
             drawn, name = scene(np.random.default_rng([seed, index, number])), _name(split, number)
-            picture = Path(folder, "JPEGImages", f"{name}.jpg")
-            Image.fromarray(drawn.image).save(picture, quality=JPEG_QUALITY)
-            root = _annotation(Path(folder).name, picture.name, drawn)
-            ElementTree.ElementTree(root).write(Path(folder, "Annotations", f"{name}.xml"))
+            try:
+                _write_scene(Path(folder), name, drawn)
+            except OSError as error:
+                sys.exit(_MACHINE + (error.errno or errno.EIO))
+
+
+def _write_scene(folder: Path, name: str, drawn: Scene) -> None:
+    picture = folder / "JPEGImages" / f"{name}.jpg"
+    Image.fromarray(drawn.image).save(picture, quality=JPEG_QUALITY)
+    root = _annotation(folder.name, picture.name, drawn)
+    ElementTree.ElementTree(root).write(folder / "Annotations" / f"{name}.xml")
 
 
 def _write_share_in_a_process(*job: object) -> None:
@@ -474,11 +493,21 @@ def _write_share_in_a_process(*job: object) -> None:
 
     multiprocessing would import the caller's script, and JAX with it, in every worker, and would
     fail where that script has no `__main__` guard.
+
+    Raises:
+      OSError: It can't write.
     """
     code = "import json, sys; from ssd_jax.data import synthetic; "
     code += "synthetic._write_share(*json.loads(sys.argv[1]))"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
-    subprocess.run([sys.executable, "-c", code, json.dumps(job)], env=environment, check=True)
+    command = [sys.executable, "-c", code, json.dumps((*job, os.getpid()))]
+    status = subprocess.run(command, env=environment).returncode
+    if status > _MACHINE:
+        raise OSError(status - _MACHINE, os.strerror(status - _MACHINE), job[0])
+    if status == -signal.SIGKILL:  # as the system does to end what takes its memory
+        raise OSError(errno.ENOMEM, "a process that makes the pictures was killed", job[0])
+    if status:
+        raise subprocess.CalledProcessError(status, command)
 
 
 def write(
@@ -500,6 +529,7 @@ def write(
 
     Raises:
       UserError: `folder` exists.
+      OSError: It can't be written.
     """
     folder, counts = Path(folder).absolute(), (train, test)
     if folder.exists():

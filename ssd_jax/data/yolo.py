@@ -16,6 +16,7 @@ Source: "Detection datasets", "Segmentation datasets" and "Pose datasets" of the
 documentation.
 """
 
+import collections
 import functools
 import itertools
 import math
@@ -25,10 +26,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import yaml
 
 from ssd_jax import errors
-from ssd_jax.data import annotations, builder
+from ssd_jax.data import annotations, builder, parsing, paths
 
 _CLASS_FILES = ("classes.txt", "obj.names", "_darknet.labels")
 _YAMLS = ("*.yaml", "*.yml")
@@ -66,7 +66,7 @@ def files(path: str) -> list[pathlib.Path]:
     layout = _layout(path)
     pictures = [_picture(file) for split in layout.splits.values() for file in split]
     found = (file for picture in pictures for file in picture if file is not None)
-    return [*layout.about, *filter(os.path.isfile, found)]
+    return [*layout.about, *filter(paths.is_file, found)]
 
 
 class Reader(builder.Reader):
@@ -81,6 +81,7 @@ class Reader(builder.Reader):
         self.name = path
         layout = _layout(path)
         self._names = layout.names
+        self._range = f"from {min(layout.names)} to {max(layout.names)}"
         self._keypoints = layout.keypoints
         self._pictures: dict[str, _Picture] = {}
         splits: dict[str, list[str]] = {}
@@ -97,10 +98,10 @@ class Reader(builder.Reader):
     def example(self, key: str) -> builder.Example:
         """Decodes one picture and parses its text file."""
         file, labels = self._pictures[key]
-        read = functools.partial(builder.read_file, file)
+        read = functools.partial(paths.read, file, at_most=paths.MOST_IMAGE_BYTES)
         data = read()
         height, width = builder.decode_size(data, name=str(file))
-        text = _text(labels) if labels else ""
+        text = _text(labels, paths.MOST_TEXT_BYTES) if labels else ""
         annotation = self._annotation(text, str(labels), height, width)
         return builder.Example(key, read, len(data), annotation)
 
@@ -127,48 +128,55 @@ class Reader(builder.Reader):
             if not line.strip():
                 continue
             where = f"{file}: line {number}"
-            name, corners = _parse(line, self._names, self._keypoints, where)
-            box, said = annotations.clip(
+            name, corners = self._parse(line, where)
+            box, degenerate, said = annotations.clip(
                 corners * [width, height, width, height],
                 height=height,
                 width=width,
                 written=", ".join(line.split()[1:5]),
             )
             notes += [f"{where} ({name}): {remark}" for remark in said]
-            if box is not None:
-                objects.append(annotations.Object(name, box))
+            objects.append(_object(name, box, corners, degenerate, height, width))
         return annotations.collect(objects, height=height, width=width, notes=notes)
 
+    def _parse(self, line: str, where: str) -> tuple[str, np.ndarray]:
+        """The class and the normalised corners `[4]` of one line."""
+        shown = parsing.shown(line.strip())
+        try:
+            kind, *values = (float(word) for word in line.split())
+        except ValueError:
+            raise errors.UserError(f"{where}: {shown} are not all numbers") from None
+        if self._keypoints and len(values) != 4 + self._keypoints:
+            raise errors.UserError(
+                f"{where} has {len(values) + 1} numbers, not {5 + self._keypoints} (class cx cy "
+                "width height and the keypoints of kpt_shape)"
+            )
+        values = values[:4] if self._keypoints else values
+        if len(values) != 4 and (len(values) < 6 or len(values) % 2):
+            raise errors.UserError(
+                f"{where} has {len(values) + 1} numbers, not 5 (class cx cy width height) or the "
+                "class and the points of a polygon"
+            )
+        if kind not in self._names:
+            raise errors.UserError(
+                f"{where}: class {kind:g} is out of range; there are {len(self._names)} names, "
+                f"{self._range}"
+            )
+        if not all(-_SLACK <= value <= 1 + _SLACK for value in values):  # NaN too
+            raise errors.UserError(
+                f"{where}: {shown} are not normalised to [0, 1]; divide by the picture's size"
+            )
+        return self._names[int(kind)], _corners(np.array(values))
 
-def _parse(
-    line: str, names: Mapping[int, str], keypoints: int, where: str
-) -> tuple[str, np.ndarray]:
-    """The class and the normalised corners `[4]` of one line."""
-    try:
-        kind, *values = (float(word) for word in line.split())
-    except ValueError:
-        raise errors.UserError(f"{where}: {line.strip()!r} are not all numbers") from None
-    if keypoints and len(values) != 4 + keypoints:
-        raise errors.UserError(
-            f"{where} has {len(values) + 1} numbers, not {5 + keypoints} (class cx cy width height "
-            "and the keypoints of kpt_shape)"
-        )
-    values = values[:4] if keypoints else values
-    if len(values) != 4 and (len(values) < 6 or len(values) % 2):
-        raise errors.UserError(
-            f"{where} has {len(values) + 1} numbers, not 5 (class cx cy width height) or the class "
-            "and the points of a polygon"
-        )
-    if kind not in names:
-        raise errors.UserError(
-            f"{where}: class {kind:g} is out of range; there are {len(names)} names, from "
-            f"{min(names)} to {max(names)}"
-        )
-    if not all(-_SLACK <= value <= 1 + _SLACK for value in values):  # NaN too
-        raise errors.UserError(
-            f"{where}: {line.strip()!r} are not normalised to [0, 1]; divide by the picture's size"
-        )
-    return names[int(kind)], _corners(np.array(values))
+
+def _object(
+    name: str, box: np.ndarray, corners: np.ndarray, degenerate: bool, height: int, width: int
+) -> annotations.Object:
+    """An object; a degenerate one keeps the box of the file, which evaluation counts."""
+    if not degenerate:
+        return annotations.Object(name, box)
+    (bbox,) = annotations.to_bboxes(corners, height, width).tolist()
+    return annotations.Object(name, box, degenerate=True, bbox=bbox)
 
 
 def _corners(values: np.ndarray) -> np.ndarray:
@@ -180,9 +188,9 @@ def _corners(values: np.ndarray) -> np.ndarray:
     return np.concatenate([points.min(axis=0), points.max(axis=0)])
 
 
-def _text(file: pathlib.Path) -> str:
+def _text(file: pathlib.Path, at_most: int) -> str:
     try:
-        return builder.read_file(file).decode("utf-8-sig")
+        return paths.read(file, at_most=at_most).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise errors.UserError(f"{file}: is no text; export it anew or remove it") from None
 
@@ -194,9 +202,9 @@ def _layout(path: str) -> _Layout:
       UserError: There is no such dataset.
     """
     given = pathlib.Path(path).expanduser().absolute()
-    if not os.path.exists(given):
+    if not paths.exists(given):
         raise errors.UserError(f"config.data.path={path!r}: no such folder or file")
-    description = given if given.is_file() else _description(given)
+    description = given if paths.is_file(given) else _description(given)
     layout = _from_yaml(description) if description else _from_folders(given)
     if not any(layout.splits.values()):
         raise errors.UserError(f"{path}: holds no pictures ({', '.join(builder.PICTURE_SUFFIXES)})")
@@ -206,9 +214,9 @@ def _layout(path: str) -> _Layout:
 def _description(root: pathlib.Path) -> pathlib.Path | None:
     """The YAML file of a folder, if it has one."""
     for name in ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml"):
-        if (root / name).is_file():
+        if paths.is_file(root / name):
             return root / name
-    found = sorted(file for pattern in _YAMLS for file in root.glob(pattern))
+    found = [file for pattern in _YAMLS for file in paths.matching(root, pattern)]
     if len(found) > 1:
         names = ", ".join(file.name for file in found)
         raise errors.UserError(f"{root}: has {names}; give the path of the one that is meant")
@@ -216,18 +224,15 @@ def _description(root: pathlib.Path) -> pathlib.Path | None:
 
 
 def _from_yaml(file: pathlib.Path) -> _Layout:
-    text = _text(file)
-    try:
-        content = yaml.safe_load(text)
-    except Exception as error:  # an impossible date is a ValueError, deep nesting a RecursionError
-        raise errors.UserError(f"{file}: not YAML ({' '.join(str(error).split())})") from error
+    text = _text(file, parsing.MOST_YAML_BYTES)
+    content = parsing.yaml_content(text, str(file))
     if not isinstance(content, dict):
         raise errors.UserError(f"{file}: holds no fields; it needs names, train and val")
     fields = ("path", "names", "nc", "kpt_shape", *_SPLITS)
     content = {**dict.fromkeys(fields), **content}
     names = _names(content["names"], content["nc"], file)
-    root = file.parent / str(content["path"] or "")
-    root = root if os.path.isdir(root) else file.parent
+    root = file.parent / _word(content["path"] or "", "path", file)
+    root = root if paths.is_folder(root) else file.parent
     places = {
         split: _places_of(content[split], split, (root, file.parent), file)
         for split in _SPLITS
@@ -235,7 +240,7 @@ def _from_yaml(file: pathlib.Path) -> _Layout:
     }
     if not places:
         raise errors.UserError(f"{file}: names no pictures; it needs train and val")
-    lists = [place for found in places.values() for place in found if place.is_file()]
+    lists = [place for found in places.values() for place in found if paths.is_file(place)]
     splits = {split: _pictures_at(found) for split, found in places.items()}
     return _Layout(root, [file, *lists], names, splits, _keypoints(content["kpt_shape"], file))
 
@@ -247,8 +252,8 @@ def _keypoints(shape: Any, file: pathlib.Path) -> int:
     fine = isinstance(shape, list) and len(shape) == 2
     if not fine or not all(type(side) is int and side > 0 for side in shape):
         raise errors.UserError(
-            f"{file}: kpt_shape is {shape!r}, not two whole numbers, as [17, 3]; remove it where "
-            "the text files have no keypoints"
+            f"{file}: kpt_shape is {parsing.shown(shape)}, not two whole numbers, as [17, 3]; "
+            "remove it where the text files have no keypoints"
         )
     return math.prod(shape)
 
@@ -263,18 +268,21 @@ def _names(value: Any, count: Any, file: pathlib.Path) -> dict[int, str]:
     odd = [name for name in entries.values() if type(name) not in (str, int)]
     if odd:
         raise errors.UserError(
-            f"{file}: YAML takes a name for {odd[0]!r}; put all names in quotes, as 'yes'"
+            f"{file}: YAML takes a name for {parsing.shown(odd[0])}; put all names in quotes, "
+            "as 'yes'"
         )
     where = f"{file}: names"
     names = {n: annotations.class_name(str(name), where) for n, name in entries.items()}
-    if count is not None and count != len(names):
-        raise errors.UserError(f"{file}: nc is {count}, but there are {len(names)} names")
+    if count is not None and (type(count) is not int or count != len(names)):
+        raise errors.UserError(
+            f"{file}: nc is {parsing.shown(count)}, but there are {len(names)} names"
+        )
     return _distinct(names, file)
 
 
 def _distinct(names: dict[int, str], file: pathlib.Path) -> dict[int, str]:
-    values = list(names.values())
-    twice = [name for name in values if values.count(name) > 1 or not name]
+    counts = collections.Counter(names.values())
+    twice = [name for name, count in counts.items() if count > 1 or not name]
     if twice:
         raise errors.UserError(f"{file}: the name {twice[0]!r} is empty or there twice; rename it")
     return names
@@ -287,44 +295,54 @@ def _places_of(
     found: list[pathlib.Path] = []
     for part in entry if isinstance(entry, list) else [entry]:
         # Roboflow writes ../train/images, which is wrong from where its file lies.
-        names = [str(part), str(part).removeprefix("../")]
+        word = _word(part, split, file)
+        names = [word, word.removeprefix("../")]
         places = [base / name for name in names for base in bases]
-        place = next(filter(os.path.exists, places), None)
+        place = next(filter(paths.exists, places), None)
         if place is None:
             raise errors.UserError(
-                f"{file}: {split}: {part} is neither in {' nor in '.join(map(str, bases))}; "
-                "correct the entry, or path"
+                f"{file}: {split}: {parsing.cut(word)} is neither in "
+                f"{' nor in '.join(map(str, bases))}; correct the entry, or path"
             )
         found.append(place)
     return found
 
 
+def _word(value: Any, field: str, file: pathlib.Path) -> str:
+    """What a field of a YAML file has to be where it names a place."""
+    if isinstance(value, list | dict | set):
+        raise errors.UserError(
+            f"{file}: {field} is {parsing.shown(value)}, not the name of a folder or list"
+        )
+    return str(value)
+
+
 def _pictures_at(places: Iterable[pathlib.Path]) -> list[pathlib.Path]:
     """The pictures in folders and lists, each once."""
-    found = (_listed(place) if place.is_file() else _pictures_below(place) for place in places)
+    found = (_listed(place) if paths.is_file(place) else _pictures_below(place) for place in places)
     return list(dict.fromkeys(itertools.chain.from_iterable(found)))
 
 
 def _listed(file: pathlib.Path) -> list[pathlib.Path]:
     """The pictures that a text file lists, relative ones from where it lies."""
-    lines = (line.strip() for line in _text(file).splitlines())
+    lines = (line.strip() for line in _text(file, paths.MOST_LIST_BYTES).splitlines())
     return [pathlib.Path(os.path.normpath(file.parent / line)) for line in lines if line]
 
 
 def _pictures_below(folder: pathlib.Path) -> list[pathlib.Path]:
-    return [f for f in builder.walk(folder) if f.suffix.lower() in builder.PICTURE_SUFFIXES]
+    return [f for f in paths.walk(folder) if f.suffix.lower() in builder.PICTURE_SUFFIXES]
 
 
 def _from_folders(root: pathlib.Path) -> _Layout:
     """The layout of a folder without YAML."""
     places = [root / name for name in _CLASS_FILES] + [root / "labels" / "classes.txt"]
-    about = next((place for place in places if place.is_file()), None)
+    about = next(filter(paths.is_file, places), None)
     if about is None:
         raise errors.UserError(
             f"{root}: nothing names the classes; add data.yaml (names, train, val) or classes.txt "
             "(a name on each line)"
         )
-    lines = _text(about).rstrip().splitlines()
+    lines = _text(about, parsing.MOST_YAML_BYTES).rstrip().splitlines()
     names = {n: annotations.class_name(line, str(about)) for n, line in enumerate(lines)}
     names = _distinct(names, about)
     if not names:
@@ -334,8 +352,8 @@ def _from_folders(root: pathlib.Path) -> _Layout:
 
 def _split_folders(root: pathlib.Path) -> dict[str, list[pathlib.Path]]:
     """Pictures of images/SPLIT or SPLIT/images; of the whole folder, under "", without these."""
-    folders = {f.name: f for f in sorted(root.glob("images/*")) if f.is_dir()}
-    folders |= {f.parent.name: f for f in sorted(root.glob("*/images")) if f.is_dir()}
+    folders = {f.name: f for f in paths.matching(root, "images/*") if paths.is_folder(f)}
+    folders |= {f.parent.name: f for f in paths.matching(root, "*/images") if paths.is_folder(f)}
     if not folders:
         return {"": _pictures_below(root)}
     return {
@@ -355,7 +373,7 @@ def _picture(file: pathlib.Path) -> _Picture:
     if "images" in parts:
         parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
     places = (pathlib.Path(*parts), text)
-    return _Picture(file, next(filter(os.path.isfile, places), None))
+    return _Picture(file, next(filter(paths.is_file, places), None))
 
 
 def _strays(pictures: Iterable[_Picture]) -> Iterator[str]:
@@ -367,6 +385,6 @@ def _strays(pictures: Iterable[_Picture]) -> Iterator[str]:
         if labels is not None:
             used[labels] = file
     for folder in sorted({labels.parent for labels in used}):
-        for text in sorted(folder.glob("*.txt")):
+        for text in paths.matching(folder, "*.txt"):
             if text not in used and text.name not in _NO_LABELS:
                 yield f"{text}: has no picture"

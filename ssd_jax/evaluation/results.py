@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ssd_jax import errors, files
-from ssd_jax.data import annotations, builder, datasets
+from ssd_jax.data import annotations, builder, datasets, parsing, paths
 
 _FORMS = "COCO's JSON, or a folder of VOC's comp4_det_SET_CLASS.txt"
 
@@ -156,7 +156,7 @@ def _read_coco(file: Path, key: Key) -> Found:
             f"{file}: the pictures of the split have no ids of COCO; give a folder of VOC's files"
         )
     try:
-        entries = json.loads(builder.read_file(file))
+        entries = json.loads(paths.read(file, at_most=parsing.MOST_JSON_BYTES))
     except errors.UserError:
         raise
     except (ValueError, RecursionError) as error:
@@ -244,7 +244,7 @@ def _class_files(folder: Path, class_names: Sequence[str]) -> list[tuple[Path, i
 
 def _lines(file: Path) -> list[str]:
     try:
-        return builder.read_file(file).decode("utf-8-sig").splitlines()
+        return paths.read(file, at_most=parsing.MOST_JSON_BYTES).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise errors.UserError(f"{file}: is no text; give {_FORMS}") from None
 

@@ -229,7 +229,7 @@ def open_split(
         split,
         path=config.path,
         archives=config.archives,
-        cache_dir=Path(config.cache_dir).expanduser(),
+        cache_dir=config.cache_dir,
         max_bad_share=config.max_bad_share if training else None,
         memory_gib=config.memory_gib,
         prepare=prepare,

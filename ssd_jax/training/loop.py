@@ -70,6 +70,11 @@ def open_data(config: config_lib.DataConfig) -> Data:
                 f"config.data.{field}={getattr(config, field)!r} has no annotations; evaluate.py "
                 "detects in such a split, but training needs one with them"
             )
+    loader.check_objects(
+        data.train.source,
+        difficult=config.difficult,
+        split=f"config.data.train_split={config.train_split!r}",
+    )
     if data.train.class_names != data.eval.class_names:
         raise errors.UserError(
             f"config.data.train_split has the classes {', '.join(data.train.class_names)}, "

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from ssd_jax import download, errors
+from ssd_jax import cache, download, errors
 
 _MIRROR = "config.data.mirror (SSD_JAX_MIRROR)"
 
@@ -65,7 +65,7 @@ def locate(path_or_name: str | Path, *, cache_dir: str | Path, mirror: str = "")
         return _in_folder(Path(address).expanduser() / entry.filename, entry)
     return download.fetch(
         f"{address.rstrip('/')}/{entry.filename}",
-        Path(cache_dir).expanduser() / "weights" / entry.filename,
+        cache.folder(cache_dir) / "weights" / entry.filename,
         sha256=entry.sha256,
         otherwise=f"get the file elsewhere and give its path instead of {path_or_name}, or set "
         f"{_MIRROR} to an address or a folder that has it",
