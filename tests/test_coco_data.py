@@ -1,4 +1,6 @@
+import contextlib
 import functools
+import io
 import json
 import logging
 import shutil
@@ -8,10 +10,12 @@ import numpy as np
 import pytest
 import voc_tree
 from pycocotools import coco as oracle
+from pycocotools import cocoeval
 
 from ssd_jax import errors
 from ssd_jax.data import annotations, builder, coco, datasets, loader
 from ssd_jax.evaluation import coco as coco_evaluation
+from ssd_jax.evaluation import voc as voc_evaluation
 
 CATEGORIES = [{"id": 18, "name": "dog"}, {"id": 3, "name": "car"}, {"id": 90, "name": "brush"}]
 
@@ -485,3 +489,96 @@ def test_collect_of_nothing_has_its_shapes():
     assert empty.boxes.shape == (0, 4)
     assert empty.crowd.dtype == bool
     assert builder.NO_IMAGE_ID == -1
+
+
+def peers_figures(file: Path, found) -> list[float]:
+    """The 12 numbers of pycocotools on a JSON file; detections by image id."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = oracle.COCO(str(file))
+        results = truth.loadRes(
+            [
+                {"image_id": number, "category_id": category, "bbox": list(bbox), "score": score}
+                for number, rows in found.items()
+                for bbox, score, category in rows
+            ]
+        )
+        evaluator = cocoeval.COCOeval(truth, results, "bbox")
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+    return evaluator.stats.tolist()
+
+
+DEGENERATE = [
+    {"bbox": (4, 4, 0, 5), "area": 0},
+    {"bbox": (4, 4, 5, 0), "area": 12.5},
+    {"bbox": (4, 4, 5, -2), "area": 0},
+    {"bbox": (40, 30, 50, 50), "area": 2500},  # outside: medium
+    {"bbox": (4, 4, 0, 5), "area": 0, "iscrowd": 1},
+    {"bbox": (0, 0, 0, 0), "area": 20000},  # large
+]
+
+
+def test_objects_without_area_count_as_pycocotools_counts_them(load, tmp_path):
+    """Random detections, some exact; every kind of degenerate object is missed, or ignored."""
+    rng = np.random.default_rng(0)
+    images = [image(number) for number in range(1, 9)]
+    things, found = [], {}
+    for number in range(1, 9):
+        good = [(2.5 + number, 3, 10 + number, 12), (1, 2, 20, 15 + number / 4)]
+        fields = [{"bbox": bbox, "area": bbox[2] * bbox[3]} for bbox in good]
+        fields += DEGENERATE[: number % 7]
+        for entry in fields:
+            category = 18 if rng.random() < 0.6 else 3
+            key = 100 * number + len(things)
+            things.append(thing(key, number, category_id=category) | {"iscrowd": 0} | entry)
+        boxes = [*good, (5, 5, 9, 9), (4, 4, 1, 5)]
+        shifted = [tuple(np.add(bbox, rng.uniform(-1, 1, 4)).tolist()) for bbox in boxes]
+        found[number] = [
+            (bbox, float(rng.random()), int(rng.choice([3, 18]))) for bbox in [*boxes, *shifted]
+        ]
+    file = tmp_path / "own/annotations/instances_val.json"
+    write(file, images, things, pictures=tmp_path / "own/val")
+    split = load("val", path=str(tmp_path / "own"))
+    truth = datasets.coco_ground_truth(split)
+    assert sum(len(rows[0]) for rows in truth.values()) == len(things)
+    label_of = {number: label for label, number in enumerate(split.category_ids, start=1)}
+    by_name = {
+        image(number)["file_name"]: (
+            np.array([bbox for bbox, _, _ in rows]),
+            np.array([score for _, score, _ in rows]),
+            np.array([label_of[category] for _, _, category in rows]),
+        )
+        for number, rows in found.items()
+    }
+    figures = coco_evaluation.evaluate(by_name, truth, class_names=split.class_names)
+    expected = peers_figures(file, found)
+    np.testing.assert_allclose(list(figures.values()), expected, atol=1e-12)
+    without = {name: tuple(part[:2] for part in rows) for name, rows in truth.items()}  # degenerate
+    others = coco_evaluation.evaluate(by_name, without, class_names=split.class_names)
+    assert abs(others["AP"] - expected[0]) > 0.01  # they do matter here
+
+
+def test_objects_without_area_are_missed_by_the_rules_of_voc_too(load, tmp_path):
+    """The devkit counts every object that is not difficult, whatever its box."""
+    split = load("train", path=one(tmp_path / "own", [thing(2, 2, (4, 4, 0, 5)), thing(3, 2)]))
+    truth = datasets.ground_truth(split)
+    boxes, labels, difficult = truth["000000000002.jpg"]
+    np.testing.assert_allclose(boxes[0], [5, 5, 4, 9])
+    assert (len(labels), difficult.any()) == (2, False)
+    found = {name: (rows[0], np.ones(len(rows[0])), rows[1]) for name, rows in truth.items()}
+    found["000000000002.jpg"] = boxes[1:], np.ones(1), labels[1:]
+    curves = voc_evaluation.precision_recall(found, truth, class_names=split.class_names)
+    result = voc_evaluation.summarize(curves, use_07_metric=False)
+    assert result.ap["dog"] == pytest.approx(2 / 3)  # of three objects two are found
+
+
+def test_training_never_sees_objects_without_area(load, tmp_path):
+    path = one(tmp_path / "own", [thing(2, 2, (4, 4, 0, 5)), thing(3, 2, (40, 5, 9, 9))])
+    split = load("train", path=path)
+    batch = next(
+        loader.training_batches(
+            split.source, batch_size=2, canvas=32, max_objects=split.max_objects, seed=0
+        )
+    )
+    assert sorted((batch["labels"] > 0).sum(axis=1).tolist()) == [0, 1]
