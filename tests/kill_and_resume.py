@@ -1,16 +1,21 @@
 """Kills runs at random moments and starts them again: they have to end as if nothing had happened.
 
-  python tests/kill_and_resume.py [--trials 20] [--kills 50] [--seed 0]
+  python tests/kill_and_resume.py [--trials 20] [--kills 50] [--preparations 50] [--seed 0]
 
 A trial stops a run after a random step by SIGTERM, SIGINT or SIGKILL and goes on; every leaf of the
 state in the end has to be bitwise that of a run that was never stopped. Then one run is killed by
 SIGKILL again and again while it saves a checkpoint after each step: each time it has to go on from
 the last one that was committed, and to end like a run of as many steps that was never stopped.
+First of all the preparation of a dataset is killed at random moments, again and again: whatever is
+left behind, the next one has to end with every record as that of one that was never killed, and
+nothing else may stay in the cache. (--trials 0 --kills 0 does that alone.)
 """
 
 import argparse
+import pickle
 import random
 import re
+import shutil
 import signal
 import sys
 import tempfile
@@ -19,6 +24,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 import tiny_run
+
+from ssd_jax.data import datasets, synthetic
 
 STEPS = 8
 MANY = 20  # kills, of which some have to fall into a save
@@ -70,9 +77,63 @@ def killed_again_and_again(config_file, workdir, kills, chance):
     return torn
 
 
-def run(folder, *, trials, kills, seed):
+_PREPARE = """
+import sys
+from ssd_jax.data import datasets
+print("begins", flush=True)
+datasets.load("folder", "train", path=sys.argv[1], cache_dir=sys.argv[2])
+"""
+
+
+def preparation(folder, cache):
+    """A process that prepares a dataset, once it has begun to."""
+    process = tiny_run.start("-c", _PREPARE, folder / "pictures", cache)
+    assert process.stdout.readline() == "begins\n", process.communicate()
+    return process
+
+
+def records(folder, cache):
+    """What a prepared dataset holds, in bytes."""
+    split = datasets.load("folder", "train", path=str(folder / "pictures"), cache_dir=cache)
+    return [pickle.dumps(split.source[index]) for index in range(len(split.source))]
+
+
+def killed_preparations(folder, kills, chance):
+    """SIGKILL at random moments of preparing; gives what was found."""
+    folder.mkdir()
+    synthetic.write(folder / "pictures", train=300, test=1)
+    whole = preparation(folder, folder / "whole")
+    begun = time.monotonic()
+    assert whole.wait() == 0
+    whole.communicate()
+    seconds = time.monotonic() - begun
+    expected = records(folder, folder / "whole")
+    cache, torn, ended = folder / "cache", 0, 0
+    for _ in range(kills):
+        process = preparation(folder, cache)
+        time.sleep(chance.uniform(0, 1.1 * seconds))
+        process.kill()
+        process.communicate()
+        assert process.returncode in (0, -signal.SIGKILL), process.returncode
+        torn += bool(list(cache.rglob("incomplete.*")))
+        if list(cache.rglob("dataset_info.json")):  # it is there whole; anew then
+            assert records(folder, cache) == expected
+            ended += 1
+            shutil.rmtree(cache)
+    assert records(folder, cache) == expected
+    assert not list(cache.rglob("*incomplete*"))
+    names = {path.name for path in (folder / "whole").iterdir()}
+    assert {path.name for path in cache.iterdir()} == names
+    return f"{kills} preparations killed, {torn} of them while writing, {ended} after the end"
+
+
+def run(folder, *, trials, kills, preparations=0, seed):
     """All of it; gives lines for the reader."""
     chance = random.Random(seed)
+    if preparations:
+        yield killed_preparations(folder / "preparations", preparations, chance)
+    if not (trials or kills):
+        return
     config_file = tiny_run.write_config(folder, steps=STEPS, devices=1)
     finish(config_file, folder / "whole")
     expected = tiny_run.arrays_of(folder / "whole", STEPS)
@@ -95,6 +156,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--preparations", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     options = vars(parser.parse_args())
     with tempfile.TemporaryDirectory() as folder:

@@ -390,11 +390,11 @@ def _prepare(
     if prepare:
         _sweep(data_dir.parent)
     maker = make(data_dir)
-    if maker.is_prepared() and _may_be_mended(maker.info.metadata):
+    if _is_prepared(maker) and _may_be_mended(maker.info.metadata):
         conditions = itertools.chain.from_iterable(builder.conditions().items())
         data_dir = data_dir.with_name(f"{data_dir.name}-{_digest(conditions)[:8]}")
         maker = make(data_dir)
-    if maker.is_prepared():
+    if _is_prepared(maker):
         return maker.data_dir
     if not prepare:
         raise errors.UserError(f"the dataset is not prepared in {data_dir}; evaluate.py does that")
@@ -402,7 +402,7 @@ def _prepare(
         if alone:  # who was waited for may have been killed
             _remove(_unfinished(data_dir))
         maker = make(data_dir)  # another process may have been first
-        if not maker.is_prepared():
+        if not _is_prepared(maker):
             _write(maker, downloads)
     return maker.data_dir
 
@@ -416,8 +416,13 @@ def _write(maker: tfds.core.DatasetBuilder, downloads: pathlib.Path) -> None:
                 download_config=tfds.download.DownloadConfig(try_download_gcs=False),
             )
     except OSError:
-        if not maker.is_prepared():  # otherwise another process was first, where there are no locks
+        if not _is_prepared(maker):  # otherwise another process was first, where there are no locks
             raise
+
+
+def _is_prepared(maker: tfds.core.DatasetBuilder) -> bool:
+    """What tfds' own `is_prepared` says, which warns of everything that is not yet."""
+    return paths.is_file(os.path.join(maker.data_dir, "dataset_info.json"))
 
 
 def _may_be_mended(metadata: Mapping[str, Any]) -> bool:
