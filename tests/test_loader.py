@@ -1,6 +1,13 @@
 import functools
 import io
 import itertools
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+import types
 
 import numpy as np
 import pytest
@@ -177,3 +184,73 @@ def test_batches_that_are_kept_do_not_change():
     for batch, copy in zip(kept, copies, strict=True):
         for name, value in batch.items():
             np.testing.assert_array_equal(value, copy[name])
+
+
+def dies(number):
+    """A source of whose records one ends the process that reads it, as the system does."""
+
+    class Source(list):
+        def __getitem__(self, index):
+            os.kill(os.getpid(), number)
+
+    return Source(RECORDS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(signal.SIGBUS, "/dev/shm is full: .*--shm-size"), (signal.SIGKILL, "memory runs out")],
+)
+def test_a_worker_that_the_machine_ends_is_one_line_with_the_way_out(number, words):
+    with pytest.raises(errors.MachineError, match=f"{words}.*config.data.workers=0") as caught:
+        loader.training_batches(dies(number), batch_size=2, workers=1, **OPTIONS)
+    assert "\n" not in str(caught.value)
+
+
+def test_too_little_shared_memory_is_said_before_workers_start(monkeypatch):
+    """64 MB, what Docker gives: 32 images of 500 x 500 are 24 MB."""
+    blocks = {**dict.fromkeys(("f_bsize", "f_frsize"), 4096), "f_bavail": (64 << 20) // 4096}
+    monkeypatch.setattr(os, "statvfs", lambda _: types.SimpleNamespace(**blocks))
+    options = {"batch_size": 32, "canvas": 500, "max_objects": 4, "seed": 0}
+    with pytest.raises(
+        errors.MachineError, match=r"/dev/shm has 64 MB free.* need 138 MB"
+    ) as caught:
+        loader.training_batches(RECORDS, workers=2, **options)
+    assert "--shm-size" in str(caught.value)
+    assert "--config.data.workers=0" in str(caught.value)
+    assert next(loader.training_batches(RECORDS, workers=0, **options))
+
+
+@pytest.mark.slow
+def test_no_shared_memory_keeps_a_name():
+    """What has one when a process ends is called leaked by Python."""
+    before = set(os.listdir("/dev/shm"))
+    batches = loader.training_batches(RECORDS, batch_size=2, workers=1, **OPTIONS)
+    kept = [next(batches) for _ in range(3)]
+    batches.close()
+    gone = time.monotonic() + 20
+    while set(os.listdir("/dev/shm")) - before and time.monotonic() < gone:
+        time.sleep(0.05)  # what lay ready goes in a thread
+    assert not {name for name in set(os.listdir("/dev/shm")) - before if name.startswith("psm_")}
+    assert positions_and_widths(kept, 3) == positions_and_widths(
+        loader.training_batches(RECORDS, batch_size=2, **OPTIONS), 3
+    )
+
+
+@pytest.mark.slow
+def test_a_script_with_workers_ends_without_a_word(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import itertools, test_loader\n"
+        "from ssd_jax.data import loader\n"
+        "def main():\n"
+        "    batches = loader.training_batches(\n"
+        "        test_loader.RECORDS, batch_size=2, workers=2, **test_loader.OPTIONS)\n"
+        "    kept = list(itertools.islice(batches, 7))\n"
+        "if __name__ == '__main__':\n"
+        "    main()\n"
+    )
+    here = pathlib.Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{here.parent}"}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -286,9 +286,9 @@ class _Workers:
         shared = grain.MultiprocessingOptions(num_workers=workers)
         prefetched = batches.to_iter_dataset(options).mp_prefetch(shared, _end_with_parent)
         with _signals_held_back():
-            self._iterator = iter(prefetched)
+            self._iterators = [iter(prefetched)]
             self._waiting = [self._next()]  # the first starts the workers
-        self._ending = weakref.finalize(self, self._iterator.close)
+        self._ending = weakref.finalize(self, _end, self._iterators)
         self._ending.atexit = False
         # Before multiprocessing ends what grain gives memory back with: the last comes first.
         atexit.register(self._ending)
@@ -297,7 +297,7 @@ class _Workers:
         return self
 
     def __next__(self) -> Batch:
-        """The next batch.
+        """The next batch; not to be called after `close`.
 
         Raises:
           MachineError: The machine has ended a worker, or lacks shared memory.
@@ -311,7 +311,7 @@ class _Workers:
 
     def _next(self) -> Batch:
         try:
-            batch = next(self._iterator)
+            batch = next(self._iterators[0])
         except (RuntimeError, OSError) as error:
             trouble = _trouble_of_workers(error)
             if trouble is None:
@@ -320,6 +320,12 @@ class _Workers:
         for array in batch.values():
             _forget_name(array)
         return batch
+
+
+def _end(iterators: list[grain.DatasetIterator]) -> None:
+    """Closes an iterator and lets it go, while there is still all that it needs for that."""
+    while iterators:
+        iterators.pop().close()
 
 
 def _forget_name(array: np.ndarray) -> None:
