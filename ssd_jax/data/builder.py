@@ -333,7 +333,8 @@ def _threads_for(name: str) -> Iterator[None]:
         if "start new thread" not in str(error):
             raise
         raise errors.MachineError(
-            f"{name}: {error}: allow more processes (ulimit -u), and run the same command again"
+            f"{name}: {error}: allow more processes (ulimit -u) or free memory, and run the same "
+            "command again"
         ) from error
 
 

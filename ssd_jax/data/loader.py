@@ -30,7 +30,7 @@ from ssd_jax.data import images
 Batch = dict[str, Any]  # of arrays, see training_batches
 
 _ENDLESS = 1 << 40  # batches
-_ALIVE = 3  # batches of each worker at a time: being made, waiting, being read
+_ALIVE = 5  # batches of each worker at a time: being made, waiting twice, being read, in use
 _SHM = "/dev/shm"
 _MORE_SHM = (
     "give the container more (docker run --shm-size=8g), or set --config.data.workers=0 or fewer"
