@@ -186,7 +186,7 @@ def test_what_killed_preparations_left_is_removed_and_what_lives_is_not(load, tm
         folder.mkdir(parents=True)
         (folder / "part").write_bytes(b"x")
     path = str(write_voc(tmp_path / "own"))
-    with locks.alone(cache / "voc2007-4567.lock"):
+    with locks.alone(cache / ".voc2007-4567.lock"):
         load("folder", "all", path=path)
         assert [folder.exists() for folder in (dead, living, anothers)] == [False, True, True]
     assert not dead.parent.parent.exists()

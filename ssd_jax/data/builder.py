@@ -37,7 +37,7 @@ _VAL_EVERY = 5  # of a dataset without splits every fifth picture validates
 _SHARD_BYTES = 128 << 20
 _IN_FLIGHT = 1024  # pictures that are given to the threads at a time
 _MOST_LISTED = 10
-_LONGEST_LINE = 10_000  # characters of a remark
+_LONGEST_PART = 1000  # characters of a remark's beginning, and of its end
 _DECODERS = ("pillow", "simplejpeg")
 
 
@@ -359,8 +359,10 @@ def _example_or_reason(reader: Reader, key: str) -> Example | str:
 
 
 def _line(text: str) -> str:
-    """A remark in printable text, without its end if somebody's file made it endless."""
-    return console.printable(text[:_LONGEST_LINE])
+    """A remark in printable text, without its middle if somebody's file made it endless."""
+    if len(text) > 2 * _LONGEST_PART:
+        text = f"{text[:_LONGEST_PART]}...{text[-_LONGEST_PART:]}"
+    return console.printable(text)
 
 
 def _has_object(example: Example) -> bool:

@@ -41,7 +41,6 @@ OWN: dict[str, tuple[Callable[[str], list[pathlib.Path]], Callable[[str], builde
 """Of each format that people bring: path -> its files, to see a change by; path -> its reader."""
 
 _PART = re.compile(r"(?:(?P<year>\w+)/)?(?P<name>\w+)(?P<slice>\[[^\]]*\])?")
-_LOCK = ".lock"  # behind the name of a dataset's folder: held by who prepares it
 _TOLD_IN_WORDS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES),
     *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE),
@@ -354,7 +353,7 @@ def _synthetic(year: str, split: str, *, cache: pathlib.Path, prepare: bool) -> 
     generator = pathlib.Path(synthetic.__file__).read_text()
     folder = cache / f"synthetic-{_digest([generator, str(SYNTHETIC)])}"
     if prepare and not folder.exists():
-        with locks.alone(cache / "synthetic.lock") as alone:
+        with locks.alone(cache / ".synthetic.lock") as alone:
             if alone:
                 _remove(cache.glob(".synthetic-*"))
             if not folder.exists():  # otherwise another process was first
@@ -446,7 +445,8 @@ def _sweep(cache: pathlib.Path) -> None:
 
 
 def _lock_of(data_dir: pathlib.Path) -> pathlib.Path:
-    return data_dir.with_name(data_dir.name + _LOCK)
+    """The file that whoever prepares a dataset holds."""
+    return data_dir.with_name(f".{data_dir.name}.lock")
 
 
 def _remove(folders: Iterable[pathlib.Path]) -> None:
