@@ -140,7 +140,7 @@ def test_48_megapixels_are_read_and_absurd_sizes_refused():
     )
     data = voc_tree.encoded(Image.new("1", (30000, 30000)), "PNG")
     for read in (images.decode, images.size):
-        with pytest.raises(errors.UserError, match=re.escape("a.png: not a readable picture")):
+        with pytest.raises(errors.UserError, match=re.escape("a.png: not a readable image")):
             read(data, name="a.png")
 
 
