@@ -37,6 +37,7 @@ from ssd_jax.data import jpeg
 MAX_MEGAPIXELS = 179.0  # twice where Pillow begins to suspect a decompression bomb
 FORMATS = "JPEG, PNG, WebP, BMP, GIF, TIFF, PPM or AVIF"
 
+_LONGEST_SIDE = 1_000_000  # pixels; each row costs time and memory, however short it is
 _LARGE = 1 << 26  # pixels from which Pillow decodes one image at a time
 _MOST_MEMORY = 16  # bytes a pixel that a reader of Pillow takes, WebP's
 _BYTES_PER_PIXEL = 8  # of the largest file that is read: four channels of 16 bits
@@ -44,6 +45,7 @@ _START_OF_SCAN = b"\xff\xda"  # of a JPEG: the segments before it say what its p
 _STRIP = 1 << 20  # pixels that are converted at a time
 _SWAPPED_SIDES = (5, 6, 7, 8)  # Exif orientations that exchange height and width
 _OUT_OF_MEMORY = re.compile(r"insufficient memory|out of memory|memory allocation", re.IGNORECASE)
+_GAP = rb"(\s|#[^\r\n]{0,200}[\r\n]){1,20}"  # in a PPM's header, which Pillow reads byte by byte
 _Reader = type[ImageFile.ImageFile]
 
 
@@ -63,7 +65,7 @@ _READERS: list[tuple[bytes, _Reader]] = [
     (rb"BM", BmpImagePlugin.BmpImageFile),
     (rb"GIF8[79]a", GifImagePlugin.GifImageFile),
     (rb"II[*+]\0|MM\0[*+]", TiffImagePlugin.TiffImageFile),
-    (rb"P[1-6][\s#]", PpmImagePlugin.PpmImageFile),
+    (rb"P([14](G\d+){2}|[2356](G\d+){3})\s".replace(b"G", _GAP), PpmImagePlugin.PpmImageFile),
     *_avif(),
 ]
 """How a file begins, and what of Pillow reads it."""
@@ -106,7 +108,7 @@ def decode(
     with _blaming(data, name):
         if stored := _plain_jpeg_size(data):
             _check_size(*stored, name, max_megapixels)
-            jpeg.check_scans(data)
+            jpeg.check_scans(data, pixels=stored[0] * stored[1])
             image = _decode_jpeg(data, stored, fit, into, on_remark)
         else:
             image = _decode_other(data, name, max_megapixels, on_remark)
@@ -220,6 +222,8 @@ def _blaming(data: bytes, name: str) -> Iterator[None]:
 
 
 def _check_size(height: int, width: int, name: str, max_megapixels: float) -> None:
+    if max(height, width) > _LONGEST_SIDE:
+        raise ValueError(f"{width} x {height} pixels; no side may have more than {_LONGEST_SIDE}")
     if width * height > max_megapixels * 1e6:
         raise errors.UserError(
             f"{name}: not a readable image ({width} x {height} pixels are more than "
@@ -286,8 +290,9 @@ def _decode_other(
     """The upright pixels of a file that is no plain JPEG, by Pillow."""
     with _opened(data, name, max_megapixels) as opened:
         if data.startswith(jpeg.MAGIC):  # of which Pillow takes half-destroyed ones
-            jpeg.check_scans(data)
+            jpeg.check_scans(data, pixels=opened.height * opened.width)
             _strictly(data, on_remark, colorspace="CMYK")
+        _check_tiles(opened)
         with _asking_for_memory(opened.height, opened.width):
             pixels = _rgb(opened)
         orientation = _orientation(opened)
@@ -331,6 +336,15 @@ def _without_bound_of_pillow() -> Iterator[None]:
             yield
         finally:
             Image.MAX_IMAGE_PIXELS = bound
+
+
+def _check_tiles(image: Image.Image) -> None:
+    """Refuses a TIFF whose tiles take much more memory than its pixels."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        sides = (ExifTags.Base.TileWidth, ExifTags.Base.TileLength)
+        width, height = (image.tag_v2.get(side, 0) for side in sides)
+        if width * height > max(_STRIP, 4 * image.width * image.height):
+            raise ValueError(f"tiles of {width} x {height} pixels")
 
 
 @contextlib.contextmanager

@@ -15,9 +15,8 @@ import simplejpeg
 
 MAGIC = b"\xff\xd8"
 PLAIN_COLORS = ("YCbCr", "RGB", "Gray")  # what simplejpeg turns into RGB; CMYK and YCCK it cannot
-MOST_SCANS = 100
-"""Scans of one image: encoders make a dozen at most, but some bytes of each make libjpeg go through
-the whole image, so a small file of thousands would take minutes."""
+USUAL_SCANS = 20
+"""Scans of one image that are always read; encoders make a dozen at most."""
 
 _HARMLESS = (
     "Corrupt JPEG data: bad ICC marker",
@@ -35,6 +34,7 @@ _END_OF_SCAN = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]", re.DOTALL)
 _RESTART = re.compile(rb"\xff+([\xd0-\xd7])", re.DOTALL)
 _MOST_SCANS_MENDED = 20  # each is decoded with all before it
 _MOST_TRIMS = 4
+_PIXELS_IN_SCANS = 1_000_000_000  # of all scans together, beyond the usual ones: some seconds
 _LONGEST_SIDE = 65_500  # pixels that libjpeg takes
 
 
@@ -88,17 +88,22 @@ def segments(data: bytes) -> Iterator[Segment]:
         place = stop
 
 
-def check_scans(data: bytes) -> None:
-    """Refuses a file whose small scans take libjpeg minutes.
+def check_scans(data: bytes, *, pixels: int) -> None:
+    """Refuses a small file that takes libjpeg minutes: each scan goes through the whole image.
+
+    Args:
+      data: The file.
+      pixels: Of the image.
 
     Raises:
-      ValueError: There are more than `MOST_SCANS`.
+      ValueError: There are more scans than are read in an image of so many pixels.
     """
-    if data.count(bytes([0xFF, _SOS])) <= MOST_SCANS:  # those of a thumbnail are among them
+    most = max(USUAL_SCANS, _PIXELS_IN_SCANS // max(1, pixels))
+    if data.count(bytes([0xFF, _SOS])) <= most:  # those of a thumbnail are among them
         return
     scans = sum(each.marker == _SOS for each in segments(data))
-    if scans > MOST_SCANS:
-        raise ValueError(f"a JPEG of {scans} scans; at most {MOST_SCANS} are read")
+    if scans > most:
+        raise ValueError(f"a JPEG of {scans} scans; of {pixels} pixels at most {most} are read")
 
 
 def exif(data: bytes) -> bytes:

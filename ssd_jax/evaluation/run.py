@@ -211,6 +211,7 @@ def draw_samples(
             scale = np.divide(small.shape[1::-1], image.shape[1::-1], dtype=np.float32)
             shown.append((small, np.tile(scale, 2)))
             yield image
+            del image  # before the next one is decoded
 
     found = detector(decoded())
     return [
