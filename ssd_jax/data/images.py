@@ -145,7 +145,7 @@ def size(data: bytes, *, name: str, max_megapixels: float = MAX_MEGAPIXELS) -> t
 
 def most_bytes(max_megapixels: float = MAX_MEGAPIXELS) -> int:
     """Bytes of the largest file that an image of so many megapixels is looked for in."""
-    return (1 << 26) + int(max_megapixels * 1e6) * _BYTES_PER_PIXEL
+    return (1 << 26) + int(min(max_megapixels, 1e6) * 1e6) * _BYTES_PER_PIXEL
 
 
 def shrink(image: np.ndarray, *, height: int, width: int) -> np.ndarray:
