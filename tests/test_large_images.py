@@ -124,7 +124,9 @@ def test_the_field_bounds_what_a_detector_reads(tmp_path):
 
 @pytest.mark.parametrize("most", [0, -1, float("nan")])
 def test_a_bound_that_is_none_is_refused(most):
-    with pytest.raises(errors.UserError, match=r"config\.data\.max_megapixels is (0|-1|nan); it must be"):
+    with pytest.raises(
+        errors.UserError, match=r"config\.data\.max_megapixels is (0|-1|nan); it must be"
+    ):
         config_lib.validate(config(max_megapixels=most))
 
 
