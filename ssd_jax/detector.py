@@ -303,15 +303,12 @@ class Detector:
           UserError: If the file is missing or is no picture.
         """
         boxes, scores, labels = (np.asarray(values) for values in found)
-        picture = self._read(image)
+        picture = read_picture(image, max_megapixels=self.config.data.max_megapixels)
         drawn = visualize.draw(picture, boxes, labels, scores, class_names=self.class_names)
         return Image.fromarray(drawn)
 
-    def _read(self, picture: Picture) -> np.ndarray:
-        return read_picture(picture, max_megapixels=self.config.data.max_megapixels)
-
     def _place(self, picture: Picture) -> _Placed:
-        image = self._read(picture)
+        image = read_picture(picture, max_megapixels=self.config.data.max_megapixels)
         return _Placed(*image_files.place(image, self.config.data.canvas), image.shape[:2])
 
     def _detect(self, placed: Sequence[_Placed], score_threshold: float) -> list[Detections]:
