@@ -80,7 +80,9 @@ def _data_are_good(config: config_lib.Config) -> bool:
         )
     model = detector.build_model(config.model, num_classes=20)
     boxes = detector.default_boxes(config.model, model)
-    return check.check(config.data.path, config.data.dataset, boxes)
+    return check.check(
+        config.data.path, config.data.dataset, boxes, max_megapixels=config.data.max_megapixels
+    )
 
 
 def _steps(text: str | None) -> range:

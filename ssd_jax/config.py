@@ -96,6 +96,7 @@ class DataConfig:
     canvas: int = 500  # larger pictures are shrunk to this on the host; one as wide saves a copy
     threads: int = 4  # that read and decode, a batch each
     workers: int = 0  # processes that share the decoding, each with so many threads; 0: none
+    max_megapixels: float = 179.0  # larger images are refused unread, for the memory that they take
     memory_gib: float = 2.0  # a split whose files are no larger stays in memory once read; 0: none
 
 
@@ -186,7 +187,7 @@ _CHOICES = {
 }
 _POSITIVE = {
     "model": ("image_size", "width"),
-    "data": ("canvas", "threads"),
+    "data": ("canvas", "threads", "max_megapixels"),
     "train": (
         "batch_size",
         "accumulate",
@@ -232,6 +233,7 @@ _FREE: dict[str, tuple[str, ...]] = {
         "workers",
         "memory_gib",
         "max_bad_share",
+        "max_megapixels",
     ),
     "train": (
         "steps",

@@ -3,7 +3,8 @@
 import copy
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from absl import logging
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from PIL import Image
 
-from ssd_jax import augment, detection, errors, priors, visualize
+from ssd_jax import augment, detection, errors, files, priors, visualize
 from ssd_jax import config as config_lib
 from ssd_jax.data import classes
 from ssd_jax.data import images as image_files
@@ -217,6 +218,20 @@ def _look(
     return loc, conf, priors
 
 
+class _Placed(NamedTuple):
+    """A picture as the network takes it.
+
+    Attributes:
+      canvas: `[canvas, canvas, 3]` uint8 with the picture, shrunk if it must be.
+      extent: `[2]` float32 (height, width) of the picture there.
+      picture_size: (height, width) that it had.
+    """
+
+    canvas: np.ndarray
+    extent: np.ndarray
+    picture_size: tuple[int, int]
+
+
 class Detector:
     """A network with its parameters and class names; call it on pictures.
 
@@ -253,9 +268,9 @@ class Detector:
         self._devices = 1 if predict else jax.local_device_count()
 
     def __call__(
-        self, images: Sequence[Picture], *, score_threshold: float = 0.5
+        self, images: Iterable[Picture], *, score_threshold: float = 0.5
     ) -> list[Detections]:
-        """Detects objects in pictures.
+        """Detects objects in pictures, of which one at a time is held in its full size.
 
         Args:
           images: Paths, PIL pictures, or `[H, W, 3]` uint8 RGB arrays, of any size.
@@ -269,9 +284,8 @@ class Detector:
           UserError: If a file is missing or is no picture.
         """
         found = []
-        size = self.config.eval.batch_size
-        for start in range(0, len(images), size):
-            batch = [read_picture(picture) for picture in images[start : start + size]]
+        placed = map(self._place, images)
+        while batch := list(itertools.islice(placed, self.config.eval.batch_size)):
             found += self._detect(batch, score_threshold)
         return found
 
@@ -289,19 +303,22 @@ class Detector:
           UserError: If the file is missing or is no picture.
         """
         boxes, scores, labels = (np.asarray(values) for values in found)
-        picture = read_picture(image)
+        picture = read_picture(image, max_megapixels=self.config.data.max_megapixels)
         drawn = visualize.draw(picture, boxes, labels, scores, class_names=self.class_names)
         return Image.fromarray(drawn)
 
-    def _detect(self, pictures: list[np.ndarray], score_threshold: float) -> list[Detections]:
-        placed = [image_files.place(picture, self.config.data.canvas) for picture in pictures]
+    def _place(self, picture: Picture) -> _Placed:
+        image = read_picture(picture, max_megapixels=self.config.data.max_megapixels)
+        return _Placed(*image_files.place(image, self.config.data.canvas), image.shape[:2])
+
+    def _detect(self, placed: Sequence[_Placed], score_threshold: float) -> list[Detections]:
         rows = padded_rows(len(placed), most=self.config.eval.batch_size)
-        placed += placed[-1:] * (rows - len(placed))
-        canvases, extents = (np.stack(arrays) for arrays in zip(*placed, strict=True))
-        raw = self._run(canvases, extents)
+        filled = [*placed, *[placed[-1]] * (rows - len(placed))]
+        canvases, extents, _ = zip(*filled, strict=True)
+        raw = self._run(np.stack(canvases), np.stack(extents))
         return [
-            in_pixels(row(raw, index), picture.shape[:2], score_threshold=score_threshold)
-            for index, picture in enumerate(pictures)
+            in_pixels(row(raw, index), one.picture_size, score_threshold=score_threshold)
+            for index, one in enumerate(placed)
         ]
 
     def predict_batches(
@@ -395,13 +412,20 @@ def in_pixels(
     return Detections(found.boxes[used] * scale, found.scores[used], found.labels[used])
 
 
-def read_picture(picture: Picture) -> np.ndarray:
+def read_picture(
+    picture: Picture, *, max_megapixels: float = image_files.MAX_MEGAPIXELS
+) -> np.ndarray:
     """A path, PIL picture or array as `[H, W, 3]` uint8 RGB.
 
     Files and PIL pictures are turned as their Exif says and become RGB as `images.decode` has it.
 
+    Args:
+      picture: The path, PIL picture or array.
+      max_megapixels: A larger file is refused, see `images.decode`; a PIL picture is its owner's.
+
     Raises:
-      UserError: If the file is missing or is no picture.
+      UserError: If the file is missing, no regular file or no picture.
+      MachineError: If the machine is at fault, which has too little memory, say.
       ValueError: If an array is not `[H, W, 3]` uint8, or a PIL picture has floating-point pixels.
     """
     if isinstance(picture, Image.Image):
@@ -414,10 +438,14 @@ def read_picture(picture: Picture) -> np.ndarray:
             )
         return picture
     try:
-        data = Path(picture).read_bytes()
-    except OSError as error:
-        raise errors.UserError(f"{picture}: {error.strerror}") from None
-    return image_files.decode(data, name=str(picture))
+        data = files.read(picture, at_most=image_files.most_bytes(max_megapixels))
+    except errors.UserError:
+        raise
+    except (OSError, ValueError, MemoryError) as error:  # ValueError: a null byte in the name
+        if errors.is_of_machine(error):
+            raise errors.of_machine(error, picture) from None
+        raise errors.UserError(f"{picture}: {getattr(error, 'strerror', error)}") from None
+    return image_files.decode(data, name=str(picture), max_megapixels=max_megapixels)
 
 
 def load_detector(

@@ -115,7 +115,9 @@ def read(path: str | os.PathLike[str], *, at_most: int) -> bytes:
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
-        data = file.read(at_most + 1) if size <= at_most else b""
+        data = file.read(size + 1) if size <= at_most else b""  # not more: it takes that memory
+        if len(data) > size:  # it grows, or says nothing of its size
+            data += file.read(at_most + 1 - len(data))
     if size > at_most or len(data) > at_most:
         raise errors.UserError(f"{path}: larger than {at_most} bytes, the most that is read")
     return data

@@ -445,11 +445,12 @@ def _annotate_pictures(
     run: _Run, paths: Iterable[Path], targets: Mapping[Path, Path]
 ) -> Iterator[Outcome]:
     unreadable: list[Outcome] = []
+    most_megapixels = run.detector.config.data.max_megapixels
 
     def readable() -> Iterator[tuple[Path, np.ndarray]]:
         for path in paths:
             try:
-                image = detector_lib.read_picture(path)
+                image = detector_lib.read_picture(path, max_megapixels=most_megapixels)
             except errors.UserError as error:
                 unreadable.append(Outcome(path, targets[path], None, str(error)))
             else:

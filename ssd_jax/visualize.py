@@ -9,10 +9,13 @@ import jax
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ssd_jax import augment
+from ssd_jax import augment, console, fonts
 
 _GOLDEN_RATIO = (5**0.5 - 1) / 2
 _SHADES = ((0.80, 0.95), (0.90, 0.62), (0.40, 1.0))  # saturation, value: bright, dark, pale
+_LONGEST_NAME = 40  # letters of a class's name in a caption
+_HIGHEST = 4  # times a column's width, of an image on a contact sheet
+_ROWS = 256  # of an image that are converted at a time
 _HUES = 7  # of one shade; the eighth step of the golden ratio comes close to where it began
 
 
@@ -46,7 +49,8 @@ def draw(
 ) -> np.ndarray:
     """A copy of the picture with boxes and captions; lines and letters grow with the picture.
 
-    Earlier rows are drawn over later ones: of detections, the best stays readable.
+    Earlier rows are drawn over later ones: of detections, the best stays readable. A class whose
+    name no font of the machine can write is named by its number, which is said once.
 
     Args:
       image: `[H, W, 3]` uint8.
@@ -70,23 +74,25 @@ def draw(
     pen = ImageDraw.Draw(canvas)
     side = min(canvas.size)
     line = max(1, round(side / 160))
-    font = ImageFont.load_default(size=max(10, round(side / 26)))
+    size = max(10, round(side / 26))
     rows = [k for k in reversed(range(len(boxes))) if labels[k] > 0]
     corners = {k: _inside(boxes[k], canvas.size) for k in rows}
     for k in rows:
         pen.rectangle(corners[k], outline=class_color(int(labels[k])), width=line)
     for k in rows:  # after all boxes, whose lines would cross the letters
-        caption = class_names[labels[k] - 1]
-        if scores is not None:
-            caption = f"{caption} {float(scores[k]):{score_format}}"
-        _tag(pen, corners[k][:2], caption, class_color(int(labels[k])), font, canvas.size)
-    return np.asarray(canvas).copy()
+        label = int(labels[k])
+        score = "" if scores is None else f" {float(scores[k]):{score_format}}"
+        caption, font = _caption(class_names[label - 1], label, score, size)
+        _tag(pen, corners[k][:2], caption, class_color(label), font, canvas.size)
+    return _pixels(canvas)
 
 
 def grid(
     images: Sequence[np.ndarray], *, columns: int, width: int = 1200, gap: int = 8
 ) -> np.ndarray:
     """A contact sheet: the pictures in reading order, each scaled to its column's width.
+
+    One that is more than four times as high as wide is scaled to that height.
 
     Args:
       images: `[H, W, 3]` uint8 each, of any size.
@@ -110,9 +116,10 @@ def grid(
     top = gap
     for row, height in zip(rows, heights, strict=True):
         for k, picture in enumerate(row):
-            sheet.paste(picture, (gap + k * (column + gap), top + (height - picture.height) // 2))
+            left = gap + k * (column + gap) + (column - picture.width) // 2
+            sheet.paste(picture, (left, top + (height - picture.height) // 2))
         top += height + gap
-    return np.asarray(sheet).copy()
+    return _pixels(sheet)
 
 
 def augmentations(
@@ -164,6 +171,27 @@ def augmentations(
     )
 
 
+def _caption(name: str, label: int, score: str, size: int) -> tuple[str, fonts.Font]:
+    """What a tag says of a class, in one line, and a font that has the letters."""
+    short = name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 3]}..."
+    text = console.printable(" ".join(short.split())) + score
+    font = fonts.load(text, size)
+    if font is None:
+        _say_once(f"class {label}", console.printable(short))
+        text = f"class {label}{score}"
+    return text, font or ImageFont.load_default(size)
+
+
+@functools.cache
+def _say_once(number: str, name: str) -> None:
+    """One remark of a process, on the first class that it concerns."""
+    if _say_once.cache_info().misses == 1:
+        console.warn(
+            f"no font of this machine has the letters of {name!r}, so pictures say {number!r}, and "
+            f"others likewise; install one, of Noto's for instance"
+        )
+
+
 def _inside(box: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int, int]:
     """Corner pixels of a box, clipped to the picture; at least one pixel."""
     last = np.array([*size, *size]) - 1
@@ -195,6 +223,16 @@ def _ink(color: tuple[int, int, int]) -> str:
 
 
 def _to_width(image: np.ndarray, width: int) -> Image.Image:
-    picture = Image.fromarray(np.asarray(image, np.uint8)).convert("RGB")
-    height = max(1, round(picture.height * width / picture.width))
-    return picture.resize((width, height), Image.Resampling.LANCZOS)
+    picture = Image.fromarray(np.asarray(image, np.uint8))
+    scale = min(width / picture.width, _HIGHEST * width / picture.height)
+    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    return picture.resize(size, Image.Resampling.LANCZOS).convert("RGB")
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    """`[H, W, 3]` uint8 of an RGB image, a part at a time: Pillow copies what it gives."""
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, _ROWS):
+        room = pixels[top : top + _ROWS]
+        room[:] = np.asarray(image.crop((0, top, image.width, top + len(room))))
+    return pixels

@@ -289,7 +289,7 @@ def test_kangaroos_truncated_picture_is_named(capsys, shared):
     # 66 <object>s in 38 files, 3 of them in 00090.xml; 14 <truncated>1 in the others (grep -c).
     assert row(output, "all") == ["37", "0", "63", "0", "14", "0", "1"]
     assert "1 wrong:" in output
-    assert "JPEGImages/00090.jpg: not a readable picture" in output
+    assert "JPEGImages/00090.jpg: not a readable image" in output
 
 
 @pytest.fixture(scope="module")

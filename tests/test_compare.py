@@ -279,7 +279,8 @@ def test_pictures_are_read_by_name():
         {"name": "other", "image": buffer.getvalue()},
         {"name": "three", "image": b"broken"},
     ]
-    read = run.picture_reader(types.SimpleNamespace(source=records), ["one", "two", "three", "4"])
+    split, names = types.SimpleNamespace(source=records), ["one", "two", "three", "4"]
+    read = run.picture_reader(split, names, config_lib.DataConfig())
     assert read("one").shape == (4, 5, 3)
     assert (read("two"), read("three"), read("4")) == (None, None, None)
 

@@ -216,7 +216,7 @@ def test_a_half_destroyed_cmyk_jpeg_is_named(load, tmp_path):
     Image.open(io.BytesIO(broken)).load()
     (folder / "JPEGImages/000001.jpg").write_bytes(broken)
     message = refusal(load, "folder", "all", path=str(folder))
-    assert "JPEGImages/000001.jpg: not a readable picture (Corrupt JPEG data" in message
+    assert "JPEGImages/000001.jpg: not a readable image (Corrupt JPEG data" in message
 
 
 def test_a_rotated_picture_has_its_upright_size(load, tmp_path):
@@ -295,7 +295,7 @@ def test_training_leaves_out_and_names_what_cannot_be_read(load, tmp_path, caplo
         assert not {"000003.jpg", "000007.jpg"} & set(names(split))
         (message,) = caplog.messages
         assert "2 of 16 pictures cannot be used and are left out" in message
-        assert f"{folder}/JPEGImages/000003.jpg: not a readable picture" in message
+        assert f"{folder}/JPEGImages/000003.jpg: not a readable image" in message
         assert message.endswith("1 more cannot be used: 000007")
 
 
@@ -305,7 +305,7 @@ def test_more_than_the_share_stops_with_the_list_and_the_way_out(load, tmp_path)
     assert "2 of 16 pictures cannot be used, a share of 12.5%" in message
     assert "more than config.data.max_bad_share=0.12" in message
     assert "train without them by --config.data.max_bad_share=0.13" in message
-    assert "JPEGImages/000003.jpg: not a readable picture" in message
+    assert "JPEGImages/000003.jpg: not a readable image" in message
     assert message.endswith("; 1 more cannot be used: 000007")
 
 
@@ -332,7 +332,7 @@ def test_an_evaluation_of_a_split_by_order_names_what_is_not_in_it(load, tmp_pat
         assert names(load("folder", "val", path=folder)) == ["000020.jpg"]
     (message,) = caplog.messages
     assert "split 'val', made by order: 3 of the dataset's 20 pictures cannot be used" in message
-    assert "JPEGImages/000005.jpg: not a readable picture" in message
+    assert "JPEGImages/000005.jpg: not a readable image" in message
     assert message.endswith("2 more cannot be used: 000010, 000015")
     caplog.clear()
     whole = str(voc_tree.write_plain(tmp_path / "whole"))
@@ -777,7 +777,7 @@ def kangaroo(shared, tmp_path):
 def test_a_real_folder_with_a_truncated_picture(load, kangaroo):
     folder = kangaroo
     message = refusal(load, "folder", "train", path=str(folder))
-    assert "kangaroo/JPEGImages/00090.jpg: not a readable picture" in message
+    assert "kangaroo/JPEGImages/00090.jpg: not a readable image" in message
     assert "--config.data.max_bad_share=0.04" in refusal(
         load, "folder", "train", path=str(folder), max_bad_share=0.01
     )
@@ -807,7 +807,7 @@ def test_a_real_folder_is_trained_on_with_one_command(kangaroo, tmp_path):
     assert status == 0, err
     assert "1 of 31 pictures cannot be used and are left out" in err
     assert "split 'val', made by order: 1 of the dataset's 38 pictures" in err
-    assert err.count("JPEGImages/00090.jpg: not a readable picture") == 2
+    assert err.count("JPEGImages/00090.jpg: not a readable image") == 2
     figures = json.loads((tmp_path / "run/evaluation.json").read_text())
     assert 0 <= figures["mean_ap_voc07"] <= 1
     (kangaroo / "Annotations/00001.xml").unlink()

@@ -1,10 +1,13 @@
 import itertools
+import tracemalloc
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from PIL import ImageFont
 
-from ssd_jax import visualize
+from ssd_jax import fonts, visualize
 
 CLASSES = ("cat", "dog", "sheep")
 
@@ -175,3 +178,156 @@ def test_a_sheet_without_objects_is_drawn():
         jax.random.key(0), picture(), np.zeros((0, 4)), [], class_names=CLASSES, size=20, count=1
     )
     assert sheet.dtype == np.uint8
+
+
+# --- Letters of any script ---
+
+SCRIPTS = {
+    "\u732b": "Chinese",
+    "\u043a\u043e\u0448\u043a\u0430": "Cyrillic",
+    "caf\u00e9": "accents",
+}
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Sets the fonts that the machine has; those of before come back."""
+
+    def forget():
+        fonts._with_letters.cache_clear()
+        visualize._say_once.cache_clear()
+
+    def has(*paths):
+        forget()
+        monkeypatch.setattr(fonts, "of_machine", lambda: paths)
+
+    yield has
+    forget()
+
+
+def table_of_letters(*, wide=False):
+    """A font's table for A, B and D, and of 32 bits for a cat's face too, after OpenType."""
+    segments = [(0x41, 0x44, 0, 4), (0xFFFF, 0xFFFF, 1, 0)]  # first, last, delta, range's offset
+    columns = [[one[k] for one in segments] for k in (1, 0, 2, 3)]
+    glyphs = [5, 6, 0, 7]  # of the first segment: C has none
+    words = [4, 0, 0, 4, 0, 0, 0, *columns[0], 0, *columns[1], *columns[2], *columns[3], *glyphs]
+    body = np.array(words, ">u2").tobytes()
+    if wide:
+        groups = [(0x41, 0x42, 5), (0x44, 0x44, 7), (0x1F431, 0x1F431, 8)]
+        numbers = [0, 0, len(groups), *itertools.chain(*groups)]
+        body = b"\0\x0c\0\0" + np.array(numbers, ">u4").tobytes()
+    cmap = b"\0\0\0\1\0\3" + (b"\0\x0a" if wide else b"\0\1") + b"\0\0\0\x0c" + body
+    entry = b"cmap" + np.array([0, 28, len(cmap)], ">u4").tobytes()
+    return b"\0\1\0\0" + b"\0\1" + b"\0" * 6 + entry + cmap
+
+
+@pytest.mark.parametrize(
+    ("wide", "has", "has_not"), [(False, "ABD", "C@\uffff"), (True, "ABD\U0001f431", "C@")]
+)
+def test_a_fonts_letters_are_those_that_have_a_glyph(tmp_path, machine, wide, has, has_not):
+    path = tmp_path / "a.ttf"
+    path.write_bytes(table_of_letters(wide=wide))
+    machine(path)
+    assert fonts._with_letters(has) == (path,)
+    assert fonts._with_letters("A \t B") == (path,)
+    for letter in has_not:
+        assert fonts._with_letters("A" + letter) == ()
+
+
+def test_files_that_are_no_fonts_are_passed_over(tmp_path, machine):
+    contents = {"empty": b"", "cut": table_of_letters()[:40], "other": b"\xff" * 1000}
+    contents["unusable"] = table_of_letters(wide=True)  # has letters, but FreeType does not take it
+    paths = []
+    for name, content in contents.items():
+        paths.append(tmp_path / f"{name}.ttf")
+        paths[-1].write_bytes(content)
+    machine(*paths, tmp_path / "none.ttf", tmp_path)
+    assert fonts.load("\U0001f431", 20) is None
+    assert isinstance(fonts.load("cat 0.5", 20), ImageFont.FreeTypeFont)
+
+
+def test_fonts_are_found_in_the_folders_of_the_machine_plain_ones_first(tmp_path, monkeypatch):
+    for name in ("b/Sans-Bold.ttf", "b/Sans.OTF", "a/Serif.ttc", "LastResort.ttf", "readme.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.setattr(fonts, "_folders", lambda: [tmp_path, tmp_path / "none"])
+    found = fonts.of_machine.__wrapped__()
+    assert [path.name for path in found] == ["Sans.OTF", "Sans-Bold.ttf", "Serif.ttc"]
+
+
+@pytest.mark.parametrize("name", SCRIPTS, ids=SCRIPTS.values())
+def test_a_name_of_any_script_is_drawn_by_a_font_that_has_its_letters(name):
+    """Its letters are neither the box of a letter that is missing nor the class's number."""
+    font = fonts.load(name, 30)
+    if font is None:
+        pytest.skip("this machine has no font of this script")
+    missing = bytes(font.getmask("\U0010fffe"))
+    assert all(bytes(font.getmask(letter)) != missing for letter in name)
+    box, labels = np.array([[50, 60, 150, 160]]), np.array([1])
+    shown = [
+        visualize.draw(picture(), box, labels, class_names=[text]) for text in (name, "class 1")
+    ]
+    assert changed(*shown).any()
+
+
+def test_a_name_that_no_font_has_is_the_classs_number_and_said_once(machine, capsys):
+    machine()
+    box, labels = [[50, 60, 250, 160]], [2]
+    expected = visualize.draw(
+        picture(), np.array(box), np.array(labels), [0.5], class_names=("cat", "class 2")
+    )
+    for _ in range(2):
+        for name in ("\u732b", "\u72ac"):
+            drawn = visualize.draw(
+                picture(), np.array(box), np.array(labels), [0.5], class_names=("cat", name)
+            )
+            np.testing.assert_array_equal(drawn, expected)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert "no font of this machine has the letters of '\u732b'" in err
+    assert "'class 2'" in err
+
+
+@pytest.mark.parametrize(
+    ("name", "same"),
+    [
+        ("two\nlines", "two lines"),
+        ("a\x1b[31m", "a\\x1b[31m"),
+        ("x" * 10_000, "x" * 37 + "..."),
+        ("\ud800", "\\ud800"),
+        ("", ""),
+    ],
+)
+def test_a_caption_is_one_short_line_whatever_the_name_is(name, same):
+    box, labels = np.array([[50, 60, 250, 160]]), np.array([1])
+    tracemalloc.start()
+    drawn = visualize.draw(picture(), box, labels, [0.5], class_names=[name])
+    assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    tracemalloc.stop()
+    np.testing.assert_array_equal(
+        drawn, visualize.draw(picture(), box, labels, [0.5], class_names=[same])
+    )
+
+
+def test_fonts_are_looked_for_where_each_platform_has_them(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    for platform, folder in (
+        ("linux", "/usr/share/fonts"),
+        ("linux", "/home/me/.fonts"),
+        ("darwin", "/System/Library/Fonts"),
+    ):
+        monkeypatch.setattr(fonts.sys, "platform", platform)
+        assert Path(folder) in list(fonts._folders())
+
+
+def test_a_very_tall_image_does_not_make_an_endless_sheet():
+    sheet = visualize.grid([picture(30_000, 3), picture(10, 10)], columns=2, width=216, gap=8)
+    assert sheet.shape == (4 * 96 + 16, 216, 3)
+    assert (sheet[8:-8, 8 + 47] == 40).all()  # a pixel wide, in the middle of its column
+    assert (sheet[8 : 8 + 100, 8 + 10] == 255).all()
+
+
+def test_all_rows_of_a_high_drawing_are_those_of_the_image():
+    image = np.random.default_rng(0).integers(0, 256, (700, 20, 3), np.uint8)
+    np.testing.assert_array_equal(draw(image, np.zeros((0, 4)), np.zeros(0, int)), image)

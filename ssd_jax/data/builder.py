@@ -50,6 +50,7 @@ class Example(NamedTuple):
       bytes: How many they are.
       annotation: What is known of it.
       image_id: COCO's id of the picture; NO_IMAGE_ID in other formats.
+      notes: A line for each fault of the file that costs no pixel.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Example(NamedTuple):
     bytes: int
     annotation: annotations.Annotation
     image_id: int = NO_IMAGE_ID
+    notes: tuple[str, ...] = ()
 
 
 class Reader(abc.ABC):
@@ -68,6 +70,7 @@ class Reader(abc.ABC):
       splits: The keys of each split; empty where the dataset has none.
       remarks: A line for each thing that is wrong with the dataset as a whole, with a file's name.
       unannotated: The splits of which nothing but the pictures was published.
+      max_megapixels: An image of more cannot be used.
     """
 
     name: str
@@ -75,6 +78,7 @@ class Reader(abc.ABC):
     splits: Mapping[str, Sequence[str]]
     remarks: Sequence[str]
     unannotated: Sequence[str] = ()
+    max_megapixels: float = images.MAX_MEGAPIXELS
 
     @abc.abstractmethod
     def example(self, key: str) -> Example:
@@ -127,7 +131,7 @@ def examine(reader: Reader) -> Examined:
             else:
                 failures[key] = result
     splits = reader.splits or _split_by_order(keys, failures)
-    notes = [note for item in examples.values() for note in item.annotation.notes]
+    notes = [note for item in examples.values() for note in (*item.notes, *item.annotation.notes)]
     return Examined(
         splits={
             name: [examples[key] for key in split if key in examples]
@@ -181,14 +185,22 @@ def check_split_name(name: str, file: str) -> str:
     return name
 
 
-def decode_size(data: bytes, *, name: str) -> tuple[int, int]:
-    """Height and width of a picture, upright, of which every pixel has been decoded.
+def decode_size(
+    data: bytes, *, name: str, max_megapixels: float
+) -> tuple[int, int, tuple[str, ...]]:
+    """Height and width of an image, upright, of which every pixel has been decoded, and its notes.
+
+    Args:
+      data: The file.
+      name: What errors and notes call it.
+      max_megapixels: As of `images.decode`.
 
     Raises:
       UserError: It does not decode.
     """
-    height, width, _ = images.decode(data, name=name).shape
-    return height, width
+    notes: list[str] = []
+    pixels = images.decode(data, name=name, max_megapixels=max_megapixels, on_remark=notes.append)
+    return *pixels.shape[:2], tuple(f"{name}: {note}" for note in notes)
 
 
 def summary(failures: Mapping[str, str]) -> str:
@@ -298,19 +310,29 @@ class Own(Builder):
 
     name = "ssd_own"  # in tfds' registry
 
-    def __init__(self, *, reader: Callable[[], Reader], **kwargs: Any):
+    def __init__(
+        self,
+        *,
+        reader: Callable[[], Reader],
+        max_megapixels: float = images.MAX_MEGAPIXELS,
+        **kwargs: Any,
+    ):
         """Args are those of tfds, and the format.
 
         Args:
           reader: Lists the dataset; called only where it is not prepared yet.
+          max_megapixels: As of `Reader`.
           **kwargs: Of tfds' builders: `data_dir`, ...
         """
         self._reader = reader
+        self._max_megapixels = max_megapixels
         super().__init__(**kwargs)
 
     def _readers(self, dl_manager: tfds.download.DownloadManager) -> list[Reader]:
         del dl_manager  # nothing to download
-        return [self._reader()]
+        reader = self._reader()
+        reader.max_megapixels = self._max_megapixels
+        return [reader]
 
 
 def _results(reader: Reader, keys: Sequence[str]) -> Iterator[Example | str]:

@@ -19,7 +19,7 @@ import numpy as np
 from rich import box, table
 
 from ssd_jax import console, errors, priors
-from ssd_jax.data import builder, coco, datasets, paths, voc, yolo
+from ssd_jax.data import builder, coco, datasets, images, paths, voc, yolo
 
 SIZES = ("small", "medium", "large")
 COVERED = 0.5  # IoU from which a prior matches
@@ -248,13 +248,20 @@ def report(reader: builder.Reader, default_boxes: np.ndarray, out: console.Conso
     return lines
 
 
-def check(path: str, kind: str, default_boxes: np.ndarray) -> bool:
+def check(
+    path: str,
+    kind: str,
+    default_boxes: np.ndarray,
+    *,
+    max_megapixels: float = images.MAX_MEGAPIXELS,
+) -> bool:
     """Reads a dataset whole and prints what it holds and what is wrong with it.
 
     Args:
       path: Of the dataset.
       kind: Its format, of `detect_format`.
       default_boxes: `[P, 4]` priors (cxcywh) of the network that is to learn from it.
+      max_megapixels: An image of more cannot be used.
 
     Returns:
       Whether nothing is wrong.
@@ -269,7 +276,9 @@ def check(path: str, kind: str, default_boxes: np.ndarray) -> bool:
         out = console.Console(highlight=False, width=_WIDE)
     out.print(console.plain(f"{path}: {_DESCRIPTIONS[kind]}"), soft_wrap=True)
     try:
-        lines = report(open_reader(path, kind), default_boxes, out)
+        reader = open_reader(path, kind)
+        reader.max_megapixels = max_megapixels
+        lines = report(reader, default_boxes, out)
     except errors.MachineError:
         raise
     except errors.UserError as error:  # in what describes the dataset as a whole
@@ -288,7 +297,8 @@ def main(argv: Sequence[str]) -> int:
 def _check(arguments: argparse.Namespace) -> int:
     spec = _PRIORS[arguments.image_size, arguments.prior_sizes]
     kind = detect_format(arguments.path) if arguments.format == "auto" else arguments.format
-    return 0 if check(arguments.path, kind, priors.default_boxes(spec)) else 1
+    boxes, most = priors.default_boxes(spec), arguments.max_megapixels
+    return 0 if check(arguments.path, kind, boxes, max_megapixels=most) else 1
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -299,6 +309,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--format", choices=("auto", "voc", *datasets.OWN), default="auto")
     parser.add_argument("--image_size", type=int, choices=(300, 512), default=300)
     parser.add_argument("--prior_sizes", choices=("voc", "coco"), default="voc")
+    parser.add_argument("--max_megapixels", type=float, default=images.MAX_MEGAPIXELS)
     return parser.parse_args(argv)
 
 

@@ -308,11 +308,13 @@ class Reader(builder.Reader):
             )
         read = functools.partial(pictures.read, file)
         data = read()
-        height, width = builder.decode_size(data, name=file)
+        height, width, notes = builder.decode_size(
+            data, name=file, max_megapixels=self.max_megapixels
+        )
         _check_size(image, (height, width), where)
         annotation = self._annotation(picture, height, width, where)
         number = image.id if type(image.id) is int else builder.NO_IMAGE_ID
-        return builder.Example(image.file_name, read, len(data), annotation, number)
+        return builder.Example(image.file_name, read, len(data), annotation, number, notes)
 
     def categories(self, names: Iterable[str]) -> dict[str, int]:
         """All categories, by ascending id, those without an object too."""

@@ -28,7 +28,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from ssd_jax import cache as cache_lib
 from ssd_jax import errors
-from ssd_jax.data import annotations, builder, coco, locks, paths, synthetic, voc, yolo
+from ssd_jax.data import annotations, builder, coco, images, locks, paths, synthetic, voc, yolo
 
 DATASETS = ("voc", "folder", "coco", "yolo", "synthetic")
 SYNTHETIC = {"train": 2000, "test": 200, "seed": 0}
@@ -145,6 +145,7 @@ def load(
     cache_dir: str | os.PathLike,
     max_bad_share: float | None = None,
     memory_gib: float = 0.0,
+    max_megapixels: float = images.MAX_MEGAPIXELS,
     prepare: bool = True,
 ) -> Split:
     """Opens a split of a dataset, which is prepared first where it has not been.
@@ -167,6 +168,8 @@ def load(
         A "val" by order is made of what can be read; the log names what the dataset has besides.
       memory_gib: Where the files of the splits are no larger than this together, records stay in
         memory once they are read. What is read holds Python's lock, what is kept does not.
+      max_megapixels: An image of your own dataset that has more cannot be used. What is prepared is
+        for one such bound: another one prepares anew.
       prepare: Whether it may be prepared, and downloaded, now.
 
     Returns:
@@ -183,7 +186,12 @@ def load(
     find = {
         "voc": functools.partial(_voc, archives=archives, **how),
         "synthetic": functools.partial(_synthetic, **how),
-        **{name: functools.partial(_own, dataset=name, path=path, **how) for name in OWN},
+        **{
+            name: functools.partial(
+                _own, dataset=name, path=path, max_megapixels=max_megapixels, **how
+            )
+            for name in OWN
+        },
         **({"coco": functools.partial(_coco, archives=archives, **how)} if official else {}),
     }.get(dataset)
     if find is None:
@@ -323,7 +331,14 @@ def _coco(name: str, split: str, *, archives: str, cache: pathlib.Path, prepare:
 
 
 def _own(
-    year: str, split: str, *, dataset: str, path: str, cache: pathlib.Path, prepare: bool
+    year: str,
+    split: str,
+    *,
+    dataset: str,
+    path: str,
+    cache: pathlib.Path,
+    prepare: bool,
+    max_megapixels: float = images.MAX_MEGAPIXELS,
 ) -> str:
     """Prepares a dataset that somebody brought; returns its directory."""
     if not path:
@@ -335,8 +350,12 @@ def _own(
     list_files, reader = OWN[dataset]
     key = _fingerprint((file, paths.status(file)) for file in list_files(path))
     stem = re.sub(r"[^\w.-]+", "_", pathlib.Path(path).expanduser().absolute().name)
+    if max_megapixels != images.MAX_MEGAPIXELS:
+        key += f"-{max_megapixels:g}"
     return _prepare(
-        functools.partial(builder.Own, reader=functools.partial(reader, path)),
+        functools.partial(
+            builder.Own, reader=functools.partial(reader, path), max_megapixels=max_megapixels
+        ),
         cache / f"{dataset}-{stem}-{key}",
         downloads=cache / "downloads",
         prepare=prepare,

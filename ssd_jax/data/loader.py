@@ -106,6 +106,7 @@ def training_batches(
     processes: int = 1,
     threads: int = 4,
     workers: int = 0,
+    max_megapixels: float = images.MAX_MEGAPIXELS,
 ) -> Iterator[Batch]:
     """Endless shuffled batches of this process, each epoch in an order of its own.
 
@@ -122,6 +123,7 @@ def training_batches(
       processes: Number of processes.
       threads: That decode, a batch each; as many batches lie ready. 0: in the caller's thread.
       workers: Processes that share the decoding, each with `threads`; 0: this process decodes.
+      max_megapixels: As of `images.decode`.
 
     Returns:
       An iterator of batches: `image` `[b, canvas, canvas, 3]` uint8; `extent` `[b, 2]` float32
@@ -150,7 +152,7 @@ def training_batches(
         }
         records = [_record_at(source, position, seed) for position in positions.tolist()]
         for row, record in enumerate(records):
-            _draw(record, made, row)
+            _draw(record, made, row, max_megapixels)
             keep = trained_on(record, difficult=difficult)
             count = np.count_nonzero(keep)
             made["boxes"][row, :count] = record["boxes"][keep]
@@ -220,6 +222,7 @@ def evaluation_batches(
     process: int = 0,
     processes: int = 1,
     threads: int = 4,
+    max_megapixels: float = images.MAX_MEGAPIXELS,
 ) -> Iterator[Batch]:
     """The first `count` records once, in order; the last batch is filled up with black pictures.
 
@@ -233,6 +236,7 @@ def evaluation_batches(
       process: Index of this process.
       processes: Number of processes.
       threads: That decode, a batch each; as many batches lie ready.
+      max_megapixels: As of `images.decode`.
 
     Returns:
       An iterator of batches: `image` and `extent` as in `training_batches`, `index` `[B]` int32
@@ -249,7 +253,7 @@ def evaluation_batches(
         index[index >= count] = -1
         made = {**_blank(batch_size, canvas, pool), "index": index}
         for row in np.flatnonzero(index >= 0).tolist():
-            _draw(source[int(index[row])], made, row)
+            _draw(source[int(index[row])], made, row, max_megapixels)
         made["image"][index < 0] = 0
         return made
 
@@ -401,9 +405,15 @@ def _blank(rows: int, canvas: int, pool: Pool) -> Batch:
     }
 
 
-def _draw(record: Mapping[str, Any], batch: Batch, row: int) -> None:
+def _draw(record: Mapping[str, Any], batch: Batch, row: int, max_megapixels: float) -> None:
     """Decodes a picture to its place in a batch."""
     canvas = batch["image"][row]
-    picture = images.decode(record["image"], name=record["name"], fit=canvas.shape[:2], into=canvas)
+    picture = images.decode(
+        record["image"],
+        name=record["name"],
+        fit=canvas.shape[:2],
+        into=canvas,
+        max_megapixels=max_megapixels,
+    )
     images.put(picture, canvas)
     batch["extent"][row] = picture.shape[:2]

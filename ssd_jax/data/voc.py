@@ -211,10 +211,12 @@ class Reader(builder.Reader):
             )
         read = functools.partial(_read, self._tree, picture, paths.MOST_IMAGE_BYTES)
         data = read()
-        size = builder.decode_size(data, name=f"{self.name}/{picture}")
-        annotation = self._annotation(xml, size)
+        height, width, notes = builder.decode_size(
+            data, name=f"{self.name}/{picture}", max_megapixels=self.max_megapixels
+        )
+        annotation = self._annotation(xml, (height, width))
         name = picture.partition("/")[2]
-        return builder.Example(name=name, read=read, bytes=len(data), annotation=annotation)
+        return builder.Example(name, read, len(data), annotation, notes=notes)
 
     def categories(self, names: Iterable[str]) -> dict[str, int]:
         """VOC's 20, or else those that occur, sorted; numbered from 1."""

@@ -100,10 +100,12 @@ class Reader(builder.Reader):
         file, labels = self._pictures[key]
         read = functools.partial(paths.read, file, at_most=paths.MOST_IMAGE_BYTES)
         data = read()
-        height, width = builder.decode_size(data, name=str(file))
+        height, width, notes = builder.decode_size(
+            data, name=str(file), max_megapixels=self.max_megapixels
+        )
         text = _text(labels, paths.MOST_TEXT_BYTES) if labels else ""
         annotation = self._annotation(text, str(labels), height, width)
-        return builder.Example(key, read, len(data), annotation)
+        return builder.Example(key, read, len(data), annotation, notes=notes)
 
     def categories(self, names: Iterable[str]) -> dict[str, int]:
         """All classes, in their order, those without an object too; YOLO counts them from 0."""

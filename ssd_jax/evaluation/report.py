@@ -353,7 +353,7 @@ def _pictures_of(source: evaluated.Evaluated, cache_dir: str) -> gallery.ReadPic
         config = config_lib.from_mapping(source.config, where=evaluated.NAME)
         config.data.cache_dir = cache_dir
         split = run.open_split(config.data, config.data.eval_split, prepare=False)
-        return run.picture_reader(split, list(source.sizes))
+        return run.picture_reader(split, list(source.sizes), config.data)
     except Exception as error:  # the config may be that of another version
         reason = " ".join(str(error).split())
         console.warn(f"the page shows boxes without pictures: {reason}")

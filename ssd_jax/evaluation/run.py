@@ -13,9 +13,10 @@ from ssd_jax import config as config_lib
 from ssd_jax import detector as detector_lib
 from ssd_jax import distributed, errors, files, visualize
 from ssd_jax.data import annotations, datasets, images, loader
-from ssd_jax.evaluation import coco, evaluated, report, results, voc
+from ssd_jax.evaluation import coco, evaluated, page, report, results, voc
 
 SAMPLES = 16  # pictures of a split that are drawn with their detections
+SAMPLE_SIDE = 800  # pixels of a sample's longer side, at most
 
 
 class Truth(NamedTuple):
@@ -160,6 +161,7 @@ def raw_detections(
         process=jax.process_index(),
         processes=processes,
         threads=data.threads,
+        max_megapixels=data.max_megapixels,
     )
     return detector.predict_batches(_told(batches, on_batch))
 
@@ -193,13 +195,50 @@ def _of_all_processes(
 def draw_samples(
     detector: detector_lib.Detector, split: datasets.Split, *, count: int = SAMPLES
 ) -> list[np.ndarray]:
-    """Detections drawn on the first pictures of a split, `[H, W, 3]` uint8 each."""
-    records = [split.source[index] for index in range(min(count, len(split.source)))]
-    pictures = [images.decode(record["image"], name=record["name"]) for record in records]
+    """Detections drawn on the first images of a split.
+
+    One image at a time is there in full.
+
+    Returns:
+      `[H, W, 3]` uint8 each, neither side longer than `SAMPLE_SIDE`.
+    """
+    shown: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def decoded() -> Iterator[np.ndarray]:
+        for index in range(min(count, len(split.source))):
+            image = image_of(split.source[index], detector.config.data)
+            small = images.shrink(image, height=SAMPLE_SIDE, width=SAMPLE_SIDE)
+            scale = np.divide(small.shape[1::-1], image.shape[1::-1], dtype=np.float32)
+            shown.append((small, np.tile(scale, 2)))
+            yield image
+            del image  # before the next one is decoded
+
+    found = detector(decoded())
     return [
-        draw(picture, found, class_names=split.class_names)
-        for picture, found in zip(pictures, detector(pictures), strict=True)
+        draw(image, one._replace(boxes=one.boxes * scale), class_names=split.class_names)
+        for (image, scale), one in zip(shown, found, strict=True)
     ]
+
+
+def image_of(
+    record: Mapping[str, Any],
+    options: config_lib.DataConfig,
+    *,
+    fit: tuple[int, int] | None = None,
+) -> np.ndarray:
+    """`[H, W, 3]` uint8 of a record of a split.
+
+    Args:
+      record: As `datasets.load` gives it.
+      options: Of the data.
+      fit: As of `images.decode`.
+
+    Raises:
+      UserError: If it does not decode.
+    """
+    return images.decode(
+        record["image"], name=record["name"], fit=fit, max_megapixels=options.max_megapixels
+    )
 
 
 def draw(
@@ -232,6 +271,7 @@ def open_split(
         cache_dir=config.cache_dir,
         max_bad_share=config.max_bad_share if training else None,
         memory_gib=config.memory_gib,
+        max_megapixels=config.max_megapixels,
         prepare=prepare,
     )
 
@@ -316,19 +356,22 @@ def write(
         priors_cxcywh=_priors(config.model, split) if network else None,
         metrics=metrics,
         pictures=pictures,
-        read_picture=picture_reader(split, list(source.sizes)),
+        read_picture=picture_reader(split, list(source.sizes), config.data),
     )
     return places
 
 
 def picture_reader(
-    split: datasets.Split, names: Sequence[str]
+    split: datasets.Split, names: Sequence[str], options: config_lib.DataConfig
 ) -> Callable[[str], np.ndarray | None]:
-    """The way to the pictures of a split by name; what is not there, or broken, is None.
+    """The way to the pictures of a split by name, as small as a page shows them.
+
+    What is not there, or broken, is None.
 
     Args:
       split: The split.
       names: Those of its first pictures, in their order.
+      options: Of the data.
     """
     numbers = {name: number for number, name in enumerate(names)}
 
@@ -338,8 +381,13 @@ def picture_reader(
         try:
             record = split.source[numbers[name]]
             same = record["name"] == name
-            return images.decode(record["image"], name=name) if same else None
-        except (errors.UserError, OSError):
+            side = page.PICTURE_SIDE
+            return image_of(record, options, fit=(side, side)) if same else None
+        except errors.MachineError:
+            raise
+        except (errors.UserError, OSError) as error:
+            if errors.is_of_machine(error):
+                raise
             return None
 
     return read

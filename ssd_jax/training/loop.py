@@ -368,6 +368,7 @@ def _batches(
         processes=jax.process_count(),
         threads=config.data.threads,
         workers=config.data.workers,
+        max_megapixels=config.data.max_megapixels,
     )
 
 
@@ -447,7 +448,7 @@ def _augmented(config: config_lib.Config, split: datasets.Split) -> np.ndarray:
     records = (split.source[index] for index in range(len(split.source)))
     record = next((item for item in records if kept(item).any()), split.source[0])
     canvas = config.data.canvas
-    picture = images.decode(record["image"], name=record["name"], fit=(canvas, canvas))
+    picture = evaluation.image_of(record, config.data, fit=(canvas, canvas))
     return visualize.augmentations(
         jax.random.key(config.seed),
         picture,
@@ -549,7 +550,7 @@ def _first_pictures(config: config_lib.Config, split: datasets.Split, *, count: 
     """`[B, H, W, 3]` of the first pictures of a split, as the network takes them."""
     records = [split.source[index] for index in range(min(count, len(split.source)))]
     placed = [
-        images.place(images.decode(record["image"], name=record["name"]), config.data.canvas)
+        images.place(evaluation.image_of(record, config.data), config.data.canvas)
         for record in records
     ]
     side = detector_lib.input_size(config.model)
