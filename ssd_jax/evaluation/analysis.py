@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ssd_jax.data import check
+from ssd_jax.data import coverage
 from ssd_jax.evaluation import voc
 
 SHAPES = ("1 : 3", "1 : 2", "1 : 1", "2 : 1", "3 : 1")
@@ -90,7 +90,7 @@ def operating_point(matches: voc.Matches) -> OperatingPoint:
 
 def by_size(matches: voc.Matches) -> Groups:
     """Figures of small, medium and large objects, whose bounds are 32^2 and 96^2 pixels of area."""
-    return _by_group(matches, check.SIZES, lambda boxes: check.size_of(voc.area(boxes)))
+    return _by_group(matches, coverage.SIZES, lambda boxes: coverage.size_of(voc.area(boxes)))
 
 
 def by_shape(matches: voc.Matches) -> Groups:

@@ -18,7 +18,7 @@ import numpy as np
 
 from ssd_jax import config as config_lib
 from ssd_jax import console, errors
-from ssd_jax.data import annotations, check
+from ssd_jax.data import annotations, coverage
 from ssd_jax.evaluation import analysis, compare, evaluated, gallery, page, tide, voc
 
 _SHOTS = 12  # pictures in each gallery
@@ -262,7 +262,7 @@ def _coverage(
         return ""
     sides = np.array(list(source.sizes.values()), np.float32)[:, ::-1]
     edges = annotations.from_voc_pixels(objects.boxes) / np.tile(sides[objects.image], 2)
-    best = check.best_iou(edges[counted].astype(np.float32), priors_cxcywh)
+    best = coverage.best_iou(edges[counted].astype(np.float32), priors_cxcywh)
     counts = np.histogram(best, _COVERAGE_BINS, (0, 1))[0]
     titles = [
         f"IoU {k / 10:.1f} to {(k + 1) / 10:.1f}: {count} objects" for k, count in enumerate(counts)
@@ -276,7 +276,7 @@ def _coverage(
     boxes, labels = objects.boxes[counted], objects.labels[counted]
     groups = (
         ("all", ("all objects",), np.zeros(len(best), int)),
-        ("size", check.SIZES, check.size_of(voc.area(boxes))),
+        ("size", coverage.SIZES, coverage.size_of(voc.area(boxes))),
         ("width : height", analysis.SHAPES, analysis.shape_of(boxes)),
         ("class", matches.class_names, labels - 1),
     )
@@ -288,7 +288,7 @@ def _covered_table(heading: str, names: Sequence[str], member: np.ndarray, best:
     rows = []
     for index, name in enumerate(names):
         mine = best[member == index]
-        covered = float(np.mean(mine >= check.COVERED)) if mine.size else math.nan
+        covered = float(np.mean(mine >= coverage.COVERED)) if mine.size else math.nan
         rows.append((name, str(mine.size), page.share(covered), page.bar(covered)))
     return page.table((heading, "objects", "with a box of IoU 0.5", ""), rows)
 
