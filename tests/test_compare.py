@@ -1,3 +1,4 @@
+import errno
 import io
 import json
 import re
@@ -221,6 +222,16 @@ def test_folder_without_an_evaluation_is_one_line(tmp_path, capsys):
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert "holds no evaluation; make one by python evaluate.py --workdir" in err
+
+
+def test_a_machine_that_cannot_read_does_not_blame_the_file(tmp_path, monkeypatch):
+    def fails(*args, **options):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    evaluated.save(tmp_path, evaluations()[0])
+    monkeypatch.setattr(np, "load", fails)
+    with pytest.raises(errors.MachineError, match=r"detections\.npz: Too many open files: "):
+        evaluated.load(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 broken", b"\x93NUMPY"])
