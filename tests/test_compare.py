@@ -338,7 +338,7 @@ def test_evaluation_leaves_what_two_runs_are_compared_by(config, tmp_path, capsy
     )
     page = tmp_path / "page.html"
     command = ["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--output", str(page)]
-    assert report.main(command) == 0
+    assert report.main([*command, "--cache_dir", config.data.cache_dir]) == 0
     assert capsys.readouterr().err == ""
     text = page.read_text(encoding="utf-8")
     assert text.count("data:image/jpeg;base64,") == 2  # the image that flipped, from both sides
