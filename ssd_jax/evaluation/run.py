@@ -1,7 +1,6 @@
 """Evaluation of a detector on a split: pictures -> detections -> VOC's and COCO's figures."""
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
