@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
     """Restores and detects, or reads detections; evaluates, prints and writes."""
     trained = functools.cache(cli.find_trained)
     cli.parse(argv, saved=lambda: config_lib.Config() if FLAGS.results else trained().config)
-    from ssd_jax.evaluation import results, run, tables
+    from ssd_jax.evaluation import outputs, results, run, tables
     from ssd_jax.training import logs
 
     config = FLAGS.config
@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
         console.plain(f"evaluating {place} on {config.data.dataset}, {config.data.eval_split}")
     )
     if FLAGS.results:
-        found, pictures, places = results.read(place, key), [], {}
+        found, samples, places = results.read(place, key), [], {}
         folder = make_folder(home)
     else:
         run.check_classes(detector, split)
@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
         total = min(config.eval.max_images or len(key.names), len(key.names))
         with cli.counter("pictures", total) as count:
             found = run.detect(detector, split, count=total, on_picture=count)
-        pictures = run.draw_samples(detector, split)
+        samples = run.draw_samples(detector, split)
         places = results.write(
             folder, found, key, dataset=config.data.dataset, split=config.data.eval_split
         )
@@ -75,7 +75,7 @@ def main(argv: Sequence[str]) -> None:
         truth = run.truth_of(split, max_images=config.eval.max_images)
         result = run.figures(found, truth, class_names=split.class_names)
         console.stdout.print(tables.evaluation(result))
-        places |= run.write(
+        places |= outputs.write(
             folder,
             result,
             origin=str(place),
@@ -83,7 +83,7 @@ def main(argv: Sequence[str]) -> None:
             config=config,
             split=split,
             metrics=logs.read(home / "metrics.jsonl") if of_run() else [],
-            pictures=pictures,
+            samples=samples,
         )
     else:
         console.stdout.print(

@@ -88,12 +88,12 @@ def compare(
 ) -> None:
     """Prints how far the detections of each file are from the detector's."""
     from ssd_jax import export
-    from ssd_jax.evaluation import run, tables
+    from ssd_jax.evaluation import parity, run, tables
 
     count = min(FLAGS.pictures, len(split.source))
     expected = dict(run.raw_detections(detector, split, count=count))
     differences = {
-        name: export.compare(expected, run.raw_detections(export.load(path), split, count=count))
+        name: parity.compare(expected, run.raw_detections(export.load(path), split, count=count))
         for name, path in places.items()
     }
     console.stdout.print(tables.differences(differences, pictures=count))

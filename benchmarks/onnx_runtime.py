@@ -28,6 +28,7 @@ import torchvision
 from ssd_jax import config as config_lib
 from ssd_jax import detector, export
 from ssd_jax.detection import Detections
+from ssd_jax.evaluation import parity
 from ssd_jax.models import ssd
 
 CLASSES = 20
@@ -78,7 +79,7 @@ def distance(wanted: dict[str, np.ndarray], found: dict[str, np.ndarray]) -> tup
         Detections(*(outputs[name][0] for name in Detections._fields))
         for outputs in (wanted, found)
     )
-    difference = export.difference(theirs, here)
+    difference = parity.difference(theirs, here)
     assert difference.alone == 0, difference
     steps = np.diff(theirs.scores) < -NEAR
     settled = np.append(True, steps) & np.append(steps, False)

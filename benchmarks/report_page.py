@@ -21,7 +21,7 @@ import numpy as np
 
 from ssd_jax import priors
 from ssd_jax.data import classes
-from ssd_jax.evaluation import coco, evaluated, report, voc
+from ssd_jax.evaluation import coco, evaluated, report
 
 sys.path.append(str(pathlib.Path(__file__).parents[1] / "tests"))
 import browser
@@ -74,21 +74,16 @@ def photo(name: str) -> np.ndarray:
 def write(path: pathlib.Path, source: evaluated.Evaluated) -> None:
     """What `evaluate.py` does once the detections are there, COCO's figures apart."""
     evaluated.save(path.parent, source)
-    curves = voc.precision_recall(
-        source.detections, source.ground_truth, class_names=source.class_names
-    )
     report.write(
         path,
         title="A large evaluation",
-        settings={"pictures": str(len(source.sizes))},
-        voc07=voc.summarize(curves, use_07_metric=True),
-        area=voc.summarize(curves, use_07_metric=False),
+        settings={"images": str(len(source.sizes))},
         coco=dict.fromkeys(coco.METRICS, 0.0),
         source=source,
         priors_cxcywh=priors.default_boxes(priors.SSD300_COCO),
         metrics=[{"step": k, "loss": 9 / (1 + k / 500)} for k in range(0, 120_000, 10)],
-        pictures=[photo(name) for name in list(source.sizes)[:16]],
-        read_picture=photo,
+        samples=[photo(name) for name in list(source.sizes)[:16]],
+        read_image=photo,
     )
 
 

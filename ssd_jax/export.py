@@ -23,9 +23,9 @@ import importlib
 import io
 import json
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import flax.traverse_util
 import jax
@@ -50,8 +50,6 @@ _METADATA_FILE = "metadata.json"  # in a StableHLO file
 # What a StableHLO program may call: nothing that XLA looks up among the machine's code.
 _CALLS = ("shape_assertion", "stablehlo.dynamic_reduce_window", "stablehlo.dynamic_top_k")
 _CONVERSES = ("infeed", "outfeed", "send", "recv")  # operations that wait for somebody else
-_NEAR = 1e-4  # detections whose scores differ by less may change places
-_SAME = 0.01  # two detections that lie further apart, in box or score, are not the same
 
 _PICTURES = (
     "images: float32 [batch, height, width, 3], RGB in 0..255, resized to image_size bilinearly, "
@@ -563,64 +561,3 @@ def _clean(path: Path, found: Any, num_classes: int) -> Detections:
             f"{path}: its network gives numbers that are not finite, or labels that no class has"
         )
     return found._replace(boxes=np.clip(found.boxes, 0, 1))
-
-
-# --- Comparison ---
-
-
-class Difference(NamedTuple):
-    """How far the detections of two detectors in the same pictures lie apart.
-
-    Attributes:
-      boxes: Largest difference of a coordinate, in the picture's width or height.
-      scores: Largest difference of a score.
-      alone: Detections of either that the other does not have.
-      detections: How many were compared.
-    """
-
-    boxes: float = 0.0
-    scores: float = 0.0
-    alone: int = 0
-    detections: int = 0
-
-    def __add__(self, other: Any) -> "Difference":
-        """The difference in the pictures of both."""
-        return Difference(
-            max(self.boxes, other.boxes),
-            max(self.scores, other.scores),
-            self.alone + other.alone,
-            self.detections + other.detections,
-        )
-
-
-def difference(ours: Detections, theirs: Detections) -> Difference:
-    """Compares `[D]` detections in one picture, boxes in [0, 1], as NumPy arrays.
-
-    Each is compared with the nearest of the other's that has its label: equal scores may have
-    changed places. Where all D rows are used, the last ones may have been cut off in either.
-    """
-    near = _partners(ours, theirs)
-    alone = near.alone + _partners(theirs, ours).alone
-    return near._replace(alone=alone)
-
-
-def _partners(ours: Detections, theirs: Detections) -> Difference:
-    boxes = np.abs(ours.boxes[:, None] - theirs.boxes[None]).max(axis=-1)
-    scores = np.abs(ours.scores[:, None] - theirs.scores[None])
-    apart = np.where(ours.labels[:, None] == theirs.labels, np.maximum(boxes, scores), np.inf)
-    rows, nearest = np.arange(len(apart)), apart.argmin(axis=1)
-    last = min(ours.scores[-1], theirs.scores[-1]) + _NEAR  # of scores; _NEAR if some are unused
-    used = ours.scores > (last if last > _NEAR else 0)
-    found = used & (apart[rows, nearest] < _SAME)
-    pairs = rows[found], nearest[found]
-    return Difference(
-        float(boxes[pairs].max(initial=0)),
-        float(scores[pairs].max(initial=0)),
-        int(np.sum(used & ~found)),
-        int(np.sum(used)),
-    )
-
-
-def compare(ours: Mapping[int, Detections], theirs: Iterable[tuple[int, Detections]]) -> Difference:
-    """Compares detections, by the picture's index, as `Detector.predict_batches` gives them."""
-    return sum((difference(ours[index], found) for index, found in theirs), Difference())

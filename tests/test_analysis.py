@@ -145,7 +145,7 @@ def test_calibration_without_detections():
     assert result.counts.sum() == 0
 
 
-def test_worst_misses_are_the_largest_that_are_never_found():
+def test_worst_false_negatives_are_the_largest_that_are_never_found():
     truth = {
         "1": objects((BOX, 1, False), (FAR, 1, False)),
         "2": objects((LARGE, 1, False)),
@@ -154,12 +154,12 @@ def test_worst_misses_are_the_largest_that_are_never_found():
     }
     detections = {"2": found((LARGE, 0.2, 1)), "4": found((FAR, 0.9, 2))}
     matches = match(detections, truth)
-    rows = analysis.worst_misses(matches, score_threshold=0.5, count=9)
+    rows = analysis.worst_false_negatives(matches, score_threshold=0.5, count=9)
     assert matches.objects.boxes[rows].tolist() == [list(FAR), list(LARGE)]
     assert matches.objects.image[rows].tolist() == [0, 1]
 
 
-def test_confident_mistakes_come_best_first_and_once_a_picture():
+def test_confident_false_positives_come_best_first_and_once_an_image():
     truth = {"1": objects((BOX, 1, False)), "2": objects(), "3": objects((BOX, 1, True))}
     detections = {
         "1": found((BOX, 0.99, 1), (AWAY, 0.7, 1), (FAR, 0.6, 1)),
@@ -167,21 +167,21 @@ def test_confident_mistakes_come_best_first_and_once_a_picture():
         "3": found((BOX, 0.9, 1)),
     }
     matches = match(detections, truth)
-    rows = analysis.confident_mistakes(matches, count=9)
+    rows = analysis.confident_false_positives(matches, count=9)
     assert matches.found.values[rows].tolist() == [0.8, 0.7]
-    assert len(analysis.confident_mistakes(matches, count=1)) == 1
+    assert len(analysis.confident_false_positives(matches, count=1)) == 1
 
 
-def test_errors_of_pictures_by_hand():
+def test_errors_by_image_by_hand():
     truth = {"1": objects((BOX, 1, False), (FAR, 1, False)), "2": objects(), "3": objects()}
     detections = {
         "1": found((BOX, 0.9, 1), (AWAY, 0.8, 1)),
         "2": found((AWAY, 0.3, 2)),
     }
     matches = match(detections, truth)
-    counts = analysis.errors_of_pictures(matches, score_threshold=0.5, num_pictures=3)
+    counts = analysis.errors_by_image(matches, score_threshold=0.5, num_images=3)
     assert counts.tolist() == [2, 0, 0]
-    counts = analysis.errors_of_pictures(matches, score_threshold=0.95, num_pictures=3)
+    counts = analysis.errors_by_image(matches, score_threshold=0.95, num_images=3)
     assert counts.tolist() == [2, 0, 0]
-    counts = analysis.errors_of_pictures(matches, score_threshold=0.0, num_pictures=3)
+    counts = analysis.errors_by_image(matches, score_threshold=0.0, num_images=3)
     assert counts.tolist() == [2, 1, 0]

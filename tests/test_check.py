@@ -15,7 +15,7 @@ import voc_tree
 from test_yolo_data import write_plain as write_yolo
 
 from ssd_jax import boxes, errors, priors
-from ssd_jax.data import annotations, builder, check, voc
+from ssd_jax.data import annotations, builder, check, coverage, voc
 
 # The VOC2007 development kit's table of `train`: images and objects (difficult ones do not count).
 OFFICIAL_TRAIN = {
@@ -102,8 +102,8 @@ def test_best_iou_is_that_of_boxes(clip, every):
     corners = np.sort(rng.uniform(size=(200, 2, 2)), axis=1).reshape(-1, 4).astype(np.float32)
     specs = priors.default_boxes(priors.SSD300_VOC, clip=clip)[::every]
     expected = np.array(boxes.pairwise_iou(corners, boxes.cxcywh_to_xyxy(specs))).max(axis=1)
-    np.testing.assert_allclose(check.best_iou(corners, specs), expected, atol=1e-6)
-    assert check.best_iou(np.zeros((0, 4), np.float32), specs).shape == (0,)
+    np.testing.assert_allclose(coverage.best_iou(corners, specs), expected, atol=1e-6)
+    assert coverage.best_iou(np.zeros((0, 4), np.float32), specs).shape == (0,)
 
 
 def test_a_prior_covers_itself_and_no_speck():
@@ -112,8 +112,8 @@ def test_a_prior_covers_itself_and_no_speck():
     corners = np.concatenate(
         [inside[:, :2] - inside[:, 2:] / 2, inside[:, :2] + inside[:, 2:] / 2], axis=1
     )
-    np.testing.assert_allclose(check.best_iou(corners, specs), 1, atol=1e-5)
-    assert check.best_iou(np.array([[0.5, 0.5, 0.51, 0.51]], np.float32), specs) < 0.1
+    np.testing.assert_allclose(coverage.best_iou(corners, specs), 1, atol=1e-5)
+    assert coverage.best_iou(np.array([[0.5, 0.5, 0.51, 0.51]], np.float32), specs) < 0.1
 
 
 def test_crowds_are_no_objects():

@@ -77,7 +77,7 @@ def test_results_leave_a_run_of_their_name_alone(folder, tmp_path):
     """The page has nothing of a network either."""
     text, settings = beside_a_run(folder, tmp_path)
     assert settings["detections"] == str(folder / "quickstart")
-    assert settings["pictures"] == "1"
+    assert settings["images"] == "1"
     assert "model.backbone" not in settings
     assert "Default boxes" not in text
 

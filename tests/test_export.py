@@ -25,6 +25,7 @@ from ssd_jax import config as config_lib
 from ssd_jax import detection, errors, export, onnx_graph
 from ssd_jax import detector as detector_lib
 from ssd_jax.detection import Detections
+from ssd_jax.evaluation import parity
 from ssd_jax.models import convolutions, layers, ssd, vgg
 from ssd_jax.training import checkpoint, step
 
@@ -94,7 +95,7 @@ def session_of(path):
 def close(found, wanted, *, tolerance=1e-3):
     """Whether `[B, D]` detections are the same but for rounding."""
     for index in range(len(wanted.scores)):
-        apart = export.difference(
+        apart = parity.difference(
             Detections(*(np.asarray(values)[index] for values in wanted)),
             Detections(*(np.asarray(values)[index] for values in found)),
         )
@@ -525,7 +526,7 @@ def detections_of(*rows, unused=2):
 def test_a_difference_is_the_largest_of_partners():
     ours = detections_of((1, 0.9, 0.1), (2, 0.8, 0.5))
     theirs = detections_of((1, 0.9, 0.103), (2, 0.802, 0.5))
-    found = export.difference(ours, theirs)
+    found = parity.difference(ours, theirs)
     assert found.boxes == pytest.approx(0.003, abs=1e-6)
     assert found.scores == pytest.approx(0.002, abs=1e-6)
     assert (found.alone, found.detections) == (0, 2)
@@ -533,7 +534,7 @@ def test_a_difference_is_the_largest_of_partners():
 
 def test_equal_scores_may_change_places():
     ours, theirs = (detections_of(*rows) for rows in zip(*EQUAL, strict=True))
-    assert export.difference(ours, theirs) == (0, 0, 0, 2)
+    assert parity.difference(ours, theirs) == (0, 0, 0, 2)
 
 
 EQUAL = (((1, 0.9, 0.1), (1, 0.9, 0.5)), ((1, 0.9, 0.5), (1, 0.9, 0.1)))
@@ -542,14 +543,14 @@ EQUAL = (((1, 0.9, 0.1), (1, 0.9, 0.5)), ((1, 0.9, 0.5), (1, 0.9, 0.1)))
 def test_detections_of_only_one_side_are_counted():
     ours = detections_of((1, 0.9, 0.1), (2, 0.8, 0.5))
     theirs = detections_of((1, 0.9, 0.1), (3, 0.8, 0.5))
-    assert export.difference(ours, theirs).alone == 2
-    assert export.difference(ours, detections_of(unused=4)).alone == 2
+    assert parity.difference(ours, theirs).alone == 2
+    assert parity.difference(ours, detections_of(unused=4)).alone == 2
 
 
 def test_the_last_of_full_rows_may_be_cut_off():
     ours = detections_of((1, 0.9, 0.1), (2, 0.8, 0.5), unused=0)
     theirs = detections_of((1, 0.9, 0.1), (3, 0.8, 0.5), unused=0)
-    assert export.difference(ours, theirs) == (0, 0, 0, 1)
+    assert parity.difference(ours, theirs) == (0, 0, 0, 1)
 
 
 # --- The scripts ---

@@ -14,7 +14,7 @@ from ssd_jax import detector as detector_lib
 from ssd_jax import errors, visualize
 from ssd_jax.data import builder, datasets, images, yolo
 from ssd_jax.detection import Detections
-from ssd_jax.evaluation import run
+from ssd_jax.evaluation import gallery, run
 
 SIDE = 2 * run.SAMPLE_SIDE
 BOX = np.array([[0.25, 0.25, 0.75, 0.5]], np.float32)
@@ -103,7 +103,7 @@ def test_a_detector_holds_one_image_at_a_time_in_full(alive, tmp_path):
 
 
 def test_a_page_shows_images_as_small_as_it_needs_them(alive):
-    read = run.picture_reader(Split(records(1)), ["0.jpg"], config().data)
+    read = gallery.image_reader(Split(records(1)), ["0.jpg"], config().data)
     assert max(read("0.jpg").shape) <= 400
 
 

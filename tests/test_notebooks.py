@@ -56,7 +56,7 @@ SAID = {
         f"{kind:15} {COST.format(costly)}"
         for kind, costly in (
             ("classification", "classification"),
-            ("localisation", "localisation"),
+            ("localization", "localization"),
             ("both", "missed"),  # its object is found by no detection either
             ("duplicate", "duplicate"),
             ("background", "background"),

@@ -62,6 +62,21 @@ def test_arrows_point_one_way(part):
         assert used <= ALLOWED[part], f"{path.name} imports {sorted(used - ALLOWED[part])}"
 
 
+def test_evaluation_has_no_circle():
+    """No module of it imports itself by way of others, within a function neither."""
+    modules = {path.stem: path for path in (PACKAGE / "evaluation").glob("*.py")}
+    below = {name: local_imports(path) & modules.keys() for name, path in modules.items()}
+    while leaves := {name for name, used in below.items() if not used}:
+        below = {name: used - leaves for name, used in below.items() if name not in leaves}
+    assert not below
+
+
+def local_imports(path):
+    """Modules of the same folder that a module imports."""
+    package = ".".join(path.relative_to(ROOT).parent.parts)
+    return {name for module, name in imports_of(path) if module == package}
+
+
 def test_nothing_in_the_package_imports_a_script():
     scripts = {"train", "evaluate", "detect", "export", "configs"}
     for path in PACKAGE.rglob("*.py"):

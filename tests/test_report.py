@@ -1,13 +1,16 @@
 import html.parser
 import io
 import re
+import tomllib
+from pathlib import Path
 
 import browser
+import jinja2
 import numpy as np
 import pytest
 from PIL import Image
 
-from ssd_jax.evaluation import coco, compare, evaluated, report, voc
+from ssd_jax.evaluation import coco, compare, evaluated, gallery, report
 from ssd_jax.evaluation import page as page_lib
 
 VOID = {"meta", "img", "br"}
@@ -41,8 +44,13 @@ class Page(html.parser.HTMLParser):
         self.text.append(data)
 
 
+def elements(page, tag):
+    """The attributes of all elements of a page with that tag."""
+    return [a for name, a in zip(page.tags, page.attributes, strict=True) if name == tag]
+
+
 def evaluation(*, detected=True):
-    """Figures of three classes, of which the last has no objects."""
+    """An evaluation of three classes, of which the last has no objects."""
     names = (NASTY, "dog", "cow")
     box = np.array([[1.0, 1.0, 50.0, 60.0]])
     truth = {
@@ -50,17 +58,14 @@ def evaluation(*, detected=True):
         "2": (box, np.array([2]), np.array([False])),
     }
     detections = {"1": (box, np.array([0.9]), np.array([1]))} if detected else {}
-    curves = voc.precision_recall(detections, truth, class_names=names)
     return {
-        "voc07": voc.summarize(curves, use_07_metric=True),
-        "area": voc.summarize(curves, use_07_metric=False),
         "coco": coco.evaluate({}, {}, class_names=names),
         "source": source(detections, truth, names),
     }
 
 
 def source(detections, truth, names, config=None):
-    """An evaluation of pictures of 100 x 80 pixels."""
+    """An evaluation of images of 100 x 80 pixels."""
     return evaluated.Evaluated(
         config={"seed": 0, "eval": {"max_images": 0}} if config is None else config,
         class_names=names,
@@ -90,19 +95,19 @@ METRICS = (
 
 
 def test_page_is_well_formed_and_whole(tmp_path):
-    pictures = [np.full((20, 30, 3), 90, np.uint8)] * 2
-    text = written(tmp_path, metrics=METRICS, pictures=pictures)
+    samples = [np.full((20, 30, 3), 90, np.uint8)] * 2
+    text = written(tmp_path, metrics=METRICS, samples=samples)
     page = Page(text)
     assert page.tags.count("img") == 2
     plots = [a["aria-label"] for a in page.attributes if "aria-label" in a]
-    assert plots[:3] == ["confusion", NASTY, "dog"]  # the cow has no object
+    assert plots[:2] == [NASTY, "dog"]  # the cow has no object
     assert plots[-3:] == ["loss by step", "learning rate by step", "mAP by step"]
-    assert len(plots) == 3 + 1 + 3  # and calibration
+    assert len(plots) == 2 + 1 + 3  # and calibration
     words = " ".join(page.text)
     headings = (
         "A run", "Settings", "Average precision of each class", "Errors by kind", "Size and shape",
-        "Confusion", "Worst misses", "Detections", "Precision by recall", "Calibration", "Training",
-        "COCO",
+        "Confusion matrix", "Worst false negatives", "Detections", "Precision-recall curves",
+        "Calibration", "Training", "COCO",
     )  # fmt: skip
     for heading in headings:
         assert heading in words
@@ -112,13 +117,13 @@ def test_errors_say_what_they_cost_and_why_the_parts_do_not_add_up(tmp_path):
     """Of two classes the dog is missed: one of two APs."""
     text = written(tmp_path)
     row = re.search(r"<tr><td>missed</td>.*?</tr>", text)[0]
-    assert re.findall(r"<td class=\"number\">(.*?)</td>", row) == ["1", "50.0", "50.0"]
+    assert re.findall(r"<td>(.*?)</td>", row) == ["missed", "1", "50.0", "50.0"]
     words = " ".join(" ".join(Page(text).text).split())
     assert "do not add up to the 50.0 points that mAP lacks, since each is measured among" in words
 
 
-def test_gallery_shows_the_picture_with_the_boxes_of_truth_and_detection(tmp_path):
-    """The dog is missed in picture 2; the cat, found at 0.9 in picture 1, is called a dog too."""
+def test_gallery_shows_the_image_with_the_boxes_of_truth_and_detection(tmp_path):
+    """The dog is missed in image 2; the cat, found at 0.9 in image 1, is called a dog too."""
     box = np.array([[1.0, 1.0, 50.0, 60.0]])
     figures = evaluation()
     truth = figures["source"].ground_truth
@@ -130,42 +135,41 @@ def test_gallery_shows_the_picture_with_the_boxes_of_truth_and_detection(tmp_pat
         return np.full((80, 100, 3), 60, np.uint8)
 
     figures["source"] = source(found, truth, figures["source"].class_names)
-    page = Page(written(tmp_path, **figures, read_picture=read))
+    page = Page(written(tmp_path, **figures, read_image=read))
     assert asked == ["2", "1"]
     words = "\n".join(page.text)
-    assert "dog: not found at any score (2)" in words
+    assert "dog: not detected at any score (2)" in words
     assert f"dog 0.80: classification, it is {NASTY} (1)" in words
     drawn = [
         (a.get("class"), a["x"], a["width"]) for a in page.attributes if "x" in a and "width" in a
     ]
     assert ("truth subject", "0.0", "50.0") in drawn
-    assert any(a.get("class") == "found subject" for a in page.attributes)
+    assert any(a.get("class") == "detection subject" for a in page.attributes)
 
 
-def test_labels_of_boxes_lie_in_the_picture_and_not_over_each_other():
+def test_labels_of_boxes_lie_in_the_image_and_not_over_each_other():
     """Six detections and an object at one place, and one at the right edge."""
-    edges = np.array([2.0, 3.0, 90.0, 70.0])
-    boxes = [page_lib.Box(edges, "found", f"person 0.{k}") for k in range(6)]
-    boxes += [page_lib.Box(np.array([95.0, 0.0, 100.0, 9.0]), "found", "pottedplant 0.9")]
-    boxes += [page_lib.Box(edges, "truth subject", "person")]
-    page = Page(page_lib.shot(None, (80, 100), boxes, "all"))
-    texts = [a for a in page.attributes if "font-size" in a.get("style", "")]
-    assert len(texts) == 8
-    places = [(float(a["x"]), float(a["y"])) for a in texts]
-    assert places[0][1] > 60  # the truth below
-    letters = 5
-    for k, (x, y) in enumerate(places):
+    edges = (2.0, 3.0, 90.0, 70.0)
+    boxes = [gallery.Box(*edges, "detection", f"person 0.{k}") for k in range(6)]
+    boxes += [gallery.Box(95.0, 0.0, 100.0, 9.0, "detection", "pottedplant 0.9")]
+    boxes += [gallery.Box(*edges, "truth subject", "person")]
+    shot = gallery.Shot(None, (80, 100), boxes, "all")
+    labels, letters = shot.labels(), shot.text_size
+    assert letters == 5
+    assert len(labels) == 8
+    assert labels[0][1:] == (pytest.approx(70 - 5 / 4, abs=1), "person")  # the truth below
+    for k, (x, y, _) in enumerate(labels):
         assert letters <= y <= 80
         assert x >= 0
-        for other_x, other_y in places[:k]:
+        for other_x, other_y, _ in labels[:k]:
             assert abs(y - other_y) >= letters or abs(x - other_x) > 6 * letters
-    plant, _ = places[page.text.index("pottedplant 0.9")]
+    (plant,) = [x for x, _, text in labels if text == "pottedplant 0.9"]
     assert plant + len("pottedplant 0.9") * letters * 0.6 <= 100
 
 
-def test_pictures_are_of_bounded_size(tmp_path):
+def test_images_are_of_bounded_size(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (900, 1200, 3), np.uint8)
-    page = Page(written(tmp_path, pictures=[noise]))
+    page = Page(written(tmp_path, samples=[noise]))
     (shown,) = [a for a in page.attributes if "src" in a]
     assert (shown["width"], shown["height"]) == ("400", "300")
     assert len(shown["src"]) < 150_000
@@ -174,8 +178,8 @@ def test_pictures_are_of_bounded_size(tmp_path):
 def test_default_boxes_that_fit(tmp_path):
     """One of the two priors is the box of both objects."""
     text = written(tmp_path, priors_cxcywh=PRIORS)
-    assert ">100.0&nbsp;%<" in covered(text)
-    assert ">0.0&nbsp;%<" in covered(written(tmp_path, priors_cxcywh=PRIORS[1:]))
+    assert ">100.0\N{NO-BREAK SPACE}%<" in covered(text)
+    assert ">0.0\N{NO-BREAK SPACE}%<" in covered(written(tmp_path, priors_cxcywh=PRIORS[1:]))
 
 
 def covered(text):
@@ -190,7 +194,7 @@ def test_headline_is_the_mean(tmp_path):
 
 
 def test_page_needs_no_network_and_no_script(tmp_path):
-    text = written(tmp_path, metrics=METRICS, pictures=[np.zeros((5, 5, 3), np.uint8)])
+    text = written(tmp_path, metrics=METRICS, samples=[np.zeros((5, 5, 3), np.uint8)])
     page = Page(text)
     assert not re.search(r"https?:|url\(|@import|//", re.sub(r"base64,[^\"]+", "", text))
     assert not {"script", "link", "iframe"} & set(page.tags)
@@ -211,9 +215,60 @@ def test_names_are_escaped(tmp_path):
     assert NASTY in [a.get("aria-label") for a in page.attributes]
 
 
+def test_names_of_classes_and_files_do_not_leave_their_attributes(tmp_path):
+    """Names with quotes and tags; a control character or a turned direction is an escape."""
+    hostile = '"><script>alert(1)</script>', "' onload='x", "{{ 7 * 7 }}", "\x1b[31m\u202ecat\n"
+    box = np.array([[1.0, 1.0, 50.0, 60.0]])
+    truth = {name: (box, np.array([k + 1]), np.array([False])) for k, name in enumerate(hostile)}
+    found = {name: (box, np.array([0.9]), np.array([1])) for name in hostile}
+    several = source(found, truth, hostile)
+    text = written(tmp_path, source=several, read_image=image, priors_cxcywh=PRIORS)
+    page = Page(text)
+    assert "script" not in page.tags
+    assert not any("onload" in attributes for attributes in page.attributes)
+    words = " ".join(page.text)
+    for shown in (*hostile[:3], r"\x1b[31m\u202ecat\n"):
+        assert shown in words
+        assert any(shown in a.get("alt", "") for a in page.attributes)
+        assert any(shown in a.get("title", "") for a in page.attributes)
+    assert not set("\x1b\u202e") & set(text)
+
+
+def test_confusion_matrix_has_counts_and_shares(tmp_path):
+    """The cat is detected, the dog is not: each is all of its row."""
+    page = Page(written(tmp_path))
+    titles = [a["title"] for a in elements(page, "td") if "title" in a]
+    assert titles == [f"{NASTY}: {NASTY} 1 (100%)", "dog: not detected 1 (100%)"]
+
+
+def test_bars_stand_at_their_scores(tmp_path):
+    """One detection of 0.9 is the last of ten bars, though the others are none."""
+    page = Page(written(tmp_path))
+    bars = [a for a in elements(page, "rect") if a["y"] == "0"]
+    assert [(a["x"], a["height"]) for a in bars] == [("904.0", "1000.0")]
+
+
+def test_a_value_that_a_template_lacks_is_an_error(tmp_path):
+    with pytest.raises(jinja2.UndefinedError):
+        page_lib.write(tmp_path / "page.html", "report.html.j2", {"title": "A run"})
+
+
+def test_templates_travel_with_the_package():
+    root = Path(__file__).parent.parent
+    setuptools = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"][
+        "setuptools"
+    ]
+    ((package, globs),) = setuptools["package-data"].items()
+    folder = root.joinpath(*package.split("."))
+    packed = {path for pattern in globs for path in folder.glob(pattern)}
+    assert packed == {path for path in (folder / "templates").rglob("*") if path.is_file()}
+    assert folder / "templates" / "report.html.j2" in packed
+    assert folder == Path(page_lib.__file__).parent
+
+
 def test_a_path_that_is_no_utf8_is_shown(tmp_path):
-    text = written(tmp_path, settings={"data.path": "pictures\udcff"})
-    assert "pictures\\udcff" in text
+    text = written(tmp_path, settings={"data.path": "images\udcff"})
+    assert "images\\udcff" in text
 
 
 def test_class_without_objects_says_so(tmp_path):
@@ -230,18 +285,16 @@ def test_no_detections_at_all(tmp_path):
 
 
 def test_no_objects_at_all(tmp_path):
-    curves = voc.precision_recall({}, {}, class_names=("cat",))
-    result = voc.summarize(curves, use_07_metric=True)
     numbers = coco.evaluate({}, {}, class_names=("cat",))
     nothing = source({}, {}, ("cat",))
-    text = written(tmp_path, voc07=result, area=result, coco=numbers, source=nothing)
+    text = written(tmp_path, coco=numbers, source=nothing)
     assert "nan" not in text.lower()
     assert Page(text).tags.count("svg") == 0
 
 
 def test_what_is_not_given_has_no_heading(tmp_path):
     words = " ".join(Page(written(tmp_path)).text)
-    for heading in ("Training", "Detections", "Default boxes", "Most confident mistakes"):
+    for heading in ("Training", "Detections", "Default boxes", "Most confident false positives"):
         assert heading not in words
 
 
@@ -253,8 +306,8 @@ def test_curves_stay_small_and_inside_the_plot(tmp_path, length):
     assert max(map(len, points)) <= 200
     for point in (p for line in points for p in line):
         x, y = map(float, point.split(","))
-        assert 0 <= x <= 300
-        assert 0 <= y <= 180
+        assert 0 <= x <= 1000  # thousandths of the axes
+        assert 0 <= y <= 1000
 
 
 def test_report_is_replaced(tmp_path):
@@ -273,7 +326,7 @@ def tab():
 
 
 def many_classes(right):
-    """An evaluation of 81 classes in 40 pictures; that share is right, at most, and all at 1."""
+    """An evaluation of 81 classes in 40 images; that share is right, at most, and all at 1."""
     names = tuple(f"a class of a long name {number}" for number in range(81))
     boxes = np.array([[x, y, x + 24, y + 30] for x in (2, 32, 62) for y in (3, 42)], float)
     truth, detections = {}, {}
@@ -295,25 +348,22 @@ def pages(tmp_path_factory):
     small.mkdir()
     large.mkdir()
     shown = [np.full((300, 400, 3), 90, np.uint8)] * 2
-    options = {"metrics": METRICS, "pictures": shown, "priors_cxcywh": PRIORS}
+    options = {"metrics": METRICS, "samples": shown, "priors_cxcywh": PRIORS}
     written(small, settings={"a.field": "value " * 40}, **options)
     first, second = many_classes(right=0.6), many_classes(right=1)
-    side = compare.side("a", first)
     written(
         large,
         settings={"detections": "runs/" + "a" * 90},
         **options,
-        voc07=side.voc07,
-        area=side.area,
         source=first,
-        read_picture=picture,
+        read_image=image,
     )
     compare.write(
         folder / "comparison.html",
         first._replace(config={"train": {"learning_rate": 0.1}}),
         second,
         names=("runs/" + "a" * 90, "runs/b"),
-        read_picture=picture,
+        read_image=image,
     )
     return {
         "small": small / "report.html",
@@ -322,7 +372,7 @@ def pages(tmp_path_factory):
     }
 
 
-def picture(name):
+def image(name):
     return np.full((80, 100, 3), 60, np.uint8)
 
 
@@ -334,7 +384,7 @@ def picture(name):
     [("small", {400: 2}), ("large", {100: 24, 400: 2}), ("comparison", {100: 16})],
 )
 def test_page_reads_well_in_a_browser(tab, pages, tmp_path, name, widths, size, scheme):
-    """It fits, asks for nothing, all pictures decode, and letters stand out from the page.
+    """It fits, asks for nothing, all images decode, and letters stand out from the page.
 
     What is wider than a phone, such as the confusion of 81 classes, is scrolled on its own.
     """

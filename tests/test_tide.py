@@ -42,9 +42,9 @@ SEEN = (FAR, 1, False)
         # right (0.9), wrong, right: 1/2 + 1/2 * 2/3
         ("duplicate", [(BOX, 0.9, 1), (BOX, 0.8, 1)], [(BOX, 1, False)], 1 / 6),
         # wrong, right, and one of two objects not found: 1/4; mended: 1
-        ("localisation", [(CORNER, 0.9, 1)], [(BOX, 1, False)], 3 / 4),
-        ("localisation", [(HALF, 0.9, 1)], [(BOX, 1, False)], 3 / 4),
-        ("localisation", [(TENTH, 0.9, 1)], [(BOX, 1, False)], 3 / 4),
+        ("localization", [(CORNER, 0.9, 1)], [(BOX, 1, False)], 3 / 4),
+        ("localization", [(HALF, 0.9, 1)], [(BOX, 1, False)], 3 / 4),
+        ("localization", [(TENTH, 0.9, 1)], [(BOX, 1, False)], 3 / 4),
         # cats are perfect; the dog is not found: (1 + 0) / 2; mended: 1. No wrong cat is left.
         ("missed", [], [(BOX, 2, False)], 1 / 2),
         # one of two cats: 1/2
@@ -98,7 +98,7 @@ def test_error_about_an_object_that_is_found_vanishes():
 def test_of_two_errors_about_one_object_only_the_better_becomes_right():
     truth = {"1": objects((BOX, 1, False))}
     result = errors_of({"1": found((CORNER, 0.9, 1), (HALF, 0.8, 1))}, truth, names=("cat",))
-    assert one_kind(result) == ("localisation", 2, pytest.approx(1))
+    assert one_kind(result) == ("localization", 2, pytest.approx(1))
 
 
 def test_difficult_objects_count_neither_way():
@@ -185,7 +185,7 @@ def slow_kinds(detections, truth):
             own_iou = 0 if own is None else ious[own]
             other_iou = 0 if other is None else ious[other]
             if 0.1 <= own_iou <= 0.5:
-                kinds.append("localisation")
+                kinds.append("localization")
                 about.append((image_id, own))
             elif other_iou > 0.5:
                 kinds.append("classification")

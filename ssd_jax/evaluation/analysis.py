@@ -1,14 +1,14 @@
-"""What a detector gets right and wrong, and where: by class, size, shape, score and picture.
+"""What a detector gets right and wrong, and where: by class, size, shape, score and image.
 
-All functions take what `voc.match` gives. Difficult objects count neither way in any of them.
+Most functions take what `voc.match` gives. Difficult objects count neither way in any of them.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-from ssd_jax.data import check
-from ssd_jax.evaluation import voc
+from ssd_jax.data import coverage
+from ssd_jax.evaluation import evaluated, tide, voc
 
 SHAPES = ("1 : 3", "1 : 2", "1 : 1", "2 : 1", "3 : 1")
 """Width to height, those of SSD's default boxes; an object belongs to the nearest."""
@@ -70,6 +70,52 @@ class Calibration(NamedTuple):
     error: float
 
 
+class Analysis(NamedTuple):
+    """What the pages show of one evaluation.
+
+    Attributes:
+      source: The evaluation.
+      matches: The matches of its detections.
+      labels: The kind of error of each detection and object.
+      errors: Counts and costs of the errors by kind.
+      point: The operating point of the best F1; detections from its score on count as reported.
+      voc07: AP by VOC2007's 11 points.
+      area: AP by the area under the curve.
+      wrong: `[I]` errors in each image: wrong reported detections, and objects that none finds.
+    """
+
+    source: evaluated.Evaluated
+    matches: voc.Matches
+    labels: tide.Labels
+    errors: tide.Errors
+    point: OperatingPoint
+    voc07: voc.Result
+    area: voc.Result
+    wrong: np.ndarray
+
+
+def analyze(source: evaluated.Evaluated) -> Analysis:
+    """Computes what the pages show of one evaluation.
+
+    Raises:
+      UserError: A detection's image has no ground truth, or a label has no name.
+    """
+    matches = voc.match(source.detections, source.ground_truth, class_names=source.class_names)
+    labels, point, curves = tide.label(matches), operating_point(matches), voc.curves_of(matches)
+    return Analysis(
+        source=source,
+        matches=matches,
+        labels=labels,
+        errors=tide.costs(matches, labels),
+        point=point,
+        voc07=voc.summarize(curves, use_07_metric=True),
+        area=voc.summarize(curves, use_07_metric=False),
+        wrong=errors_by_image(
+            matches, score_threshold=point.score, num_images=len(source.ground_truth)
+        ),
+    )
+
+
 def operating_point(matches: voc.Matches) -> OperatingPoint:
     """The threshold of the best F1; 0.5, where nothing is right at any."""
     ranked = matches.order[~matches.excused[matches.order]]
@@ -90,7 +136,7 @@ def operating_point(matches: voc.Matches) -> OperatingPoint:
 
 def by_size(matches: voc.Matches) -> Groups:
     """Figures of small, medium and large objects, whose bounds are 32^2 and 96^2 pixels of area."""
-    return _by_group(matches, check.SIZES, lambda boxes: check.size_of(voc.area(boxes)))
+    return _by_group(matches, coverage.SIZES, lambda boxes: coverage.size_of(voc.area(boxes)))
 
 
 def by_shape(matches: voc.Matches) -> Groups:
@@ -161,16 +207,18 @@ def found_at(matches: voc.Matches) -> np.ndarray:
     return scores
 
 
-def worst_misses(matches: voc.Matches, *, score_threshold: float, count: int) -> np.ndarray:
-    """Objects that are not found, at most one of a picture.
+def worst_false_negatives(
+    matches: voc.Matches, *, score_threshold: float, count: int
+) -> np.ndarray:
+    """Objects that are not found, at most one of an image.
 
-    Those that are found at no score at all come first, then those of the least score; of equals,
+    Those that are found at no score at all come first, then those of the lowest score; of equals,
     the largest.
 
     Args:
       matches: Of `voc.match`.
       score_threshold: Objects that a detection of this score finds are found.
-      count: At most so many.
+      count: The most to return.
 
     Returns:
       Rows of `matches.objects`.
@@ -181,20 +229,18 @@ def worst_misses(matches: voc.Matches, *, score_threshold: float, count: int) ->
     return _one_of_each(rows[lost[rows]], matches.objects.image, count)
 
 
-def confident_mistakes(matches: voc.Matches, *, count: int) -> np.ndarray:
-    """Rows of wrong detections of the best scores, at most `count` and one of a picture."""
+def confident_false_positives(matches: voc.Matches, *, count: int) -> np.ndarray:
+    """Rows of wrong detections of the best scores, at most `count` and one of an image."""
     wrong = ~matches.hit & ~matches.excused
     return _one_of_each(matches.order[wrong[matches.order]], matches.found.image, count)
 
 
-def errors_of_pictures(
-    matches: voc.Matches, *, score_threshold: float, num_pictures: int
-) -> np.ndarray:
-    """`[num_pictures]` wrong detections of at least this score, and objects that none finds."""
+def errors_by_image(matches: voc.Matches, *, score_threshold: float, num_images: int) -> np.ndarray:
+    """`[num_images]` wrong detections of at least this score, and objects that none finds."""
     wrong = ~matches.hit & ~matches.excused & (matches.found.values >= score_threshold)
     lost = ~matches.objects.values & (found_at(matches) < score_threshold)
-    return np.bincount(matches.found.image[wrong], minlength=num_pictures) + np.bincount(
-        matches.objects.image[lost], minlength=num_pictures
+    return np.bincount(matches.found.image[wrong], minlength=num_images) + np.bincount(
+        matches.objects.image[lost], minlength=num_images
     )
 
 

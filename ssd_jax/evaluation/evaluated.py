@@ -1,4 +1,4 @@
-"""An evaluation in one file, `detections.npz`: what was found, and what was there."""
+"""An evaluation in one file, `detections.npz`: the detections and the ground truth."""
 
 import json
 from collections.abc import Mapping
@@ -14,14 +14,14 @@ NAME = "detections.npz"
 
 
 class Evaluated(NamedTuple):
-    """What an evaluation is made from.
+    """What the figures of an evaluation are computed from.
 
     Attributes:
       config: The run's config as JSON knows it.
       class_names: Label k is `class_names[k - 1]`.
-      sizes: Picture's name -> (height, width) in pixels.
+      sizes: Image's name -> (height, width) in pixels.
       detections: As `voc.evaluate` takes them.
-      ground_truth: Likewise; its pictures are those of `sizes`, in the same order.
+      ground_truth: As `voc.evaluate` takes it; its images are those of `sizes`, in the same order.
     """
 
     config: Mapping[str, Any]
@@ -56,7 +56,8 @@ def load(folder: Path) -> Evaluated:
     """Reads what `save` wrote.
 
     Raises:
-      UserError: There is no such file, or it is none.
+      UserError: There is no such file, or it does not hold an evaluation.
+      MachineError: The machine could not read it.
     """
     path = folder / NAME
     try:
@@ -80,6 +81,8 @@ def load(folder: Path) -> Evaluated:
             f"python evaluate.py --workdir {folder}"
         ) from None
     except Exception as error:  # NumPy, zipfile, zlib and tokenize raise a dozen kinds
+        if errors.is_of_machine(error):
+            raise errors.of_machine(error, path) from None
         reason = " ".join(str(error).split()) or type(error).__name__
         raise errors.UserError(
             f"{path} is not the detections of an evaluation ({reason}); write it again by "
@@ -108,7 +111,7 @@ def _columns(prefix: str, rows: voc.Rows, values: type) -> dict[str, np.ndarray]
 def _by_name(
     names: list[str], columns: Mapping[str, np.ndarray], prefix: str, order: tuple[str, str]
 ) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Each picture's rows, which stand together: boxes, and two more columns."""
+    """Each image's rows, which stand together: boxes, and two more columns."""
     counts = np.bincount(columns[f"{prefix}_image"], minlength=len(names))
     ends = np.cumsum(counts)[:-1]
     boxes, first, second = (

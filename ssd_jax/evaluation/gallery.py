@@ -1,106 +1,196 @@
-"""Pictures of an evaluation with their objects and what was reported there."""
+"""Images of an evaluation with their objects and the detections that were reported there."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from ssd_jax.data import annotations
-from ssd_jax.evaluation import analysis, evaluated, page, tide, voc
+from ssd_jax import config as config_lib
+from ssd_jax import errors
+from ssd_jax.data import annotations, datasets
+from ssd_jax.evaluation import analysis, page, run, tide, voc
 
-ReadPicture = Callable[[str], np.ndarray | None]
-"""Picture's name -> `[H, W, 3]` uint8, or None where it can't be had."""
+ReadImage = Callable[[str], np.ndarray | None]
+"""An image's name -> `[H, W, 3]` uint8, or None where it can't be had."""
 
-_MOST_OBJECTS = 15  # that are drawn on one picture
-_MOST_FOUND = 8
+_MOST_OBJECTS = 15  # that are drawn on one image
+_MOST_DETECTIONS = 8
 
 
-class Album(NamedTuple):
-    """Where a gallery takes its pictures and boxes from.
+class Box(NamedTuple):
+    """A box on an image, whose edges are in pixels of the image.
 
     Attributes:
-      source: The evaluation.
-      matches: Of its detections, by `voc.match`.
-      score_threshold: Detections from there on are drawn.
-      read: Gives the pictures.
+      kind: `truth` or `detection`, and `subject` in addition for what the caption is about.
+      text: What is written beside it; empty: nothing.
     """
 
-    source: evaluated.Evaluated
-    matches: voc.Matches
-    score_threshold: float
-    read: ReadPicture
+    left: float
+    top: float
+    right: float
+    bottom: float
+    kind: str
+    text: str = ""
 
 
-def misses(album: Album, *, count: int) -> str:
-    """The worst misses."""
-    rows = analysis.worst_misses(album.matches, score_threshold=album.score_threshold, count=count)
-    return page.shots([_miss(album, row) for row in rows])
+class Shot(NamedTuple):
+    """One image of a gallery.
+
+    Attributes:
+      image: None where it can't be had, and its boxes are shown alone.
+      size: (height, width) in pixels.
+      boxes: Later ones are drawn over earlier ones.
+      caption: What is said of it.
+    """
+
+    image: page.Embedded | None
+    size: tuple[int, int]
+    boxes: list[Box]
+    caption: str
+
+    @property
+    def text_size(self) -> float:
+        """The font size of the labels in pixels of the image."""
+        return max(self.size) / 20
+
+    def labels(self) -> list[tuple[float, float, str]]:
+        """(left, foot, text) of the boxes' texts, none over another while there is room.
+
+        A text stands at the upper left corner of its box, that of an object at the lower one, or on
+        the nearest line that is free; the last box is served first.
+        """
+        (height, width), size = self.size, self.text_size
+        feet = np.arange(size, max(height, size + 1), size / 4)
+        placed: list[tuple[float, float, str]] = []
+
+        def is_free(left: float, foot: float, long: float) -> bool:
+            return not any(
+                left < other + 0.6 * size * len(text)
+                and other < left + long
+                and abs(foot - line) < size
+                for other, line, text in placed
+            )
+
+        for box in reversed([box for box in self.boxes if box.text]):
+            long = 0.6 * size * len(box.text)
+            left = max(0.0, min(box.left + size / 5, width - long))
+            truth = box.kind.startswith("truth")
+            wanted = box.bottom - size / 4 if truth else box.top - size / 5
+            nearest = feet[np.argsort(np.abs(feet - wanted), kind="stable")]
+            foot = next((foot for foot in nearest if is_free(left, foot, long)), nearest[0])
+            placed.append((left, float(foot), box.text))
+        return placed
 
 
-def mistakes(album: Album, labels: tide.Labels, *, count: int) -> str:
+def false_negatives(one: analysis.Analysis, read: ReadImage, *, count: int) -> list[Shot]:
+    """The worst objects that are not detected."""
+    rows = analysis.worst_false_negatives(one.matches, score_threshold=one.point.score, count=count)
+    scores, objects, shots = analysis.found_at(one.matches), one.matches.objects, []
+    for row in rows:
+        known = np.isfinite(scores[row])
+        how = f"detected only at {scores[row]:.2f}" if known else "not detected at any score"
+        caption = f"{one.source.class_names[objects.labels[row] - 1]}: {how}"
+        shots.append(shot(one, read, objects.image[row], caption, about_object=row))
+    return shots
+
+
+def false_positives(one: analysis.Analysis, read: ReadImage, *, count: int) -> list[Shot]:
     """The wrong detections of the best scores."""
-    rows = analysis.confident_mistakes(album.matches, count=count)
-    return page.shots([_mistake(album, labels, row) for row in rows])
+    (found, objects), shots = one.matches[:2], []
+    for row in analysis.confident_false_positives(one.matches, count=count):
+        kind = one.labels.kind[row]
+        caption = f"{_says(one, row)}: {tide.KINDS[kind]}"
+        if kind == tide.CLASSIFICATION:
+            label = objects.labels[one.labels.about[row]]
+            caption += f", it is {one.source.class_names[label - 1]}"
+        shots.append(shot(one, read, found.image[row], caption, about_detection=row))
+    return shots
 
 
 def shot(
-    album: Album,
+    one: analysis.Analysis,
+    read: ReadImage,
     image: int,
     caption: str,
     *,
-    about_object: int | None = None,
-    about_found: int | None = None,
-) -> str:
-    """One picture with its objects and the detections over the threshold.
+    about_object: int = -1,
+    about_detection: int = -1,
+) -> Shot:
+    """One image with its objects and the detections that are reported there.
 
     Args:
-      album: Where from.
-      image: Number of the picture.
-      caption: Plain text.
-      about_object: Row of `matches.objects` that is marked.
-      about_found: Row of `matches.found` that is marked.
+      one: The evaluation.
+      read: Gives the image.
+      image: Number of the image.
+      caption: What is said of it; its name is added.
+      about_object: Row of `matches.objects` that is marked; -1: none.
+      about_detection: Row of `matches.found` that is marked; -1: none.
     """
-    found, objects = album.matches.found, album.matches.objects
-    ranked = album.matches.order[found.image[album.matches.order] == image]
-    reported = ranked[found.values[ranked] >= album.score_threshold][:_MOST_FOUND]
+    found, objects, order = one.matches.found, one.matches.objects, one.matches.order
+    name, size = list(one.source.sizes.items())[image]
+    ranked = order[found.image[order] == image]
+    reported = ranked[found.values[ranked] >= one.point.score][:_MOST_DETECTIONS]
     boxes = [
-        _box(objects, row, "truth")
+        _box(objects, row, size, "truth")
         for row in np.flatnonzero(objects.image == image)[:_MOST_OBJECTS]
         if row != about_object
     ]
     boxes += [
-        _box(found, row, "found", _says(album, row)) for row in reported[::-1] if row != about_found
+        _box(found, row, size, "detection", _says(one, row))
+        for row in reported[::-1]
+        if row != about_detection
     ]
-    if about_object is not None:
-        text = album.matches.class_names[objects.labels[about_object] - 1]
-        boxes.append(_box(objects, about_object, "truth subject", text))
-    if about_found is not None:
-        boxes.append(_box(found, about_found, "found subject", _says(album, about_found)))
-    name = list(album.source.sizes)[image]
-    return page.shot(album.read(name), album.source.sizes[name], boxes, f"{caption} ({name})")
+    if about_object >= 0:
+        text = one.source.class_names[objects.labels[about_object] - 1]
+        boxes.append(_box(objects, about_object, size, "truth subject", text))
+    if about_detection >= 0:
+        text = _says(one, about_detection)
+        boxes.append(_box(found, about_detection, size, "detection subject", text))
+    pixels = read(name)
+    shown = None if pixels is None else page.embed(pixels)
+    return Shot(shown, size, boxes, f"{caption} ({name})")
 
 
-def _miss(album: Album, row: int) -> str:
-    objects = album.matches.objects
-    score = analysis.found_at(album.matches)[row]
-    name = album.matches.class_names[objects.labels[row] - 1]
-    how = f"found only at {score:.2f}" if np.isfinite(score) else "not found at any score"
-    return shot(album, objects.image[row], f"{name}: {how}", about_object=row)
+def image_reader(
+    split: datasets.Split, names: Sequence[str], options: config_lib.DataConfig
+) -> ReadImage:
+    """Reads images of a split by name, as small as a page shows them.
+
+    One that is not there, or broken, is None.
+
+    Args:
+      split: The split.
+      names: The names of its first images, in their order.
+      options: Of the data.
+    """
+    numbers = {name: number for number, name in enumerate(names)}
+
+    def read(name: str) -> np.ndarray | None:
+        if not numbers[name] < len(split.source):
+            return None
+        try:
+            record = split.source[numbers[name]]
+            same = record["name"] == name
+            fit = (page.IMAGE_SIDE, page.IMAGE_SIDE)
+            return run.image_of(record, options, fit=fit) if same else None
+        except errors.MachineError:
+            raise
+        except (errors.UserError, OSError) as error:
+            if errors.is_of_machine(error):
+                raise
+            return None
+
+    return read
 
 
-def _mistake(album: Album, labels: tide.Labels, row: int) -> str:
-    kind, about = tide.KINDS[labels.kind[row]], labels.about[row]
-    caption = f"{_says(album, row)}: {kind}"
-    if kind == "classification":
-        caption += f", it is {album.matches.class_names[album.matches.objects.labels[about] - 1]}"
-    return shot(album, album.matches.found.image[row], caption, about_found=row)
+def _says(one: analysis.Analysis, row: int) -> str:
+    """Class and score of a detection."""
+    found = one.matches.found
+    return f"{one.source.class_names[found.labels[row] - 1]} {found.values[row]:.2f}"
 
 
-def _says(album: Album, row: int) -> str:
-    """What a detection says."""
-    found = album.matches.found
-    return f"{album.matches.class_names[found.labels[row] - 1]} {found.values[row]:.2f}"
-
-
-def _box(rows: voc.Rows, row: int, kind: str, text: str = "") -> page.Box:
-    return page.Box(annotations.from_voc_pixels(rows.boxes[row])[0], kind, text)
+def _box(rows: voc.Rows, row: int, size: tuple[int, int], kind: str, text: str = "") -> Box:
+    """A row's box as far as it lies in an image of that (height, width)."""
+    edges = annotations.from_voc_pixels(rows.boxes[row])[0].astype(float)
+    left, top, right, bottom = np.clip(edges, 0, [*size[::-1], *size[::-1]]).tolist()
+    return Box(left, top, right, bottom, kind, text)

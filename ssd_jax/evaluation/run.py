@@ -1,9 +1,6 @@
 """Evaluation of a detector on a split: pictures -> detections -> VOC's and COCO's figures."""
 
-import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -11,9 +8,9 @@ import numpy as np
 
 from ssd_jax import config as config_lib
 from ssd_jax import detector as detector_lib
-from ssd_jax import distributed, errors, files, visualize
+from ssd_jax import distributed, errors, visualize
 from ssd_jax.data import annotations, datasets, images, loader
-from ssd_jax.evaluation import coco, evaluated, page, report, results, voc
+from ssd_jax.evaluation import coco, results, voc
 
 SAMPLES = 16  # pictures of a split that are drawn with their detections
 SAMPLE_SIDE = 800  # pixels of a sample's longer side, at most
@@ -288,122 +285,3 @@ def check_classes(detector: detector_lib.Detector, split: datasets.Split) -> Non
             f"({', '.join(detector.class_names)}), dataset {detector.config.data.dataset!r} has "
             f"{len(split.class_names)} ({', '.join(split.class_names)})"
         )
-
-
-def write(
-    folder: Path,
-    result: Evaluation,
-    *,
-    origin: str,
-    network: bool = True,
-    config: config_lib.Config,
-    split: datasets.Split,
-    metrics: Sequence[Mapping[str, Any]],
-    pictures: Sequence[np.ndarray],
-) -> dict[str, Path]:
-    """Writes `evaluation.json`, `detections.npz` and `report.html`.
-
-    Args:
-      folder: Where to.
-      result: The figures.
-      origin: Where the detections come from: a checkpoint or a file.
-      network: Whether they are those of the config's network; else only its data are shown.
-      config: Of the run.
-      split: What was evaluated on.
-      metrics: Rows of `metrics.jsonl`, for the curves.
-      pictures: `[H, W, 3]` uint8 each, for the gallery.
-
-    Returns:
-      What was written: a word for it, and where it lies.
-    """
-    places = {
-        "figures": folder / "evaluation.json",
-        "detections": folder / evaluated.NAME,
-        "report": folder / "report.html",
-    }
-    figures = {
-        "images": result.images,
-        "mean_ap_voc07": _plain(result.voc07.mean_ap),
-        "mean_ap_area": _plain(result.area.mean_ap),
-        "ap_voc07": {name: _plain(ap) for name, ap in result.voc07.ap.items()},
-        "ap_area": {name: _plain(ap) for name, ap in result.area.ap.items()},
-        "coco": {name: _plain(value) for name, value in result.coco.items()},
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    files.write(places["figures"], json.dumps(figures, indent=2) + "\n")
-    as_json = config_lib.to_dict(config)
-    source = evaluated.Evaluated(
-        config=as_json if network else {"data": as_json["data"]},
-        class_names=split.class_names,
-        sizes=_sizes(split, result.images),
-        detections=result.detections,
-        ground_truth=result.ground_truth,
-    )
-    evaluated.save(folder, source)
-    report.write(
-        places["report"],
-        title=f"{'SSD' if network else 'Detections'} on {config.data.dataset}, "
-        f"{config.data.eval_split}",
-        settings={
-            "detections": origin,
-            "pictures": str(result.images),
-            **evaluated.settings(source.config),
-        },
-        voc07=result.voc07,
-        area=result.area,
-        coco=result.coco,
-        source=source,
-        priors_cxcywh=_priors(config.model, split) if network else None,
-        metrics=metrics,
-        pictures=pictures,
-        read_picture=picture_reader(split, list(source.sizes), config.data),
-    )
-    return places
-
-
-def picture_reader(
-    split: datasets.Split, names: Sequence[str], options: config_lib.DataConfig
-) -> Callable[[str], np.ndarray | None]:
-    """The way to the pictures of a split by name, as small as a page shows them.
-
-    What is not there, or broken, is None.
-
-    Args:
-      split: The split.
-      names: Those of its first pictures, in their order.
-      options: Of the data.
-    """
-    numbers = {name: number for number, name in enumerate(names)}
-
-    def read(name: str) -> np.ndarray | None:
-        if not numbers[name] < len(split.source):
-            return None
-        try:
-            record = split.source[numbers[name]]
-            same = record["name"] == name
-            side = page.PICTURE_SIDE
-            return image_of(record, options, fit=(side, side)) if same else None
-        except errors.MachineError:
-            raise
-        except (errors.UserError, OSError) as error:
-            if errors.is_of_machine(error):
-                raise
-            return None
-
-    return read
-
-
-def _priors(config: config_lib.ModelConfig, split: datasets.Split) -> np.ndarray:
-    model = detector_lib.build_model(config, len(split.class_names))
-    return detector_lib.default_boxes(config, model)
-
-
-def _sizes(split: datasets.Split, count: int) -> dict[str, tuple[int, int]]:
-    """(height, width) in pixels of the first pictures of a split, by name."""
-    records = (split.source[index] for index in range(count))
-    return {record["name"]: (record["height"], record["width"]) for record in records}
-
-
-def _plain(value: float) -> float | None:
-    """NaN, which JSON does not know, as null."""
-    return None if math.isnan(value) else float(value)

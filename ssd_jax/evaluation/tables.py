@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 import rich.console
 from rich import table
 
-from ssd_jax import console, export
-from ssd_jax.evaluation import run
+from ssd_jax import console
+from ssd_jax.evaluation import parity, run
 from ssd_jax.models import summary
 
 
@@ -56,7 +56,7 @@ def coco(result: run.Evaluation) -> rich.console.Group:
     )
 
 
-def differences(found: Mapping[str, export.Difference], *, pictures: int) -> table.Table:
+def differences(found: Mapping[str, parity.Difference], *, pictures: int) -> table.Table:
     """How far each exported file's detections are from JAX's."""
     shown = table.Table("format", title=f"largest difference from JAX on {pictures} pictures")
     for heading in ("boxes", "scores", "detections", "without a partner"):

@@ -12,8 +12,8 @@ import numpy as np
 
 from ssd_jax.evaluation import voc
 
-KINDS = ("classification", "localisation", "both", "duplicate", "background", "missed")
-CLASSIFICATION, LOCALISATION, BOTH, DUPLICATE, BACKGROUND, MISSED = range(len(KINDS))
+KINDS = ("classification", "localization", "both", "duplicate", "background", "missed")
+CLASSIFICATION, LOCALIZATION, BOTH, DUPLICATE, BACKGROUND, MISSED = range(len(KINDS))
 NO_ERROR = -1
 
 FOREGROUND_IOU = 0.5  # t_f of the paper
@@ -25,7 +25,7 @@ class Labels(NamedTuple):
 
     Attributes:
       kind: `[D]` index into `KINDS`, `NO_ERROR` for what is right or excused; never `MISSED`.
-      about: `[D]` row of the object that a classification or localisation error is about, else -1.
+      about: `[D]` row of the object that a classification or localization error is about, else -1.
       missed: `[M]` bool, no detection found the object, and no such error is about it.
     """
 
@@ -68,7 +68,7 @@ def evaluate(
     """Counts the errors of each kind, and fixes each kind to see what it costs.
 
     What a kind costs is the mAP that a detector gains which makes no error of it, all others left:
-    a classification error gets the object's class, a localisation error its box, and either is then
+    a classification error gets the object's class, a localization error its box, and either is then
     right unless the object is found already or a better such detection gets it; errors that are
     both, duplicates and detections of background vanish; objects that were missed don't count.
     The costs don't add up to 1 - mAP: how much one error costs depends on the others around it.
@@ -96,10 +96,10 @@ def label(matches: voc.Matches) -> Labels:
     """Tells of which kind each error is.
 
     Of a wrong detection, with t_f = 0.5, t_b = 0.1 and IoUs with objects that are not difficult:
-    localisation if the largest with its class is in [t_b, t_f]; else classification if the largest
+    localization if the largest with its class is in [t_b, t_f]; else classification if the largest
     with another class is over t_f; else duplicate if that with its class is over t_f; else
     background if none is over t_b; else both. An object that was not found is missed unless a
-    localisation or classification error is about it.
+    localization or classification error is about it.
 
     Args:
       matches: Of `voc.match`, with an IoU threshold of t_f.
@@ -119,10 +119,10 @@ def label(matches: voc.Matches) -> Labels:
             own_iou > FOREGROUND_IOU,
             np.maximum(own_iou, other_iou) <= BACKGROUND_IOU,
         ],
-        [LOCALISATION, CLASSIFICATION, DUPLICATE, BACKGROUND],
+        [LOCALIZATION, CLASSIFICATION, DUPLICATE, BACKGROUND],
         BOTH,
     )
-    subject = np.select([kinds == LOCALISATION, kinds == CLASSIFICATION], [own, other], -1)
+    subject = np.select([kinds == LOCALIZATION, kinds == CLASSIFICATION], [own, other], -1)
     kind, about = np.full(len(found.image), NO_ERROR), np.full(len(found.image), -1)
     kind[wrong], about[wrong] = kinds, np.append(counted, -1)[subject]
     missed = ~objects.values

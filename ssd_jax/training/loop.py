@@ -23,6 +23,7 @@ from ssd_jax import augment, console, distributed, errors, files, visualize
 from ssd_jax import config as config_lib
 from ssd_jax import detector as detector_lib
 from ssd_jax.data import datasets, images, loader
+from ssd_jax.evaluation import outputs
 from ssd_jax.evaluation import run as evaluation
 from ssd_jax.models import calibration, ssd, vgg
 from ssd_jax.training import checkpoint, guard, logs, optimizer, progress, signals, watchdog
@@ -417,17 +418,17 @@ def _report(
     step = int(state.step)
     with host.display.pause():
         if distributed.is_primary():
-            pictures = evaluation.draw_samples(_detector(config, split, state), split)
-            sheet = visualize.grid(pictures, columns=4)
+            samples = evaluation.draw_samples(_detector(config, split, state), split)
+            sheet = visualize.grid(samples, columns=4)
             _save_picture(sheet, workdir / "samples" / f"step_{step:06d}.png")
-            evaluation.write(
+            outputs.write(
                 workdir,
                 result,
                 origin=f"step {step} of {workdir}",
                 config=config,
                 split=split,
                 metrics=host.log.rows,
-                pictures=pictures,
+                samples=samples,
             )
         console.stdout.print(
             f"step {step}: mAP (VOC07) {result.voc07.mean_ap:.4f} on {result.images} pictures"
