@@ -164,6 +164,11 @@ def resize(image: Array, extent: Array, *, size: int | tuple[int, int]) -> jax.A
     )[0]
 
 
+def normalize(images: Array, *, mean: Sequence[float] = MEAN) -> jax.Array:
+    """Subtracts the mean: `[..., 3]` RGB in 0..255 -> the network's input, which is not scaled."""
+    return images.astype(jnp.float32) - jnp.asarray(mean, jnp.float32)
+
+
 # --- The crop ---
 
 
