@@ -25,7 +25,8 @@ from ssd_jax import boxes as box_ops
 from ssd_jax import config as config_lib
 from ssd_jax import detector as detector_lib
 from ssd_jax.detection import Detections
-from ssd_jax.models import convolutions, layers, ssd
+from ssd_jax.kernels import convolutions
+from ssd_jax.models import layers, ssd
 from ssd_jax.training import checkpoint, step
 
 NAMES = ("ant", "bée", "cat")
