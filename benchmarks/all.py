@@ -30,6 +30,7 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {  # and the packages that each needs b
     "huge_pages": (),
     "network": _PEER,
     "inference": (*_PEER, "onnxruntime"),
+    "kernels": (),
     "objective": _PEER,
     "postprocess": _PEER,
     "augmentation": (),

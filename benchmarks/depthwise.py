@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 import turns
 
-from ssd_jax.models import convolutions, ssd
+from ssd_jax.kernels import convolutions
+from ssd_jax.models import ssd
 
 # (side, channels, stride) of each block but equal ones, and of the first two heads.
 SHAPES = (

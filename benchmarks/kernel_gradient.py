@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 import turns
 
-from ssd_jax.models import convolutions, layers, ssd
+from ssd_jax.kernels import convolutions
+from ssd_jax.models import layers, ssd
 
 # (side, inputs, outputs, kernel, dilation) of the layers of stride 1, each shape once.
 SHAPES = (

@@ -1,9 +1,9 @@
-"""Matching, encoding, mining and loss of 32 pictures: ours beside torchvision's.
+"""Matching, encoding, mining and loss of 32 images: ours beside torchvision's.
 
   pip install -e . torch torchvision
   python benchmarks/objective.py [--runs 15] [--batch 32]
 
-Pictures of 1 to 40 objects, outputs of SSD300 with 21 classes; the loss and its gradients to the
+Images of 1 to 40 objects, outputs of SSD300 with 21 classes; the loss and its gradients to the
 outputs. Both get the same arrays and take turns in one process; the table shows medians and the
 median of the ratios of neighbours.
 """
@@ -22,7 +22,7 @@ import turns
 
 from ssd_jax import priors
 
-SIDE, CLASSES, MOST = 300, 21, 40
+SIDE, CLASSES = 300, 21
 PRIORS = priors.default_boxes(priors.SSD300_VOC)
 Run = Callable[[], object]
 
@@ -37,16 +37,9 @@ class Batch(NamedTuple):
 
 
 def make_batch(count: int) -> Batch:
-    """So many pictures, whose numbers of objects go from 1 to 40."""
-    rng = np.random.default_rng(0)
-    low = rng.uniform(0, 0.8, (count, MOST, 2))
-    objects = np.concatenate([low, low + rng.uniform(0.02, 0.5, low.shape)], axis=-1).clip(0, 1)
-    present = np.arange(MOST) < np.linspace(1, MOST, count).round()[:, None]
+    """A batch of so many images."""
     return Batch(
-        rng.normal(0, 1, (count, len(PRIORS), 4)).astype(np.float32),
-        rng.normal(0, 1, (count, len(PRIORS), CLASSES)).astype(np.float32),
-        np.where(present[..., None], objects, 0).astype(np.float32),
-        np.where(present, rng.integers(1, CLASSES, present.shape), 0).astype(np.int32),
+        *turns.outputs("dense", count, PRIORS, CLASSES), *turns.ground_truth(count, CLASSES)
     )
 
 
@@ -93,7 +86,7 @@ def main() -> None:
     batch = make_batch(options.batch)
     mine, theirs = turns.measure([ours(batch), torchvisions(batch)], options.runs)
     ratio = statistics.median(a / b for a, b in zip(mine, theirs, strict=True))
-    print("| pictures | ours, ms | torchvision, ms | ratio |\n|---|---|---|---|")
+    print("| images | ours, ms | torchvision, ms | ratio |\n|---|---|---|---|")
     print(
         f"| {options.batch} | {statistics.median(mine):.1f} | {statistics.median(theirs):.1f} | "
         f"{ratio:.2f} |"

@@ -1,11 +1,11 @@
-"""Post-processing (decode, softmax, NMS, top-k) of 8 pictures: ours beside torchvision's.
+"""Post-processing (decode, softmax, NMS, top-k) of 8 images: ours beside torchvision's.
 
   pip install -e . torch torchvision
   python benchmarks/postprocess.py [--runs 15]
 
 Both get the same outputs and take turns in one process, A B A B; the table shows medians and the
 median of the ratios of neighbours. `dense` are random logits, of which nearly every box passes the
-score threshold; `trained` are logits of a few objects a picture over a confident background, as a
+score threshold; `trained` are logits of a few objects an image over a confident background, as a
 trained detector gives.
 """
 
@@ -23,20 +23,6 @@ from ssd_jax import detection, priors
 
 BATCH = 8
 PRIORS = priors.default_boxes(priors.SSD300_VOC)
-
-
-def outputs(kind: str, classes: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Offsets `[B, P, 4]` and logits `[B, P, C]`."""
-    loc = rng.normal(0, 0.5, (BATCH, len(PRIORS), 4))
-    conf = rng.normal(0, 1, (BATCH, len(PRIORS), classes))
-    if kind == "trained":
-        conf[..., 0] += 9
-        for picture in conf:
-            for _ in range(6):  # objects, each seen by the priors around its own
-                centre, label = rng.integers(len(PRIORS)), rng.integers(1, classes)
-                near = np.abs(PRIORS - PRIORS[centre]).max(axis=1) < 0.08
-                picture[near, label] += rng.uniform(6, 14, near.sum())
-    return loc.astype(np.float32), conf.astype(np.float32)
 
 
 def ours(loc: np.ndarray, conf: np.ndarray) -> Callable[[], object]:
@@ -74,7 +60,7 @@ def main() -> None:
     print("| outputs | classes | ours, ms | torchvision, ms | ratio |\n|---|---|---|---|---|")
     for kind in ("trained", "dense"):
         for classes in (21, 81):
-            arrays = outputs(kind, classes, np.random.default_rng(0))
+            arrays = turns.outputs(kind, BATCH, PRIORS, classes)
             ways = [ours(*arrays), torchvisions(*arrays)]
             ways[1]()
             mine, theirs = turns.measure(ways, runs)

@@ -65,6 +65,40 @@ def objective(
     return gradient(loc, conf, *jax.vmap(targets)(gt_boxes, gt_labels))
 
 
+def ground_truth(count: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes `[B, 40, 4]` and labels `[B, 40]` of images with 1 to 40 objects."""
+    rng, most = np.random.default_rng(0), 40
+    low = rng.uniform(0, 0.8, (count, most, 2))
+    objects = np.concatenate([low, low + rng.uniform(0.02, 0.5, low.shape)], axis=-1).clip(0, 1)
+    present = np.arange(most) < np.linspace(1, most, count).round()[:, None]
+    labels = np.where(present, rng.integers(1, classes, present.shape), 0)
+    return np.where(present[..., None], objects, 0).astype(np.float32), labels.astype(np.int32)
+
+
+def outputs(
+    kind: str, count: int, priors: np.ndarray, classes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Offsets `[B, P, 4]` and logits `[B, P, C]` as a network gives them.
+
+    Args:
+      kind: `"dense"`: random logits; `"trained"`: a few objects over a confident background.
+      count: B, the number of images.
+      priors: `[P, 4]` center and size.
+      classes: C, with the background.
+    """
+    rng = np.random.default_rng(0)
+    loc = rng.normal(0, 0.5, (count, len(priors), 4))
+    conf = rng.normal(0, 1, (count, len(priors), classes))
+    if kind == "trained":
+        conf[..., 0] += 9
+        for image in conf:
+            for _ in range(6):  # objects, each seen by the priors around its own
+                center, label = rng.integers(len(priors)), rng.integers(1, classes)
+                near = np.abs(priors - priors[center]).max(axis=1) < 0.08
+                image[near, label] += rng.uniform(6, 14, near.sum())
+    return loc.astype(np.float32), conf.astype(np.float32)
+
+
 def noise(count: int, *, canvas: int) -> step_lib.Batch:
     """A batch of noise on canvases, four objects of 21 classes on each; it changes no time."""
     rng, most = np.random.default_rng(0), 40

@@ -1,9 +1,9 @@
-"""SSD's augmentation of one picture and its boxes, on the device.
+"""SSD's augmentation of one image and its boxes, on the device; resizing and normalization.
 
-A picture comes on a fixed uint8 canvas whose upper left corner it fills; `extent` says how far.
-Expansion, crop, warp and flip are one axis-aligned affine map of that canvas, so the picture is
-resampled once: a matrix of filter weights for the rows, one for the columns. The photometric
-operations act on the result, where the picture shows; around it lies the mean.
+An image lies in the upper left corner of a fixed uint8 canvas; `extent` is its valid size. The
+expansion, crop, resizing and flip are one axis-aligned affine map of that canvas, so the image is
+resampled once: with one matrix of filter weights for the rows and one for the columns. The
+photometric operations act on the result where the image shows; the mean surrounds it.
 
 Source: Liu et al. 2016, section 2.2, "Data augmentation", and section 3.6 (expansion); ranges and
 order as in the authors' release.
@@ -12,6 +12,7 @@ order as in the authors' release.
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,22 +23,22 @@ Array = jax.Array | np.ndarray
 
 POLICIES = ("ssd", "crop", "flip")
 INTERPOLATIONS = ("linear", "area", "nearest", "cubic", "lanczos")
-# RGB, 0..255: what the authors' network subtracts, and what surrounds an expanded picture.
+# RGB, 0..255: what the authors' network subtracts, and what surrounds an expanded image.
 MEAN = (123.0, 117.0, 104.0)
 
-_LARGEST_EXPANSION = 4.0  # sides of the expanded picture over those of the picture
+_LARGEST_EXPANSION = 4.0  # sides of the expanded image over those of the image
 _LEAST_OVERLAPS = (0.1, 0.3, 0.5, 0.7, 0.9, 0.0)  # of the samplers that draw; 0: unconstrained
 _CROP_SCALE = (0.3, 1.0)  # square root of the crop's share of the area
-_CROP_RATIO = (0.5, 2.0)  # normalised width over normalised height
+_CROP_RATIO = (0.5, 2.0)  # normalized width over normalized height
 _BRIGHTNESS = 32.0  # levels
 _FACTOR = (0.5, 1.5)  # of contrast and of saturation
 _HUE = 36.0  # degrees, 18 of OpenCV's 8-bit units
-_KEYS = ("flip", "expand", "crop", "warp", "colour")  # of an example, by what they decide
+_KEYS = ("flip", "expand", "crop", "warp", "color")  # of an example, by what they decide
 _MOST_TAPS = 8  # of the widest kernel, Lanczos-4
 
 
 class Augmented(NamedTuple):
-    """An augmented picture.
+    """An augmented image.
 
     Attributes:
       image: `[height, width, 3]` float32 in 0..255.
@@ -54,7 +55,7 @@ class Proposals(NamedTuple):
     """Crops, one of each sampler: the whole, IoU 0.1, 0.3, 0.5, 0.7, 0.9, unconstrained.
 
     Attributes:
-      crops: `[7, 4]` corners in [0, 1] of the picture.
+      crops: `[7, 4]` corners in [0, 1] of the image.
       found: `[7]` bool: whether the sampler found a crop within its trials.
     """
 
@@ -63,10 +64,10 @@ class Proposals(NamedTuple):
 
 
 class _Window(NamedTuple):
-    """What becomes of the canvas along one axis, in pixels of the canvas.
+    """The part of the canvas that the result shows along one axis, in pixels of the canvas.
 
-    The first and last pixel of the result begin and end at `low` and `high`. The picture covers
-    `[0, extent)`; around it lies the mean, as far as the whole pixels `[first, last]`.
+    The result reaches from `low` to `high`. The image covers `[0, extent)`; the mean surrounds it,
+    up to the whole pixels `[first, last]`.
     """
 
     low: jax.Array
@@ -89,27 +90,27 @@ def augment(
     interpolations: Sequence[str] = INTERPOLATIONS,
     mean: Sequence[float] = MEAN,
 ) -> Augmented:
-    """Makes a training example of one picture.
+    """Makes a training example of one image.
 
-    `"ssd"` distorts colours, expands (half of the pictures), crops, warps to `size` and flips
+    `"ssd"` distorts colors, expands (half of the images), crops, resizes to `size` and flips
     (half). `"crop"` does the same without expansion, as the paper does before its section 3.6.
-    `"flip"` only warps, bilinearly, and flips.
+    `"flip"` only resizes, bilinearly, and flips.
 
     Args:
       key: Random key of this example.
       image: `[H, W, 3]` uint8 canvas.
-      extent: `[2]` (height, width) of the picture on the canvas, in whole pixels.
-      boxes: `[G, 4]` corners in [0, 1] of the picture.
+      extent: `[2]` (height, width) of the image on the canvas, in whole pixels.
+      boxes: `[G, 4]` corners in [0, 1] of the image.
       labels: `[G]` int classes from 1; 0 is padding.
       size: Side, or (height, width), of the result in pixels.
       policy: One of `POLICIES`.
-      channel_shuffle: Half of the pictures get their colour channels in a random order, as in
-        amdegroot's and lufficc's SSD and not in the authors'.
-      interpolations: Names from `INTERPOLATIONS`, of which one is drawn for each picture.
-      mean: `[3]` RGB in 0..255 around an expanded picture.
+      channel_shuffle: Half of the images get their color channels in a random order, as in
+        amdegroot's and lufficc's SSD, unlike the authors'.
+      interpolations: Names from `INTERPOLATIONS`, of which one is drawn for each image.
+      mean: `[3]` RGB in 0..255 around an expanded image.
 
     Returns:
-      The example. An object stays if its centre lies in the crop, and is clipped to it.
+      The example. An object stays if its center lies in the crop, and is clipped to it.
 
     Raises:
       ValueError: If `policy` or an interpolation is unknown.
@@ -118,6 +119,8 @@ def augment(
         raise ValueError(f"policy is {policy!r}; choose one of {', '.join(POLICIES)}")
     boxes, labels = jnp.asarray(boxes, jnp.float32), jnp.asarray(labels, jnp.int32)
     extent = jnp.asarray(extent, jnp.float32)
+    chex.assert_shape([image, extent], [(None, None, 3), (2,)])
+    _check_objects(boxes, labels)
     keys = dict(zip(_KEYS, jax.random.split(key, len(_KEYS)), strict=True))
     flip = jax.random.bernoulli(keys["flip"])
     if policy == "flip":
@@ -134,8 +137,8 @@ def augment(
     image, coverage = warp(
         image, extent, canvas=canvas, crop=crop, flip=flip, interpolation=method, size=size
     )
-    image = photometric(keys["colour"], image, channel_shuffle=channel_shuffle)
-    # In this form nothing but the mean is left where there is no picture, however it is rounded:
+    image = photometric(keys["color"], image, channel_shuffle=channel_shuffle)
+    # In this form the result is exactly the mean where there is no image, whatever the rounding:
     # the network's input is 0 there, not noise about 0.
     surround = jnp.asarray(mean, jnp.float32)
     image = surround + coverage[..., None] * (image - surround)
@@ -143,41 +146,48 @@ def augment(
 
 
 def resize(image: Array, extent: Array, *, size: int | tuple[int, int]) -> jax.Array:
-    """Resizes the picture on a canvas bilinearly, without antialiasing, as OpenCV and torch do.
+    """Resizes the image on a canvas bilinearly, without antialiasing, as OpenCV and torch do.
 
     Args:
       image: `[H, W, 3]` uint8 canvas.
-      extent: `[2]` (height, width) of the picture on the canvas, in pixels.
+      extent: `[2]` (height, width) of the image on the canvas, in pixels.
       size: Side, or (height, width), of the result in pixels.
 
     Returns:
       `[height, width, 3]` float32 in 0..255.
     """
-    width_and_height = jnp.asarray(extent, jnp.float32)[::-1]
+    extent = jnp.asarray(extent, jnp.float32)
+    chex.assert_shape([image, extent], [(None, None, 3), (2,)])
     return warp(
         image,
         extent,
-        canvas=jnp.concatenate([jnp.zeros(2), width_and_height]),
+        canvas=jnp.concatenate([jnp.zeros(2), extent[::-1]]),
         crop=jnp.array([0.0, 0.0, 1.0, 1.0]),
         size=size,
         precision="highest",
     )[0]
 
 
+def normalize(images: Array, *, mean: Sequence[float] = MEAN) -> jax.Array:
+    """Subtracts the mean: `[..., 3]` RGB in 0..255 -> the network's input, which is not scaled."""
+    chex.assert_shape(images, (..., 3))
+    return jnp.asarray(images, jnp.float32) - jnp.asarray(mean, jnp.float32)
+
+
 # --- The crop ---
 
 
 def sample_crop(key: jax.Array, boxes: Array, labels: Array, *, trials: int = 50) -> jax.Array:
-    """Draws the crop of a picture: one of the seven samplers' finds, each as likely.
+    """Draws the crop of an image: that of one of the samplers that found one, each as likely.
 
     Args:
       key: Random key.
-      boxes: `[G, 4]` corners in [0, 1] of the picture.
+      boxes: `[G, 4]` corners in [0, 1] of the image.
       labels: `[G]` int classes from 1; 0 is padding.
       trials: Crops that a sampler tries.
 
     Returns:
-      `[4]` corners in [0, 1] of the picture; (0, 0, 1, 1) is the whole.
+      `[4]` corners in [0, 1] of the image; (0, 0, 1, 1) is the whole.
 
     Source: Liu et al. 2016, section 2.2, "Data augmentation".
     """
@@ -191,11 +201,11 @@ def propose_crops(key: jax.Array, boxes: Array, labels: Array, *, trials: int = 
     """Each sampler's first crop that satisfies it; all trials are drawn and tested at once.
 
     A sampler is satisfied by a crop whose IoU with at least one object reaches its minimum. Without
-    objects only the whole picture and the unconstrained crop are found.
+    objects only the whole image and the unconstrained crop are found.
 
     Args:
       key: Random key.
-      boxes: `[G, 4]` corners in [0, 1] of the picture.
+      boxes: `[G, 4]` corners in [0, 1] of the image.
       labels: `[G]` int classes from 1; 0 is padding.
       trials: Crops that a sampler tries.
 
@@ -203,6 +213,7 @@ def propose_crops(key: jax.Array, boxes: Array, labels: Array, *, trials: int = 
       A crop of each sampler, and which are real.
     """
     boxes, labels = jnp.asarray(boxes, jnp.float32), jnp.asarray(labels)
+    _check_objects(boxes, labels)
     least = jnp.asarray(_LEAST_OVERLAPS)
     crops = _draw_crops(key, (len(_LEAST_OVERLAPS), trials))
     iou = box_ops.pairwise_iou(crops.reshape(-1, 4), boxes).reshape(*crops.shape[:2], -1)
@@ -230,7 +241,7 @@ def _draw_crops(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def crop_boxes(crop: Array, boxes: Array, labels: Array) -> tuple[jax.Array, jax.Array]:
-    """Boxes in a crop: an object stays if its centre lies in it, and is clipped to it.
+    """Boxes in a crop: an object stays if its center lies in it, and is clipped to it.
 
     Args:
       crop: `[4]` corners, in the frame of `boxes`.
@@ -241,19 +252,26 @@ def crop_boxes(crop: Array, boxes: Array, labels: Array) -> tuple[jax.Array, jax
       `[G, 4]` corners in [0, 1] of the crop and `[G]` int32 labels, both 0 where dropped.
     """
     crop, boxes, labels = jnp.asarray(crop), jnp.asarray(boxes), jnp.asarray(labels, jnp.int32)
-    centre = (boxes[:, :2] + boxes[:, 2:]) / 2
-    inside = jnp.all((centre >= crop[:2]) & (centre <= crop[2:]), axis=1)
+    chex.assert_shape(crop, (4,))
+    _check_objects(boxes, labels)
+    center = (boxes[:, :2] + boxes[:, 2:]) / 2
+    inside = jnp.all((center >= crop[:2]) & (center <= crop[2:]), axis=1)
     return _with_area(box_ops.clip(_to_frame(boxes, crop)), jnp.where(inside, labels, 0))
 
 
+def _check_objects(boxes: jax.Array, labels: jax.Array) -> None:
+    chex.assert_shape(boxes, (None, 4))
+    chex.assert_shape(labels, boxes.shape[:1])
+
+
 def _with_area(boxes: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Drops slivers that float32 rounded to nothing: the log of their size would be infinite."""
+    """Drops boxes that float32 rounds to no area: the log of their size would be infinite."""
     kept = jnp.all(boxes[:, 2:] > boxes[:, :2], axis=1) & (labels > 0)
     return jnp.where(kept[:, None], boxes, 0), jnp.where(kept, labels, 0)
 
 
 def _to_frame(boxes: jax.Array, frame: jax.Array) -> jax.Array:
-    """`[G, 4]` corners, relative to the corners `[4]` of a frame that become 0 and 1."""
+    """`[G, 4]` corners relative to a frame, whose corners `[4]` become 0 and 1."""
     return (boxes - jnp.tile(frame[:2], 2)) / jnp.tile(frame[2:] - frame[:2], 2)
 
 
@@ -265,7 +283,7 @@ def _from_frame(boxes: jax.Array, frame: jax.Array) -> jax.Array:
 def _flip_boxes(
     flip: jax.Array, boxes: jax.Array, labels: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Mirrors boxes left to right, if so."""
+    """Mirrors boxes left to right where `flip` is True."""
     mirrored = jnp.stack([1 - boxes[:, 2], boxes[:, 1], 1 - boxes[:, 0], boxes[:, 3]], axis=-1)
     return _with_area(jnp.where(flip, mirrored, boxes), labels)
 
@@ -274,9 +292,9 @@ def _flip_boxes(
 
 
 def _expansion(key: jax.Array, extent: jax.Array) -> jax.Array:
-    """`[4]` corners of the expanded picture, in whole pixels of the picture (negative or more).
+    """`[4]` corners of the expanded image, in whole pixels of the image; the first are at most 0.
 
-    Half of the pictures stay as they are: (0, 0, width, height).
+    Half of the images are not expanded: (0, 0, width, height).
     """
     apply, ratio, place = jax.random.split(key, 3)
     ratio = jax.random.uniform(ratio, minval=1.0, maxval=_LARGEST_EXPANSION)
@@ -298,42 +316,45 @@ def warp(
     interpolation: Array | str = "linear",
     precision: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Expands, crops, resizes and flips a picture: one resampling, separable in rows and columns.
+    """Expands, crops, resizes and flips an image: one resampling, separable in rows and columns.
 
-    The filters are OpenCV's, which do not smooth before they shrink (but for `"area"`, the mean of
-    what a pixel covers), with pixel centres at halves. The crop's border repeats. Two differ:
-    `"nearest"` takes the pixel under the centre of the new one, OpenCV that under its first edge;
-    `"area"` is the mean also where a side grows, and OpenCV's then a kind of linear.
+    The filters are OpenCV's, without antialiasing (except `"area"`, the mean of what a pixel
+    covers), with pixel centers at halves. The crop's border repeats. Two filters differ from
+    OpenCV's: `"nearest"` takes the pixel under the center of the new one, not under its first edge;
+    `"area"` is the mean also where a side grows, where OpenCV's is a kind of linear filter.
 
     Args:
-      image: `[H, W, 3]` uint8, filled by the picture up to `extent` from its upper left corner.
-      extent: `[2]` (height, width) of the picture, in whole pixels.
-      canvas: `[4]` corners of the expanded picture, in whole pixels of the picture.
-      crop: `[4]` corners in [0, 1] of the expanded picture.
+      image: `[H, W, 3]` uint8 canvas with the image in its upper left corner.
+      extent: `[2]` (height, width) of the image, in whole pixels.
+      canvas: `[4]` corners of the expanded image, in whole pixels of the image.
+      crop: `[4]` corners in [0, 1] of the expanded image.
       size: Side, or (height, width), of the result in pixels.
       flip: Whether to mirror the result left to right.
       interpolation: One of `INTERPOLATIONS`, or an index into them.
-      precision: Of the products, as for `jax.numpy.einsum`; by default that of the device, which
-        may be worth half a level.
+      precision: Of the matrix products, as for `jax.numpy.einsum`; the default precision of a
+        device may change a pixel by half a level.
 
     Returns:
-      `[height, width, 3]` float32 in 0..255 of the picture's pixels, and `[height, width]` in
-      [0, 1]: how much of each is the picture; the rest is what surrounds it.
+      `[height, width, 3]` float32 in 0..255 of the image's pixels, and `[height, width]` in [0, 1]:
+      which share of each pixel is the image; the rest is its surround.
     """
+    canvas, crop, extent = jnp.asarray(canvas), jnp.asarray(crop), jnp.asarray(extent, jnp.float32)
+    chex.assert_shape(image, (None, None, 3))
+    chex.assert_shape([canvas, crop, extent], [(4,), (4,), (2,)])
     by_name = isinstance(interpolation, str)
     method = jnp.asarray(INTERPOLATIONS.index(interpolation) if by_name else interpolation)
     shape = (size, size) if isinstance(size, int) else size
     rows, columns = (
         _weights(window, method, count=count, canvas=side)
         for window, count, side in zip(
-            _windows(jnp.asarray(canvas), jnp.asarray(crop), jnp.asarray(extent, jnp.float32)),
+            _windows(canvas, crop, extent),
             shape,
             image.shape[:2],
             strict=True,
         )
     )
     columns = jnp.where(flip, columns[::-1], columns)
-    (rows, row_share), (columns, column_share) = _only_the_picture(rows), _only_the_picture(columns)
+    (rows, row_share), (columns, column_share) = _only_the_image(rows), _only_the_image(columns)
     pixels = jnp.asarray(image, jnp.float32)
     pixels = jnp.einsum("yh,hwc->ywc", rows, pixels, precision=precision)
     pixels = jnp.einsum("xw,ywc->yxc", columns, pixels, precision=precision)
@@ -341,7 +362,7 @@ def warp(
 
 
 def _windows(canvas: jax.Array, crop: jax.Array, extent: jax.Array) -> tuple[_Window, _Window]:
-    """Where a crop of the expanded picture lies, along the rows and along the columns."""
+    """Where a crop of the expanded image lies, along the rows and along the columns."""
     corners = _from_frame(crop, canvas)
     columns, rows = (
         _Window(
@@ -368,8 +389,8 @@ def _draw_interpolation(key: jax.Array, names: Sequence[str]) -> jax.Array:
     return jax.random.choice(key, jnp.asarray([INTERPOLATIONS.index(name) for name in names]))
 
 
-def _only_the_picture(weights: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Weights whose rows sum to 1, as if nothing lay around the picture, and what they had."""
+def _only_the_image(weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Weights whose rows sum to 1, as if nothing surrounded the image, and their sums before."""
     share = jnp.clip(jnp.sum(weights, axis=1), 0, 1)
     return weights / jnp.where(share > 0, share, 1)[:, None], share
 
@@ -377,22 +398,22 @@ def _only_the_picture(weights: jax.Array) -> tuple[jax.Array, jax.Array]:
 def _weights(window: _Window, method: jax.Array, *, count: int, canvas: int) -> jax.Array:
     """`[count, canvas]`: how much of each pixel of the canvas is in each pixel of the result.
 
-    A row sums to 1 less the weight of the mean around the picture.
+    A row sums to 1 less the weight of the mean that surrounds the image.
     """
     step = (window.high - window.low) / count  # canvas pixels in one of the result
     start = window.low + jnp.arange(count) * step
     taps = max(_MOST_TAPS, int(np.ceil(_LARGEST_EXPANSION * canvas / count)) + 1)
-    centre = start + step / 2
+    center = start + step / 2
     is_area = method == INTERPOLATIONS.index("area")
-    first = jnp.where(is_area, jnp.floor(start), jnp.floor(centre - 0.5) - (_MOST_TAPS // 2 - 1))
+    first = jnp.where(is_area, jnp.floor(start), jnp.floor(center - 0.5) - (_MOST_TAPS // 2 - 1))
     pixel = first[:, None] + jnp.arange(taps)  # [count, taps], cover [pixel, pixel + 1)
-    distance = centre[:, None] - 0.5 - pixel
+    distance = center[:, None] - 0.5 - pixel
     weights = jnp.select(
         [method == index for index in range(len(INTERPOLATIONS))],
         [
             jnp.maximum(1 - jnp.abs(distance), 0),
             _overlap(start[:, None], step, pixel),
-            (pixel == jnp.floor(centre)[:, None]).astype(jnp.float32),
+            (pixel == jnp.floor(center)[:, None]).astype(jnp.float32),
             _cubic(distance),
             _lanczos(distance),
         ],
@@ -425,18 +446,18 @@ def _lanczos(distance: jax.Array) -> jax.Array:
     return jnp.where(inside, jnp.sinc(distance) * jnp.sinc(distance / (_MOST_TAPS / 2)), 0)
 
 
-# --- The colours ---
+# --- The colors ---
 
 
 def photometric(key: jax.Array, image: Array, *, channel_shuffle: bool = False) -> jax.Array:
-    """Distorts colours: brightness; contrast before or after saturation and hue; each or none.
+    """Distorts colors: brightness; contrast before or after saturation and hue; each or none.
 
     Each operation has a probability of one half, as has each order, and ends in 0..255.
 
     Args:
       key: Random key.
       image: `[H, W, 3]` RGB in 0..255.
-      channel_shuffle: Half of the pictures get their channels in a random order at the end.
+      channel_shuffle: Half of the images get their channels in a random order at the end.
 
     Returns:
       `[H, W, 3]` float32 in 0..255.
@@ -445,6 +466,7 @@ def photometric(key: jax.Array, image: Array, *, channel_shuffle: bool = False) 
     """
     keys = jax.random.split(key, 6)
     image = jnp.asarray(image, jnp.float32)
+    chex.assert_shape(image, (None, None, 3))
     image = adjust_brightness(image, _draw(keys[0], -_BRIGHTNESS, _BRIGHTNESS, neutral=0.0))
     contrast = _draw(keys[1], *_FACTOR, neutral=1.0)
     contrast_first = jax.random.bernoulli(keys[2])
@@ -464,11 +486,13 @@ def _draw(key: jax.Array, low: float, high: float, *, neutral: float) -> jax.Arr
 
 def adjust_brightness(image: Array, delta: Array) -> jax.Array:
     """Adds `delta` levels to `[..., 3]` in 0..255."""
+    chex.assert_shape(image, (..., 3))
     return jnp.clip(image + delta, 0, 255)
 
 
 def adjust_contrast(image: Array, factor: Array) -> jax.Array:
     """Multiplies `[..., 3]` in 0..255 by `factor`, at least 0."""
+    chex.assert_shape(image, (..., 3))
     return jnp.clip(image * factor, 0, 255)
 
 
@@ -478,6 +502,7 @@ def adjust_saturation(image: Array, factor: Array) -> jax.Array:
     Saturation is (V - min) / V and ends at 1: the channels move along their distance from V.
     """
     image = jnp.asarray(image, jnp.float32)
+    chex.assert_shape(image, (..., 3))
     value, low = jnp.max(image, axis=-1, keepdims=True), jnp.min(image, axis=-1, keepdims=True)
     chroma = value - low
     most = jnp.where(chroma > 0, value / jnp.where(chroma > 0, chroma, 1), 1)
@@ -487,6 +512,7 @@ def adjust_saturation(image: Array, factor: Array) -> jax.Array:
 def adjust_hue(image: Array, degrees: Array) -> jax.Array:
     """Turns HSV's hue of `[..., 3]` RGB in 0..255 by `degrees`, within -360..360."""
     image = jnp.asarray(image, jnp.float32)
+    chex.assert_shape(image, (..., 3))
     value, low = jnp.max(image, axis=-1), jnp.min(image, axis=-1)
     chroma = value - low
     safe = jnp.where(chroma > 0, chroma, 1)
@@ -505,7 +531,7 @@ def adjust_hue(image: Array, degrees: Array) -> jax.Array:
 
 
 def _shuffled(key: jax.Array, image: jax.Array) -> jax.Array:
-    """The channels of half of the pictures in a random order."""
+    """The channels of half of the images in a random order."""
     apply, order = jax.random.split(key)
     order = jax.random.permutation(order, 3)
     return jnp.where(jax.random.bernoulli(apply), jnp.take(image, order, axis=-1), image)

@@ -21,7 +21,7 @@ from ssd_jax import config as config_lib
 from ssd_jax.data import classes
 from ssd_jax.data import images as image_files
 from ssd_jax.detection import Detections
-from ssd_jax.models import ssd, vgg
+from ssd_jax.models import ssd
 from ssd_jax.weights import hub, layouts, loading, transfer
 
 Picture = str | Path | Image.Image | np.ndarray
@@ -211,7 +211,7 @@ def _look(
     """Outputs of one view of `[B, H, W, 3]` canvases, and its priors, in the pictures' frame."""
     resized = jax.vmap(functools.partial(augment.resize, size=view.image_size))(images, extents)
     seen = resized[:, :, ::-1] if view.mirrored else resized
-    loc, conf = ssd.predict(model, params, vgg.normalise(seen, mean=mean))
+    loc, conf = ssd.predict(model, params, augment.normalize(seen, mean=mean))
     priors = jnp.asarray(view.priors_cxcywh)
     if view.mirrored:
         loc, priors = detection.unmirror(loc, priors)

@@ -38,7 +38,7 @@ from ssd_jax import augment, boxes, detection, errors, files
 from ssd_jax import config as config_lib
 from ssd_jax import detector as detector_lib
 from ssd_jax.detection import Detections
-from ssd_jax.models import ssd, vgg
+from ssd_jax.models import ssd
 from ssd_jax.weights import safetensors
 
 FORMATS = ("onnx", "stablehlo", "safetensors")  # each also the ending of its files
@@ -157,7 +157,7 @@ def raw_network(config: config_lib.ModelConfig, num_classes: int) -> Network:
     priors_cxcywh = detector_lib.default_boxes(config, model)
 
     def network(params: Any, images: jax.Array) -> dict[str, jax.Array]:
-        images = vgg.normalise(images, mean=detector_lib.picture_mean(config))
+        images = augment.normalize(images, mean=detector_lib.picture_mean(config))
         loc, conf = ssd.apply(model, params, images)
         return {"loc": loc, "conf": conf, "priors_cxcywh": jnp.asarray(priors_cxcywh)}
 

@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import chex
 import numpy as np
 
 _TWO, _THREE = (2.0,), (2.0, 3.0)
@@ -21,16 +22,16 @@ MOST_BOXES = 4_000_000  # of an input; SSD512 has 24,564
 
 
 class PriorSpec(NamedTuple):
-    """What default boxes are made of; `default_boxes` makes them.
+    """The parameters of a set of default boxes; `default_boxes` makes the boxes.
 
     Attributes:
       image_size: (height, width) of the network's input in pixels.
-      feature_maps: (rows, columns) of each source map; one that several scales share comes again.
-      steps: (vertical, horizontal) distance of neighbouring centres in pixels, for each map.
+      feature_maps: (rows, columns) of each source map; a map that several scales share is repeated.
+      steps: (vertical, horizontal) distance of neighboring centers in pixels, for each map.
       min_sizes: Side of the small square box in pixels, for each map.
       max_sizes: The large square box of a map has side sqrt(min * max).
       aspect_ratios: For each map the ratios r > 1; each gives a box of ratio r and one of 1 / r.
-      offset: Position of a centre in its cell, 0.5 is the middle.
+      offset: Position of a center in its cell; 0.5 is the middle.
     """
 
     image_size: tuple[int, int]
@@ -99,26 +100,26 @@ def tiled(
     aspect_ratios: Sequence[Sequence[float]] = (),
     prior_scales: Sequence[float] = (),
 ) -> PriorSpec:
-    """The default boxes on other maps, or of other ratios or sizes.
+    """The same spec with other maps, aspect ratios or sizes.
 
-    A scale is a small square, a large one, and two boxes for each ratio. The scales lie on the maps
-    in turn, and several may share one. Without `prior_scales`, if their number is that of `spec`
-    they keep its sizes; else the first and the last do, and those from the second on are evenly
-    spaced.
+    A scale is a small square, a large one, and two boxes for each ratio. Scales are assigned to the
+    maps in order, and several may share a map. Without `prior_scales`, as many scales as `spec` has
+    keep its sizes; of another number the first and the last keep theirs, and those from the second
+    on are evenly spaced.
 
     Args:
       spec: The published spec to start from.
-      source_maps: For each scale, the smallest first, the number of its map from 0, never falling;
-        empty: one for each map.
-      aspect_ratios: For each scale its ratios r > 1, or one set for all; empty: those of `spec`.
-      prior_scales: For each scale the side of its small square over the input's shorter side,
-        rising; empty: the sizes of `spec`.
+      source_maps: For each scale, the smallest first, the index of its map, in ascending order;
+        empty: one scale for each map.
+      aspect_ratios: The ratios r > 1 of each scale, or one set for all; empty: those of `spec`.
+      prior_scales: The side of each scale's small square over the input's shorter side, in
+        ascending order; empty: the sizes of `spec`.
 
     Returns:
-      The spec, whose entries are of the scales; without arguments, `spec` itself.
+      The spec with one entry per scale; without arguments, `spec` itself.
 
     Raises:
-      ValueError: If a map is not there, or the numbers of scales differ.
+      ValueError: If a map does not exist, or the numbers of scales differ.
 
     Source: Liu et al. 2016, section 3.1, tables 2 and 3.
     """
@@ -153,9 +154,10 @@ def tiled(
 
 
 def inside(priors_cxcywh: np.ndarray) -> np.ndarray:
-    """`[P]` bool: which of `[P, 4]` default boxes do not reach over the picture's edge."""
-    centre, size = np.split(np.asarray(priors_cxcywh, np.float64), 2, axis=-1)
-    reach = np.abs(centre - 0.5) + size / 2
+    """`[P]` bool: which of `[P, 4]` default boxes lie inside the image."""
+    chex.assert_shape(priors_cxcywh, (None, 4))
+    center, size = np.split(np.asarray(priors_cxcywh, np.float64), 2, axis=-1)
+    reach = np.abs(center - 0.5) + size / 2
     return np.all(reach <= 0.5 + 1e-6, axis=-1)
 
 
@@ -164,8 +166,8 @@ def adapt(
 ) -> PriorSpec:
     """The same default boxes for another input size, non-square ones included.
 
-    Sizes grow with the shorter side. As in the authors' release, a step that is not given is the
-    input's side over the map's side; at the size and maps of `spec`, `spec` itself comes back.
+    Sizes scale with the shorter side. As in the authors' release, a step is the input's side over
+    the map's side; at the size and maps of `spec`, the result is `spec` itself.
 
     Args:
       spec: The published spec to start from.
@@ -204,12 +206,12 @@ def at_size(
 ) -> PriorSpec:
     """The default boxes of a trained network on an input of another size.
 
-    What a network has learnt holds in pixels: its boxes keep their sizes, and their distance where
-    that is the network's stride. Where it is not, as on SSD300's last two maps, they are spread
-    over the input's sides. `adapt` is for a network that is still to be trained.
+    A trained network predicts in pixels: its boxes keep their sizes, and their distance where that
+    is the network's stride. Where it is not, as on SSD300's last two maps, they are spread over the
+    input's sides. `adapt` is for a network that is still to be trained.
 
     Args:
-      spec: Of the size that the network was trained at.
+      spec: The spec at the size that the network was trained at.
       image_size: (height, width) in pixels of the other input.
       feature_maps: (rows, columns) of each source map there.
       strides: Pixels from a cell of each map to the next, by the network's layers.
@@ -248,10 +250,10 @@ def default_boxes(spec: PriorSpec, *, clip: bool = False, clip_sizes: bool = Fal
     """Makes the default boxes of all maps.
 
     Args:
-      spec: What they are made of.
-      clip: Clamp (cx, cy, w, h) to [0, 1], as amdegroot's and lufficc's SSD do and the authors'
-        does not.
-      clip_sizes: Clamp (w, h) alone, as torchvision's does.
+      spec: The parameters of the boxes.
+      clip: Clamp (cx, cy, w, h) to [0, 1], as amdegroot's and lufficc's SSD do, unlike the
+        authors'.
+      clip_sizes: Clamp (w, h) only, as torchvision's SSD does.
 
     Returns:
       `[P, 4]` float32 (cx, cy, w, h) over the input's width and height; ordered by map, row, column

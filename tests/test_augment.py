@@ -75,6 +75,13 @@ def a_key(flip):
     return KEYS[int(np.flatnonzero(flips_of(KEYS) == flip)[0])]
 
 
+def test_normalize_subtracts_the_mean_and_scales_nothing():
+    pixels = np.uint8([[[0, 117, 255]]])
+    np.testing.assert_array_equal(augment.normalize(pixels), [[[-123, 0, 151]]])
+    other = augment.normalize(pixels[None], mean=(1, 2, 5))
+    np.testing.assert_array_equal(other, [[[[-1, 115, 250]]]])
+
+
 # --- Resize and flip ---
 
 

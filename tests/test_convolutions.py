@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssd_jax.models import convolutions, layers
+from ssd_jax.kernels import convolutions
+from ssd_jax.models import layers
 
 
 def random(*shape, seed=0):
@@ -29,7 +30,7 @@ def same(function, expected, *arrays):
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("size", [(1, 2), (6, 9), (7, 8), (10, 10)])
 def test_depthwise_is_a_convolution_in_groups(size, stride, style):
-    pads = tuple(convolutions.padding(side, 3, stride, style) for side in size)
+    pads = tuple(layers.explicit_padding(side, 3, stride, style) for side in size)
     options = {"stride": stride, "padding": pads}
     grouped = functools.partial(convolutions.convolution, groups=5, **options)
     depthwise = functools.partial(convolutions.depthwise, **options)
@@ -44,7 +45,7 @@ def test_pointwise_is_a_convolution(inputs, outputs):
     assert same(convolutions.pointwise, convolutions.convolution, x, kernel)
 
 
-@pytest.mark.parametrize("places", [convolutions._PLACES, 14])  # in the latter a row or two
+@pytest.mark.parametrize("pixels", [convolutions._PIXELS, 14])  # in the latter a row or two
 @pytest.mark.parametrize(
     ("size", "kernel", "ends", "dilation"),
     [
@@ -58,8 +59,8 @@ def test_pointwise_is_a_convolution(inputs, outputs):
         ((1, 1), (3, 3), ((1, 1), (1, 1)), 1),
     ],
 )
-def test_many_outputs_are_convolved_as_xla_does(size, kernel, ends, dilation, places, monkeypatch):
-    monkeypatch.setattr(convolutions, "_PLACES", places)
+def test_many_outputs_are_convolved_as_xla_does(size, kernel, ends, dilation, pixels, monkeypatch):
+    monkeypatch.setattr(convolutions, "_PIXELS", pixels)
     options = {"padding": ends, "dilation": dilation}
     x, weights = random(3, *size, 5), random(*kernel, 5, 64, seed=1)
     ours = functools.partial(convolutions.convolution, **options)
@@ -75,7 +76,7 @@ def test_few_outputs_and_strides_are_left_to_xla(inputs, outputs, stride):
 
 
 def test_the_gradient_of_many_outputs_is_exact_to_float32():
-    """Beside sums in float64, over each of 1444 places and 2 pictures."""
+    """Beside sums in float64, over each of 1444 pixels and 2 pictures."""
     side, inputs, outputs = 38, 8, 64
     x, gradient = random(2, side, side, inputs), random(2, side, side, outputs, seed=1)
     padded = np.pad(np.float64(x), ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -119,8 +120,8 @@ def test_a_kernels_gradient_is_a_convolution_but_on_a_cpu(platform):
 @pytest.mark.parametrize("side", [1, 6, 7, 160, 161])
 def test_tensorflows_padding_is_xlas_same(side, stride):
     expected = jax.lax.padtype_to_pads((side,), (3,), (stride,), "SAME")
-    assert [convolutions.padding(side, 3, stride, "tensorflow")] == expected
-    assert convolutions.padding(side, 3, stride, "torch") == (1, 1)
+    assert [layers.explicit_padding(side, 3, stride, "tensorflow")] == expected
+    assert layers.explicit_padding(side, 3, stride, "torch") == (1, 1)
 
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])

@@ -249,49 +249,6 @@ def test_bfloat16_outputs_are_decoded_in_float32():
     check_detections(found, wide)
 
 
-@pytest.mark.parametrize("candidates", [1, 2, 7])
-def test_few_candidates_at_a_time_give_the_same(candidates, monkeypatch):
-    loc, conf, priors = random_outputs(55)
-    conf = np.round(conf)  # ties, also of the last of some candidates and the first of the next
-    options = {"score_threshold": 0.02, "top_k": 10, "max_detections": 12}
-    expected = jax.jit(functools.partial(detection.detect, **options))(loc, conf, priors)
-    assert expected.scores[-1] > 0
-    monkeypatch.setattr(detection, "_CANDIDATES", candidates)
-    outputs = (np.stack([array, array[::-1]]) for array in (loc, conf, priors))
-    found = jax.jit(jax.vmap(lambda *args: detection.detect(*args, **options)))(*outputs)
-    for got, wanted in zip(found, expected, strict=True):
-        np.testing.assert_array_equal(got[0], wanted)
-    np.testing.assert_allclose(found.scores[1], expected.scores, atol=1e-6)
-
-
-@pytest.mark.parametrize("few", [3, 30])
-@pytest.mark.parametrize("threshold", [0.0, 0.2, 0.6])
-def test_leaving_out_what_the_background_outweighs_changes_nothing(few, threshold, monkeypatch):
-    """On a CPU: pictures of no, some and more likely priors than are thought few, in one batch."""
-    monkeypatch.setattr(detection, "_FEW", few)
-    loc, conf, priors = map(
-        np.stack, zip(*(random_outputs(seed) for seed in range(8)), strict=True)
-    )
-    conf = np.round(conf)  # ties
-    conf[0, :, 0] += 50
-    conf[1, :, 2] += 50  # of one class are more than top_k
-    options = {
-        "score_threshold": threshold, "iou_threshold": 0.45, "top_k": 10, "max_detections": 12,
-    }  # fmt: skip
-    likely = (conf[..., 1:] - conf[..., :1] > np.log(np.maximum(threshold, 1e-30))).any(-1).sum(1)
-    assert min(likely) <= few < max(likely) or few == 30 or threshold == 0
-    all_boxes = boxes.decode(loc, priors)
-    expected = jax.jit(jax.vmap(functools.partial(detection._detect_all, **options)))(
-        all_boxes, conf
-    )
-    found = jax.jit(jax.vmap(functools.partial(detection._detect_few, **options)))(all_boxes, conf)
-    for got, wanted in zip(found, expected, strict=True):
-        np.testing.assert_array_equal(got, wanted)
-    alone = jax.jit(functools.partial(detection._detect_few, **options))(all_boxes[2], conf[2])
-    for got, wanted in zip(alone, expected, strict=True):
-        np.testing.assert_allclose(got, wanted[2], atol=1e-6)
-
-
 def test_nms_of_decoded_boxes_is_what_detect_does():
     loc, conf, priors = random_outputs(54)
     options = {"score_threshold": 0.2, "top_k": 10, "max_detections": 12}

@@ -20,13 +20,14 @@ import safetensors.numpy
 import voc_tree
 
 import ssd_jax
+from ssd_jax import augment, detection, errors, export, onnx_graph
 from ssd_jax import boxes as box_ops
 from ssd_jax import config as config_lib
-from ssd_jax import detection, errors, export, onnx_graph
 from ssd_jax import detector as detector_lib
 from ssd_jax.detection import Detections
 from ssd_jax.evaluation import parity
-from ssd_jax.models import convolutions, layers, ssd, vgg
+from ssd_jax.kernels import convolutions
+from ssd_jax.models import layers, ssd
 from ssd_jax.training import checkpoint, step
 
 NAMES = ("ant", "bée", "cat")
@@ -155,7 +156,7 @@ def test_the_batch_is_open(detector, written, name, count):
 def test_raw_outputs_are_the_networks(detector, written):
     images = batch_of(2)
     model = detector_lib.build_model(detector.config.model, len(NAMES))
-    wanted = ssd.apply(model, detector.params, vgg.normalise(jnp.asarray(images)))
+    wanted = ssd.apply(model, detector.params, augment.normalize(jnp.asarray(images)))
     session = session_of(written("onnx", "raw"))
     loc, conf, priors = session.run(["loc", "conf", "priors_cxcywh"], {"images": images})
     np.testing.assert_allclose(loc, wanted.loc, atol=1e-4)

@@ -14,7 +14,7 @@ import ssd_jax
 from ssd_jax import augment, detector, errors, export, models
 from ssd_jax import config as config_lib
 from ssd_jax.data import classes
-from ssd_jax.models import mobilenet_v3, ssd, summary, vgg
+from ssd_jax.models import mobilenet_v3, ssd, summary
 from ssd_jax.weights import layouts, loading
 
 MODEL = models.SSD(num_classes=91, backbone="mobilenet_v3_large")
@@ -102,7 +102,7 @@ def test_the_network_answers_as_torchvisions(golden, theirs):
         maps = body.apply({"params": params["mobilenet_v3_large"]}, images)
         return maps, ssd.apply(model, params, images)
 
-    images = vgg.normalise(image[None], mean=config.mean)
+    images = augment.normalize(image[None], mean=config.mean)
     maps, (loc, conf) = run(theirs.params, images)
     for name, found in zip(("first", "last"), maps, strict=True):
         found = found[0, :, :, :: make_backbones.EVERY]

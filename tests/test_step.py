@@ -8,7 +8,7 @@ import pytest
 import reference
 
 from ssd_jax import augment, boxes, matching
-from ssd_jax.models import ssd, vgg
+from ssd_jax.models import ssd
 from ssd_jax.training import optimizer, step
 
 SIZE, BATCH = (300, 300), 8
@@ -100,7 +100,7 @@ def test_the_step_is_the_sum_of_its_parts(batch):
     params = step.init_state(MODEL, OPTIMIZER, SIZE, seed=0).params
 
     def loss(params):
-        loc, conf = MODEL.apply({"params": params}, vgg.normalise(image))
+        loc, conf = MODEL.apply({"params": params}, augment.normalize(image))
         positive = matches.labels > 0
         log_probs = jax.nn.log_softmax(conf)
         worst = jnp.where(positive, -jnp.inf, -log_probs[..., 0])
@@ -304,7 +304,7 @@ def test_boxes_over_the_edge_can_be_as_if_they_were_not_there(batch):
             labels[number, row] = labels_of[matched[row]]
             targets[number, row] = reference.encode(boxes_of[matched[row]], PRIORS[kept][row])
     params = step.init_state(MODEL, OPTIMIZER, SIZE, seed=0).params
-    loc, conf = jax.jit(MODEL.apply)({"params": params}, vgg.normalise(image))
+    loc, conf = jax.jit(MODEL.apply)({"params": params}, augment.normalize(image))
     loc, conf = np.asarray(loc)[:, kept], np.asarray(conf)[:, kept]
     expected = reference.multibox_loss(loc, conf, targets, labels)[0]
     _, metrics = run(batch, devices=4, steps=1, policy="flip", boundary_boxes=False)

@@ -14,7 +14,7 @@ from ssd_jax import augment, detection, errors, export, models, priors
 from ssd_jax import boxes as box_ops
 from ssd_jax import config as config_lib
 from ssd_jax import detector as detector_lib
-from ssd_jax.models import ssd, vgg
+from ssd_jax.models import ssd
 
 NAMES = ("ant", "bee")
 LIMITS = {"score_threshold": 0.3, "top_k": 10, "max_detections": 16}
@@ -140,7 +140,7 @@ def test_a_detector_joins_its_views_as_the_reference_does():
         strides = (8, 16, 32, 64, 64, 64)
         spec = priors.at_size(priors.SSD300_VOC, (side, side), maps, strides)
         for mirrored in (False, True):
-            image = vgg.normalise(resized[None, :, ::-1] if mirrored else resized[None])
+            image = augment.normalize(resized[None, :, ::-1] if mirrored else resized[None])
             loc, conf = apply(parameters(), image)
             seen.append((loc[0], conf[0], priors.default_boxes(spec), mirrored))
     (found,) = detector([picture], score_threshold=0)

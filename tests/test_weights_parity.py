@@ -12,6 +12,7 @@ import weight_files
 from golden import make_other_networks
 
 import ssd_jax
+from ssd_jax import augment
 from ssd_jax import detector as detector_lib
 from ssd_jax.data import classes
 from ssd_jax.models import ssd, vgg
@@ -72,7 +73,7 @@ def predictions(detector, picture):
     """`[P, 4]` loc and `[P, C]` conf of a picture of the network's size."""
     config = detector.config.model
     model = detector_lib.build_model(config, len(detector.class_names))
-    images = vgg.normalise(picture[None], mean=detector_lib.picture_mean(config))
+    images = augment.normalize(picture[None], mean=detector_lib.picture_mean(config))
     loc, conf = jax.jit(functools.partial(ssd.apply, model))(detector.params, images)
     return loc[0], conf[0]
 
@@ -103,7 +104,7 @@ def body_of(weights):
     """`[4, 4, 512]` conv5_3 of the small picture, with the body's weights of a file."""
     model = vgg.VGG()
     picture = make_other_networks.picture(make_other_networks.SMALL)
-    images = vgg.normalise(picture[None], mean=weights.layout.mean)
+    images = augment.normalize(picture[None], mean=weights.layout.mean)
     like = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
     params, report = loading.fit({"vgg16": zeros}, weights)
@@ -149,7 +150,7 @@ def test_our_mean_differs_from_torchvisions_at_the_border_only(tmp_path):
 
     def conv1_1(weights):
         kernel, bias = (weights.arrays[f"vgg16/conv1_1/{kind}"] for kind in ("kernel", "bias"))
-        images = vgg.normalise(picture, mean=weights.layout.mean)
+        images = augment.normalize(picture, mean=weights.layout.mean)
         numbers = ("NHWC", "HWIO", "NHWC")
         return bias + jax.lax.conv_general_dilated(
             images, kernel, (1, 1), "SAME", dimension_numbers=numbers

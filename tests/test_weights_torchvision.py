@@ -10,8 +10,8 @@ import pytest
 import weight_files
 from golden import make_backbones
 
-from ssd_jax import errors
-from ssd_jax.models import ssd, vgg
+from ssd_jax import augment, errors
+from ssd_jax.models import ssd
 from ssd_jax.weights import layouts, loading
 
 RESNETS = {
@@ -66,7 +66,7 @@ def answers(weights, backbone, layers=()):
     }
     assert report.ignored == {}
     picture = make_backbones.picture(make_backbones.SIDE, make_backbones.SIDE)
-    images = vgg.normalise(picture[None], mean=weights.layout.mean)
+    images = augment.normalize(picture[None], mean=weights.layout.mean)
     kept = {}
 
     def record(next_call, args, kwargs, context):

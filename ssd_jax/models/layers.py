@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ssd_jax.models import convolutions
+from ssd_jax.kernels import convolutions
 
 Initializer = Callable[..., jax.Array]
 
@@ -92,6 +92,22 @@ def _convolve(
     )
 
 
+def explicit_padding(side: int, kernel: int, stride: int, style: str) -> tuple[int, int]:
+    """(before, after) of an axis, for ceil(side / stride) outputs.
+
+    Args:
+      side: Of the map in pixels.
+      kernel: Side of the kernel, odd.
+      stride: Of the convolution.
+      style: `"torch"` pads the same on both ends; `"tensorflow"` as little as needed, an odd pixel
+        after.
+    """
+    if style == "torch":
+        return kernel // 2, kernel // 2
+    total = max((-(-side // stride) - 1) * stride + kernel - side, 0)
+    return total // 2, total - total // 2
+
+
 @jax.jit
 def max_pool_2x2(x: jax.Array) -> jax.Array:
     """2x2 max pooling with stride 2 in ceil mode, `[B, H, W, C]` -> `[B, ceil(H/2), ceil(W/2), C]`.
@@ -154,8 +170,7 @@ class ConvAffine(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (features,), jnp.float32)
         x, kernel = x.astype(self.dtype), (kernel * scale).astype(self.dtype)
         pads = tuple(
-            convolutions.padding(side, self.kernel, self.stride, self.padding)
-            for side in x.shape[1:3]
+            explicit_padding(side, self.kernel, self.stride, self.padding) for side in x.shape[1:3]
         )
         if not self.features:
             x = convolutions.depthwise(x, kernel, stride=self.stride, padding=pads)

@@ -6,7 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ssd_jax.models import convolutions, layers
+from ssd_jax.kernels import convolutions
+from ssd_jax.models import layers
 
 # Logits and offsets of a quarter of the map's size: fresh heads leave a trained body in peace.
 _quarter = nn.initializers.variance_scaling(1 / 4**2, "fan_in", "truncated_normal")

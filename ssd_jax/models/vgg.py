@@ -2,23 +2,16 @@
 
 import functools
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ssd_jax import augment
 from ssd_jax.models import backbone, layers
 
 _FEATURES = (64, 128, 256, 512, 512)
 _DEPTHS = {16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}  # convolutions of each block
-
-
-def normalise(images: jax.Array, *, mean: Sequence[float] = augment.MEAN) -> jax.Array:
-    """Subtracts the mean: `[..., H, W, 3]` RGB in 0..255 -> the network's input, not scaled."""
-    return images.astype(jnp.float32) - jnp.asarray(mean, jnp.float32)
 
 
 class VGG(nn.Module):

@@ -25,7 +25,7 @@ from ssd_jax import detector as detector_lib
 from ssd_jax.data import datasets, images, loader
 from ssd_jax.evaluation import outputs
 from ssd_jax.evaluation import run as evaluation
-from ssd_jax.models import calibration, ssd, vgg
+from ssd_jax.models import calibration, ssd
 from ssd_jax.training import checkpoint, guard, logs, optimizer, progress, signals, watchdog
 from ssd_jax.training import step as step_lib
 from ssd_jax.weights import loading, transfer
@@ -556,7 +556,7 @@ def _first_pictures(config: config_lib.Config, split: datasets.Split, *, count: 
     ]
     side = detector_lib.input_size(config.model)
     resized = [augment.resize(canvas, extent, size=side) for canvas, extent in placed]
-    return vgg.normalise(jnp.stack(resized), mean=detector_lib.picture_mean(config.model))
+    return augment.normalize(jnp.stack(resized), mean=detector_lib.picture_mean(config.model))
 
 
 def _paths(config: config_lib.ModelConfig, num_classes: int) -> list[str]:

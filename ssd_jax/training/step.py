@@ -13,7 +13,7 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ssd_jax import augment, boxes, losses, matching, priors
-from ssd_jax.models import ssd, vgg
+from ssd_jax.models import ssd
 from ssd_jax.training import optimizer as optimizer_lib
 
 AXIS = "data"  # the mapped axis: the batch is split over it
@@ -294,7 +294,7 @@ def _prepare_example(
     )
     matches = matching.match(gt_boxes, gt_labels, priors_cxcywh, iou_threshold=iou_threshold)
     targets = Targets(boxes.encode(matches.boxes, priors_cxcywh), matches.labels)
-    return vgg.normalise(image, mean=mean), targets
+    return augment.normalize(image, mean=mean), targets
 
 
 def _map_over_devices(train_step: Callable, mesh: Mesh, parallel: str) -> Callable:

@@ -1,9 +1,9 @@
-"""Convolutions in the way that a device likes.
+"""Convolutions that a CPU computes without XLA's convolution where that is slow.
 
-On a CPU, XLA is slow at convolutions in groups (benchmarks/depthwise.py), and at the gradient of a
-kernel with many outputs (benchmarks/kernel_gradient.py): there these are computed from products.
-Which of the two a program holds is decided where it is compiled, so that one that is exported for
-several platforms has each where it belongs.
+On a CPU, XLA is slow at grouped convolutions (`benchmarks/depthwise.py`), at 1x1 convolutions
+(`benchmarks/kernels.py`), and at the kernel gradient of a convolution with many outputs
+(`benchmarks/kernel_gradient.py`). There they are computed as sums of products and as matrix
+products. The plain form, which every other platform runs, is `plain`.
 """
 
 import functools
@@ -15,27 +15,12 @@ import numpy as np
 
 Padding = tuple[tuple[int, int], ...]  # (before, after) of rows and of columns
 
-# From so many outputs on, and so many for each input, matrix products are the faster way to a
+# With at least so many outputs, and so many for each input, matrix products are the faster way to a
 # kernel's gradient on a CPU.
 _MANY_OUTPUTS, _FOR_EACH_INPUT = 64, 1 / 10
 
-# Of a map and its gradient, whose shifts side by side a CPU's cache still holds.
-_PLACES = 2048
-
-
-def padding(side: int, kernel: int, stride: int, style: str) -> tuple[int, int]:
-    """(before, after) of an axis, so that ceil(side / stride) outputs come of it.
-
-    Args:
-      side: Of the map.
-      kernel: Side of the kernel, odd.
-      stride: Of the convolution.
-      style: `"torch"`: as much on both ends; `"tensorflow"`: as little as needed, the odd one last.
-    """
-    if style == "torch":
-        return kernel // 2, kernel // 2
-    total = max((-(-side // stride) - 1) * stride + kernel - side, 0)
-    return total // 2, total - total // 2
+# Pixels of a map whose shifted copies, side by side, still fit into a CPU's cache.
+_PIXELS = 2048
 
 
 def convolution(
@@ -50,12 +35,12 @@ def convolution(
     """Convolves `[B, H, W, in]` with `[rows, columns, in / groups, out]`.
 
     Args:
-      x: The maps.
-      kernel: Its weights, `dilation` apart.
+      x: The feature maps.
+      kernel: The weights.
       stride: Of rows and of columns.
       padding: (before, after) of rows and of columns.
-      dilation: 1: the weights are neighbours.
-      groups: Into which the channels are split, each convolved on its own.
+      dilation: Distance of neighboring weights in pixels.
+      groups: The number of groups that the channels are split into.
 
     Returns:
       `[B, rows, columns, out]`.
@@ -76,7 +61,7 @@ def plain(
     dilation: int = 1,
     groups: int = 1,
 ) -> jax.Array:
-    """XLA's convolution, with XLA's gradients; arguments as those of `convolution`."""
+    """XLA's convolution with XLA's gradients; the arguments are those of `convolution`."""
     return jax.lax.conv_general_dilated(
         x,
         kernel,
@@ -89,7 +74,7 @@ def plain(
 
 
 def depthwise(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: Padding) -> jax.Array:
-    """Convolves each channel on its own, `[B, H, W, C]` with `[rows, columns, 1, C]`."""
+    """A depthwise convolution of `[B, H, W, C]` with `[rows, columns, 1, C]`."""
     return jax.lax.platform_dependent(
         x,
         kernel,
@@ -99,7 +84,7 @@ def depthwise(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: Padd
 
 
 def pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """A 1x1 convolution, `[B, H, W, in]` with `[1, 1, in, out]`."""
+    """A 1x1 convolution of `[B, H, W, in]` with `[1, 1, in, out]`."""
     return jax.lax.platform_dependent(x, kernel, cpu=_matrix_product, default=convolution)
 
 
@@ -108,7 +93,7 @@ def pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _many_outputs(x: jax.Array, kernel: jax.Array, padding: Padding, dilation: int) -> jax.Array:
-    """XLA's convolution, whose kernel's gradient a CPU computes as products of matrices."""
+    """XLA's convolution with a kernel gradient that a CPU computes as matrix products."""
     return plain(x, kernel, padding=padding, dilation=dilation)
 
 
@@ -139,29 +124,30 @@ def _many_outputs_backward(
 def _kernel_gradient(
     x: jax.Array, gradient: jax.Array, *, shape: Sequence[int], padding: Padding, dilation: int
 ) -> jax.Array:
-    """Sums the gradient of a kernel, one product of matrices for some rows of a picture.
+    """The gradient of a kernel, summed over blocks of rows, with one matrix product for each.
 
-    All weights come of it at once: its operands are the map shifted by column and the gradient
-    shifted by row, the shifts side by side. The rows are so few that both stay in a cache.
+    The operands of a product are the map's copies shifted by column and the gradient's copies
+    shifted by row, side by side, so it gives all weights at once. A block is so small that both
+    operands stay in the cache.
     """
     height, width = x.shape[1], gradient.shape[2]
-    blocks = max(1, round(height * width / _PLACES))
+    blocks = max(1, round(height * width / _PIXELS))
     rows = -(-height // blocks)
     span = (shape[0] - 1) * dilation
-    # A row of the map lies under those of the gradient from `before` further up to `after` down.
+    # A row of the map meets the gradient's rows from `before` above it to `after` below it.
     before, after = span - padding[0][0], padding[0][0]
     to_blocks = blocks * rows - height
 
-    def add_picture(total: jax.Array, pair: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        # In float32, for in a loop XLA's CPU knows no product of bfloat16 whose sum is float32.
-        picture, wanted = jax.tree.map(lambda values: values.astype(jnp.float32), pair)
-        picture = jnp.pad(picture, ((0, to_blocks), padding[1], (0, 0)))
+    def add_image(total: jax.Array, pair: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        # In float32: within a loop, XLA's CPU backend cannot sum bfloat16 products in float32.
+        image, wanted = jax.tree.map(lambda values: values.astype(jnp.float32), pair)
+        image = jnp.pad(image, ((0, to_blocks), padding[1], (0, 0)))
         after_last = height + to_blocks + after - len(wanted)
         zero = np.float32(0)
         wanted = jax.lax.pad(wanted, zero, ((before, after_last, 0), (0, 0, 0), (0, 0, 0)))
 
         def add_block(number: jax.Array, total: jax.Array) -> jax.Array:
-            below = jax.lax.dynamic_slice_in_dim(picture, number * rows, rows)
+            below = jax.lax.dynamic_slice_in_dim(image, number * rows, rows)
             above = jax.lax.dynamic_slice_in_dim(wanted, number * rows, rows + span)
             columns = [below[:, start : start + width] for start in _starts(shape[1], dilation)]
             lines = [above[start : start + rows] for start in reversed(_starts(shape[0], dilation))]
@@ -172,20 +158,20 @@ def _kernel_gradient(
         return jax.lax.fori_loop(0, blocks, add_block, total), None
 
     zeros = jnp.zeros((shape[1] * shape[2], shape[0] * shape[3]), jnp.float32)
-    total, _ = jax.lax.scan(add_picture, zeros, (x, gradient))
+    total, _ = jax.lax.scan(add_image, zeros, (x, gradient))
     by_column = total.reshape(shape[1], shape[2], shape[0], shape[3])
     return by_column.transpose(2, 0, 1, 3).astype(x.dtype)
 
 
 def _starts(count: int, dilation: int) -> range:
-    """How far so many weights of an axis are from the first."""
+    """Distances in pixels of an axis' weights from the first one."""
     return range(0, count * dilation, dilation)
 
 
 def _sum_of_outer(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Of two arrays `[..., I]` and `[..., O]` the sum of their outer products, `[I, O]` float32.
+    """The sum of outer products of `[..., I]` and `[..., O]`, `[I, O]` float32.
 
-    XLA transposes the first operand: here the narrower of the two. Where it has no choice, a layer
+    XLA transposes the first operand, so the narrower one comes first. In the other order a layer
     may take up to seven times as long.
     """
     axes = tuple(range(a.ndim - 1))
@@ -200,7 +186,7 @@ _many_outputs.defvjp(_many_outputs_forward, _many_outputs_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _shifted_products(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
-    """A depthwise convolution as one multiplication and addition of the map for each weight."""
+    """A depthwise convolution as one multiplication and addition of shifted maps per weight."""
     sides = zip(x.shape[1:3], kernel.shape[:2], padding, strict=True)
     size = [(side + sum(ends) - length) // stride + 1 for side, length, ends in sides]
     return _sum_of_products(x, kernel, size, stride, padding)
@@ -217,7 +203,7 @@ def _sum_of_products(
 def _shifts(
     x: jax.Array, kernel: Sequence[int], size: Sequence[int], stride: int, padding: Padding
 ) -> list[jax.Array]:
-    """What each weight of a kernel is multiplied by, `[B, *size, C]`, by row and column."""
+    """The map `[B, *size, C]` that each weight is multiplied by, ordered by row and column."""
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     shifts = []
     for start in np.ndindex(*kernel[:2]):
@@ -238,24 +224,24 @@ def _shifted_products_forward(
 def _shifted_products_backward(
     stride: int, padding: Padding, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Sums the kernel's gradient picture by picture, of all weights at once: caches are small.
+    """Sums the kernel's gradient image by image, all weights at once, to stay in the cache.
 
-    By autodiff, a sum over the whole batch for each weight, forward and backward together take 1.2
-    to 4.1 times as long (benchmarks/README.md).
+    Autodiff sums over the whole batch for each weight; forward and backward together then take 1.2
+    to 2.3 times as long (`benchmarks/depthwise.py`).
     """
     x, kernel = saved
     size = gradient.shape[1:3]
 
-    def add_picture(total: jax.Array, pair: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        picture, wanted = (array[None] for array in pair)
-        shifts = _shifts(picture, kernel.shape, size, stride, padding)
+    def add_image(total: jax.Array, pair: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        image, wanted = (array[None] for array in pair)
+        shifts = _shifts(image, kernel.shape, size, stride, padding)
         parts = [(shifted * wanted).astype(jnp.float32) for shifted in shifts]
         zeros = [np.float32(0)] * len(parts)
         columns = jax.lax.reduce(parts, zeros, _add_each, (0, 1))  # each [W, C]
         return total + jnp.stack([jnp.sum(part, axis=0) for part in columns]), None
 
     flat = jnp.zeros((kernel.shape[0] * kernel.shape[1], kernel.shape[-1]), jnp.float32)
-    weights, _ = jax.lax.scan(add_picture, flat, (x, gradient))
+    weights, _ = jax.lax.scan(add_image, flat, (x, gradient))
     backward = jax.linear_transpose(lambda x: _sum_of_products(x, kernel, size, stride, padding), x)
     return *backward(gradient), weights.reshape(kernel.shape).astype(kernel.dtype)
 
@@ -269,7 +255,7 @@ _shifted_products.defvjp(_shifted_products_forward, _shifted_products_backward)
 
 @jax.custom_vjp
 def _matrix_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """A 1x1 convolution as a product of matrices."""
+    """A 1x1 convolution as a matrix product."""
     return x @ kernel[0, 0]
 
 
