@@ -5,24 +5,30 @@
   python detect.py --workdir runs/quickstart PICTURE.jpg FOLDER 'photos/*.png' FILM.mp4
   python detect.py --onnx runs/quickstart/export/detector.onnx PICTURE.jpg
   python detect.py --workdir runs/quickstart --camera 0          until Ctrl-C
+  python detect.py --workdir runs/quickstart https://HOST/FILM.mp4 -- --name.jpg
 
 Writes each with its boxes, and detections.json with all boxes in pixels, into --output, by default
-the first of detections, detections-2, ... that holds nothing yet. A film's copy has no sound. What
-cannot be read is named at the end; the others are done all the same.
+the first of detections, detections-2, ... that is not there yet. A film's copy has no sound. What
+cannot be read is named at the end, and the exit status is 2; the others are done all the same.
+
+Ctrl-C, SIGTERM and SIGHUP end it after the batch that is begun: the film so far and detections.json
+are written, and the exit status is 130, 143 or 129. A camera ends by Ctrl-C with status 0.
 """
 
 import functools
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from ssd_jax import cli, console, errors
+from ssd_jax import cli, console, errors, stopping
 
 if TYPE_CHECKING:
-    from ssd_jax import detector
+    from ssd_jax import adapters, media
+    from ssd_jax import detector as detector_lib
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", None, "Workdir of the run; its best checkpoint is taken.")
@@ -36,7 +42,9 @@ flags.DEFINE_string(
     "coco", None, "COCO's JSON that has the pictures: also write coco_results.json."
 )
 flags.DEFINE_list("classes", [], "Only these, with commas between them: dog,cat.")
-flags.DEFINE_string("camera", None, "A camera: number, device, or FFmpeg's FORMAT:NAME.")
+flags.DEFINE_string(
+    "camera", None, "A camera: number, device, rtsp://HOST/1, or FFmpeg's FORMAT:NAME."
+)
 flags.DEFINE_float("seconds", 0.0, "Of the camera; 0: until Ctrl-C.", 0.0)
 flags.DEFINE_float(
     "score_threshold",
@@ -48,7 +56,7 @@ flags.DEFINE_float(
 )
 
 
-def find_trained() -> "detector.Trained":
+def find_trained() -> "detector_lib.Trained":
     """The network that the flags name: an exported one, or what `cli.find_trained` finds."""
     from ssd_jax import detector
 
@@ -67,46 +75,112 @@ def main(argv: Sequence[str]) -> None:
     from ssd_jax import adapters, media
 
     cli.keep_compiled(FLAGS.config.data.cache_dir)
-    output = Path(FLAGS.output or "detections")
-    if not (FLAGS.output or FLAGS.overwrite):
-        output = media.free_folder(output)
-    files = media.find(names) if names or FLAGS.camera is None else []
-    targets = media.places(files, output)
+    inputs = media.find(names) if names or FLAGS.camera is None else media.Inputs([], [])
     ids = None
     if FLAGS.coco:
         if FLAGS.camera is not None:
             raise errors.UserError("give either --coco or --camera: what a camera sees has no ids")
         ids = adapters.read_coco_ids(Path(FLAGS.coco))
     detector = trained().build(FLAGS.config)
+    media.check_classes(detector, FLAGS.classes)
     if ids:
-        media.check_coco(ids, files, FLAGS.classes or detector.class_names)
-    media.make_folder(output, overwrite=FLAGS.overwrite)
-    outcomes = []
-    options = {
-        "score_threshold": FLAGS.score_threshold,
-        "classes": FLAGS.classes,
-        "crops": output / "crops" if FLAGS.crops else None,
-    }
-    try:
-        with media.Progress(len(targets) + (FLAGS.camera is not None)) as progress:
-            options["on_frame"] = progress.frame
-            for outcome in media.annotate(detector, targets, **options):
+        media.check_coco(ids, inputs.paths, FLAGS.classes or detector.class_names)
+    folder = media.output_folder(
+        FLAGS.output, default=Path("detections"), overwrite=FLAGS.overwrite
+    )
+    outcomes: list[media.Outcome] = []
+    trouble = None
+    with stopping.Stop() as stop, folder as output:
+        try:
+            for outcome in found(detector, inputs.paths, output, stop):
                 outcomes.append(outcome)
-                progress.done(outcome)
-            if FLAGS.camera is not None:
-                camera = int(FLAGS.camera) if FLAGS.camera.isdecimal() else FLAGS.camera
-                place = media.camera_place(targets, output)
-                outcomes.append(
-                    media.annotate_camera(detector, camera, place, seconds=FLAGS.seconds, **options)
-                )
-                progress.done(outcomes[-1])
-    finally:  # also of an interrupted run
-        written = {"detections": output / "detections.json"}
-        media.write_json(written["detections"], outcomes)
-        if ids:
-            written["COCO's results"] = output / "coco_results.json"
-            media.write_coco(written["COCO's results"], outcomes, ids)
-        written |= cli.write_loaded(detector, output)
+        except errors.MachineError as error:
+            trouble = error
+        finally:  # also of what fails
+            places, problems = write(detector, outcomes, output, ids)
+    say(detector, outcomes, places)
+    lines = [*inputs.problems, *(outcome.problem for outcome in outcomes), *problems, trouble]
+    for line in filter(None, lines):
+        console.error(line)
+    if stop.signal and not is_camera_ended(outcomes, stop.signal):
+        console.warn(
+            f"{stop.signal.name}: {len(outcomes)} of {len(inputs.paths)} inputs were begun"
+        )
+        sys.exit(128 + stop.signal)
+    if any(lines):
+        sys.exit(2)
+
+
+def found(
+    detector: "detector_lib.Detector",
+    paths: "Sequence[media.Input]",
+    output: Path,
+    stop: stopping.Stop,
+) -> "Iterator[media.Outcome]":
+    """Detects in the inputs, then in what the camera sees; writes their copies."""
+    from ssd_jax import media
+
+    targets = media.places(paths, output)
+    with media.Progress(len(targets) + (FLAGS.camera is not None)) as progress:
+        options: Any = {
+            "score_threshold": FLAGS.score_threshold,
+            "classes": FLAGS.classes,
+            "crops": output / "crops" if FLAGS.crops else None,
+            "on_frame": progress.frame,
+            "stopped": stop,
+        }
+        for outcome in media.annotate(detector, targets, **options):
+            yield outcome
+            progress.done(outcome)
+        if FLAGS.camera is not None and not stop():
+            camera = int(FLAGS.camera) if FLAGS.camera.isdecimal() else FLAGS.camera
+            place = media.camera_place(targets, output)
+            seen = media.annotate_camera(detector, camera, place, seconds=FLAGS.seconds, **options)
+            if seen:
+                yield seen
+                progress.done(seen)
+
+
+def write(
+    detector: "detector_lib.Detector",
+    outcomes: "Sequence[media.Outcome]",
+    output: Path,
+    ids: "adapters.CocoIds | None",
+) -> tuple[dict[str, Path], list[str]]:
+    """Writes everything but the copies; where it lies, and a line for what was not written."""
+    from ssd_jax import media
+
+    if not outcomes:
+        return {}, []
+    places, problems = {}, []
+    writers: dict[str, tuple[str, Callable[[Path], None]]] = {
+        "detections": ("detections.json", lambda place: media.write_json(place, outcomes))
+    }
+    if ids:
+        writers["COCO's results"] = (
+            "coco_results.json", lambda place: media.write_coco(place, outcomes, ids)
+        )  # fmt: skip
+    for name, (file, writer) in writers.items():
+        try:
+            writer(output / file)
+            places[name] = output / file
+        except errors.UserError as error:
+            problems.append(str(error))
+    try:
+        places |= cli.write_loaded(detector, output)
+    except OSError as error:
+        problems.append(f"{output / 'weights.txt'}: not written: {error.strerror}")
+    return places, problems
+
+
+def say(
+    detector: "detector_lib.Detector",
+    outcomes: "Sequence[media.Outcome]",
+    places: Mapping[str, Path],
+) -> None:
+    """Says where everything lies, and what helps if nothing was found."""
+    from ssd_jax import media
+
     read = [outcome.found for outcome in outcomes if outcome.found is not None]
     if read and not any(map(media.found_labels, read)):
         what = FLAGS.classes or [f"object of the {len(detector.class_names)} classes"]
@@ -115,12 +189,12 @@ def main(argv: Sequence[str]) -> None:
             "--score_threshold shows more.",
             markup=False,
         )
-    cli.show_places(written)
-    problems = [outcome.problem for outcome in outcomes if outcome.problem]
-    for problem in problems:
-        console.error(problem)
-    if problems:
-        sys.exit(2)
+    cli.show_places(places)
+
+
+def is_camera_ended(outcomes: "Sequence[media.Outcome]", number: signal.Signals) -> bool:
+    """Whether Ctrl-C ended a camera, for which it is the usual end."""
+    return number == signal.SIGINT and bool(outcomes) and isinstance(outcomes[-1].path, str)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,10 @@ Detections in VOC or COCO are also written as the dataset's server takes them; o
 annotations there is nothing else. --results evaluates such files again, without a network.
 
 Results go into --output. Without it, they replace those of the run in its workdir; of --weights and
---results they go into the first of runs/NAME, runs/NAME-2, ... that holds nothing yet.
+--results they go into the first of runs/NAME, runs/NAME-2, ... that is not there yet.
 """
 
+import atexit
 import functools
 import tempfile
 from collections.abc import Sequence
@@ -108,8 +109,12 @@ def make_folder(home: Path) -> Path:
     """
     from ssd_jax import media
 
-    folder = Path(FLAGS.output or (home if of_run() else media.free_folder(home)))
-    media.make_folder(folder, overwrite=FLAGS.overwrite or not FLAGS.output)
+    if FLAGS.output or of_run():
+        folder = Path(FLAGS.output or home)
+        media.make_folder(folder, overwrite=FLAGS.overwrite or not FLAGS.output)
+    else:
+        folder = media.new_folder(home)
+        atexit.register(media.remove_empty, folder)  # where nothing comes of it
     try:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from ssd_jax import cli, console, errors
+from ssd_jax import cli, console, errors, files
 
 if TYPE_CHECKING:
     from ssd_jax import detector as detector_lib
     from ssd_jax.data import datasets
 
 FLAGS = flags.FLAGS
+_MOST_BYTES = 1 << 30  # of a picture's file
 flags.DEFINE_string("workdir", None, "Workdir of the run; its best checkpoint is taken.")
 flags.DEFINE_string("checkpoint", None, "One checkpoint, WORKDIR/checkpoints/STEP.")
 flags.DEFINE_string("weights", None, "A detector's weights: a file of any framework, or a name.")
@@ -49,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
 
     config = FLAGS.config
     cli.keep_compiled(config.data.cache_dir)
-    pictures = media.find(names) if names else []
+    pictures = pictures_of(names) if names else []
     detector = trained().build(config)
     output = Path(FLAGS.output or trained().folder / "export")
     if not FLAGS.output and output.is_symlink():  # in a workdir that may be somebody else's
@@ -66,6 +67,20 @@ def main(argv: Sequence[str]) -> None:
     cli.show_places(places | cli.write_loaded(detector, output))
 
 
+def pictures_of(names: Sequence[str]) -> list[Path]:
+    """The picture files that a command line names."""
+    from ssd_jax import media
+
+    inputs = media.find(names)
+    for line in inputs.problems:
+        console.warn(line)
+    pictures = [path for path in inputs.paths if isinstance(path, Path)]
+    for path in inputs.paths:
+        if media.is_video(path):
+            raise errors.UserError(f"{path}: a video; name pictures to compare on")
+    return pictures
+
+
 def split_of(detector: "detector_lib.Detector", pictures: Sequence[Path]) -> "datasets.Split":
     """The pictures to compare on as a split, by default the config's evaluation split."""
     from ssd_jax.data import datasets
@@ -76,7 +91,7 @@ def split_of(detector: "detector_lib.Detector", pictures: Sequence[Path]) -> "da
     records = []
     for path in pictures[: FLAGS.pictures]:
         try:
-            records.append({"image": path.read_bytes(), "name": str(path)})
+            records.append({"image": files.read(path, at_most=_MOST_BYTES), "name": str(path)})
         except OSError as error:
             raise errors.UserError(f"{path}: {error.strerror}") from None
     source: Any = records  # in memory, where datasets have them in files

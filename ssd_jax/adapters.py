@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ssd_jax import errors
+from ssd_jax import errors, files
 from ssd_jax.detection import Detections
+
+_MOST_BYTES = 2 << 30  # of COCO's JSON; the largest of COCO's own has 0.5 GB
 
 
 class CocoIds(NamedTuple):
@@ -30,12 +32,15 @@ def read_coco_ids(path: Path) -> CocoIds:
     """The ids of pictures and classes in COCO's JSON, `instances_*` or `image_info_*`.
 
     Raises:
-      UserError: If it cannot be read, is not in COCO's form, or gives a name two ids.
+      UserError: If it cannot be read, is no file or larger than 2 GiB, is not in COCO's form, or
+        gives a name two ids.
     """
     try:
-        content = json.loads(path.read_bytes().decode("utf-8-sig"))
+        content = json.loads(files.read(path, at_most=_MOST_BYTES).decode("utf-8-sig"))
     except OSError as error:
         raise errors.UserError(f"{path}: not read: {error.strerror}") from None
+    except errors.UserError:  # which is a ValueError
+        raise
     except (ValueError, RecursionError) as error:
         raise errors.UserError(f"{path}: not JSON ({error}); fetch or export it anew") from None
     images, categories = (

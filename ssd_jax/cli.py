@@ -54,7 +54,7 @@ def parse(
     Raises:
       UserError: If a flag, a field of the config or its value is wrong.
     """
-    argv = [_with_underscores(argument) for argument in argv]
+    argv, plain_names = _parted(argv)
     names = [argument.split("=")[0].lstrip("-") for argument in argv[1:]]
     if "help" in names:
         sys.stdout.write(f"{sys.modules['__main__'].__doc__}\n{flags.FLAGS.main_module_help()}\n")
@@ -62,16 +62,18 @@ def parse(
     try:
         if (file := _config_file(argv)) is not None:
             _check_file(file.partition(":")[0])
-            config_flags.DEFINE_config_file("config", None, "File whose get_config() is the config")
+            config_flags.DEFINE_config_file(
+                "config", None, "File whose get_config() is the config", sys_argv=list(argv)
+            )
         elif saved is None:
             raise errors.UserError("--config is missing: say, --config configs/quickstart.py")
         else:
             plain = [a for a in argv if not a.startswith(("--config.", "-config."))]
             flags.FLAGS(plain)
-            config_flags.DEFINE_config_dataclass("config", saved())
+            config_flags.DEFINE_config_dataclass("config", saved(), sys_argv=list(argv))
         rest = flags.FLAGS(list(argv))[1:]
         config_lib.validate(flags.FLAGS.config)
-        return rest
+        return [*rest, *plain_names]
     except flags.Error as error:
         raise _root(error) or errors.UserError(f"{error}; --help lists the flags") from None
     except SyntaxError as error:
@@ -151,7 +153,7 @@ def keep_compiled(cache_dir: str) -> None:
 
 def config_name(argv: Sequence[str]) -> str:
     """The name of the config file on the command line, without its ending, and its argument."""
-    path, _, argument = (_config_file(argv) or "run").partition(":")
+    path, _, argument = (_config_file(_parted(argv)[0]) or "run").partition(":")
     return "_".join(filter(None, (Path(path).stem, argument)))
 
 
@@ -179,8 +181,11 @@ def _given_data(argv: Sequence[str]) -> config_lib.DataConfig:
     """`config.data` as the command line has it, where the rest of the config is not known yet."""
     values = flags.FlagValues()
     values.set_gnu_getopt()
-    config_flags.DEFINE_config_dataclass("config", config_lib.Config(), flag_values=values)
-    values([_with_underscores(argument) for argument in argv], known_only=True)
+    known, _ = _parted(argv)
+    config_flags.DEFINE_config_dataclass(
+        "config", config_lib.Config(), flag_values=values, sys_argv=list(known)
+    )
+    values(known, known_only=True)
     return values.config.data
 
 
@@ -218,6 +223,12 @@ def show_places(places: Mapping[str, Path]) -> None:
     """Says where everything lies."""
     for name, path in places.items():
         console.stdout.print(text.Text.assemble((f"{name:>11}", "bold"), "  ", console.plain(path)))
+
+
+def _parted(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The arguments up to `--`, flags with underscores, and those behind, which are no flags."""
+    end = list(argv).index("--") if "--" in argv else len(argv)
+    return [_with_underscores(argument) for argument in argv[:end]], list(argv[end + 1 :])
 
 
 def _with_underscores(argument: str) -> str:

@@ -76,6 +76,22 @@ def restarted(tmp_path, *before, setting="always [madvise] never", tunables=None
     return [tunables for _, tunables, _ in lines]
 
 
+def test_what_stands_behind_two_dashes_is_a_name():
+    """Whatever it looks like: a flag, a field of the config or a call for help."""
+    names = ["--a-b.jpg", "--config.jpg", "--config.train.steps=x", "--help", "-c.jpg", "--"]
+    code = (
+        "import sys; from ssd_jax import cli, config; from absl import flags\n"
+        "flags.DEFINE_string('out_put', None, ''); flags.FLAGS.set_gnu_getopt()\n"
+        "print(cli.parse(sys.argv, saved=config.Config), flags.FLAGS.out_put,"
+        " flags.FLAGS.config.train.steps)"
+    )
+    given = ["one.jpg", "--out-put", "x", "--config.train.steps=7", "--", *names]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *given], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == f"{['one.jpg', *names]} x 7\n", done.stderr
+
+
 HUGE, OTHER = "glibc.malloc.hugetlb=1", "glibc.malloc.arena_max=2"
 
 

@@ -1,6 +1,10 @@
 import functools
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -21,7 +25,11 @@ from ssd_jax.training import checkpoint, step
 @pytest.fixture(scope="session")
 def workdir(tmp_path_factory):
     """What `train.py` leaves of a network with random parameters."""
-    folder = tmp_path_factory.mktemp("runs") / "workdir"
+    return write_workdir(tmp_path_factory.mktemp("runs") / "workdir")
+
+
+def write_workdir(folder):
+    """A run of a tiny network."""
     folder.mkdir()
     config = config_lib.Config()
     config.data.dataset, config.data.canvas = "synthetic", 64
@@ -97,14 +105,18 @@ def test_cocos_results_have_the_ids_of_the_annotations(workdir, tmp_path):
 
 
 def test_a_broken_picture_is_named_and_the_others_are_done(workdir, tmp_path):
-    good, broken = noise(tmp_path / "good.png", size=(40, 40)), tmp_path / "broken.jpg"
+    """One whose name begins like a flag is named behind two dashes."""
+    good, broken = noise(tmp_path / "--good.png", size=(40, 40)), tmp_path / "broken.jpg"
     broken.write_text("no picture")
     step_folder = workdir / "checkpoints" / "0"
-    done = detect("--checkpoint", step_folder, broken, good, f"--output={tmp_path / 'out'}")
+    done = detect(
+        "--checkpoint", step_folder, broken, f"--output={tmp_path / 'out'}", "--", good.name,
+        cwd=tmp_path,
+    )  # fmt: skip
     assert refused(done, broken)
-    assert list(json.loads((tmp_path / "out" / "detections.json").read_text())) == [str(good)]
-    assert (tmp_path / "out" / "good.png").exists()
-    assert f"{good}: " in done.stdout
+    assert list(json.loads((tmp_path / "out" / "detections.json").read_text())) == [good.name]
+    assert (tmp_path / "out" / good.name).exists()
+    assert f"{good.name}: " in done.stdout
 
 
 def test_a_broken_video_is_named_and_its_beginning_done(workdir, tmp_path):
@@ -147,6 +159,30 @@ def test_a_camera_replaces_no_film_of_its_name(workdir, tmp_path):
         with av.open(str(tmp_path / "out" / name)) as container:
             video = container.streams.video[0]
             assert [video.width, video.height] == size
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
+def test_a_signal_ends_a_camera_whole(workdir, tmp_path, number):
+    """Ctrl-C is its usual end; SIGTERM is told by the exit status."""
+    command = [
+        sys.executable, scripts.ROOT / "detect.py", "--workdir", workdir, "--output", "out",
+        "--camera", "lavfi:testsrc=size=32x32:rate=10", "--crops", "--score_threshold", "0",
+    ]  # fmt: skip
+    with subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # whatever started the tests
+    ) as process:  # fmt: skip
+        while process.poll() is None and not list(tmp_path.glob("out/crops/*/*.jpg")):
+            time.sleep(0.02)
+        process.send_signal(number)
+        _, said = process.communicate()
+    assert process.returncode == (0 if number == signal.SIGINT else 143), said
+    assert said.count("\n") == (number == signal.SIGTERM)
+    [film] = json.loads((tmp_path / "out/detections.json").read_text()).values()
+    with av.open(str(tmp_path / "out/camera.mp4")) as container:
+        assert sum(1 for _ in container.decode(video=0)) == len(film["frames"]) > 0
 
 
 def test_where_nothing_is_found_it_says_what_was_looked_for(workdir, tmp_path):

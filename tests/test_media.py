@@ -3,8 +3,12 @@ import errno
 import io
 import itertools
 import json
+import os
 import subprocess
 import sys
+import types
+import unicodedata
+from concurrent import futures
 from fractions import Fraction
 from pathlib import Path
 
@@ -75,8 +79,9 @@ CODECS = {".flv": "flv", ".mpeg": "mpeg2video", ".mpg": "mpeg2video", ".webm": "
 
 
 def film(
-    path, *, frames=20, size=(64, 48), rate=Fraction(30000, 1001), rotation=0, seed=0, times=None
-):
+    path, *, frames=20, size=(64, 48), rate=Fraction(30000, 1001), rotation=0, seed=0, times=None,
+    aspect=None,
+):  # fmt: skip
     """A video of noise, its frames brighten, over and over from black; size is (width, height).
 
     With `times`, whole milliseconds, the frames come at these, whatever rate its header states.
@@ -92,6 +97,8 @@ def film(
         stream.bit_rate = 8_000_000
         if times is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
+        if aspect:
+            stream.codec_context.sample_aspect_ratio = aspect
         if rotation:
             stream.set_display_rotation(rotation)
         for k in range(frames):
@@ -132,20 +139,20 @@ def test_a_folder_gives_its_pictures_sorted_and_nothing_else(tmp_path):
         picture(tmp_path / name)
     for name in ("notes.txt", ".hidden.jpg", "film.mp4"):
         (tmp_path / name).touch()
-    assert media.find([str(tmp_path)]) == [tmp_path / "a.jpg", tmp_path / "b.PNG"]
+    assert media.find([str(tmp_path)]).paths == [tmp_path / "a.jpg", tmp_path / "b.PNG"]
 
 
 def test_a_glob_gives_pictures_and_videos_sorted(tmp_path):
     for name in ("b.jpg", "a.mp4", "c.txt", "deep/d.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert media.find([f"{tmp_path}/*"]) == [tmp_path / "a.mp4", tmp_path / "b.jpg"]
-    assert tmp_path / "deep/d.jpg" in media.find([f"{tmp_path}/**"])
+    assert media.find([f"{tmp_path}/*"]).paths == [tmp_path / "a.mp4", tmp_path / "b.jpg"]
+    assert tmp_path / "deep/d.jpg" in media.find([f"{tmp_path}/**"]).paths
 
 
 def test_files_come_once_in_the_order_of_their_names(tmp_path):
     b, a = picture(tmp_path / "b[1].jpg"), picture(tmp_path / "a.jpg")
-    assert media.find([str(b), str(tmp_path), str(a)]) == [b, a]
+    assert media.find([str(b), str(tmp_path), str(a)]).paths == [b, a]
 
 
 @pytest.mark.parametrize("name", ["missing.jpg", "*.jpg", "empty", "text/*", "x" * 300])
@@ -166,6 +173,57 @@ def test_copies_never_share_a_name():
     assert len({str(place).lower() for place in chosen}) == len(paths)
 
 
+def test_copies_of_many_files_of_one_name_take_their_places_at_once(monkeypatch):
+    looked, real = [], media.os.path.islink
+    monkeypatch.setattr(media.os.path, "islink", lambda path: looked.append(path) or real(path))
+    paths = [Path(f"{k}/a.jpg") for k in range(2000)]
+    assert len(set(media.places(paths, Path("out")).values())) == 2000
+    assert len(looked) < 5 * 2000
+
+
+@pytest.mark.parametrize("ending", [".jpg", ".ts", ".gif"])
+@pytest.mark.parametrize("letter", ["x", "\u00e9", "\u72ac", "\udcff"])
+def test_copies_of_the_longest_names_can_be_written(tmp_path, ending, letter):
+    size = len(os.fsencode(letter))
+    names = [f"{letter * ((250 - len(ending)) // size)}{k}{ending}" for k in range(2)]
+    places = list(media.places([tmp_path / name for name in names], tmp_path).values())
+    assert len(set(places)) == 2
+    for place in places:
+        place.with_name(f"{place.name}-000001-100.jpg").touch()
+        place.with_name(f"{place.name}.part").touch()
+
+
+def test_names_that_some_file_systems_take_for_one_are_two():
+    names = [unicodedata.normalize(form, "\u00c9.jpg") for form in ("NFC", "NFD")]
+    names.append(names[0].lower())
+    paths = [Path(f"{k}/{name}") for k, name in enumerate(names)]
+    chosen = [place.name for place in media.places(paths, Path("out")).values()]
+    folded = {unicodedata.normalize("NFC", name).casefold() for name in chosen}
+    assert len(folded) == 3
+
+
+def test_a_copy_replaces_no_file_that_an_input_leads_to(tmp_path):
+    (tmp_path / "out").mkdir()
+    real = picture(tmp_path / "out/a.jpg")
+    (tmp_path / "a.jpg").symlink_to(real)
+    assert list(media.places([tmp_path / "a.jpg"], tmp_path / "out").values()) != [real]
+
+
+def test_an_empty_name_is_not_the_folder_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(picture(tmp_path / "a.jpg").parent)
+    with pytest.raises(errors.UserError, match="empty"):
+        media.find([""])
+
+
+def test_a_folder_that_cannot_be_searched_is_told_with_what_was_found(tmp_path, monkeypatch):
+    found = media.globs.Matches([tmp_path / "a.jpg"], ["b: what is in it cannot be listed: no"])
+    monkeypatch.setattr(media.globs, "expand", lambda name: found)
+    assert media.find(["*.jpg", "**/*.jpg"]) == (found.paths, found.problems)
+    monkeypatch.setattr(media.globs, "expand", lambda name: found._replace(paths=[]))
+    with pytest.raises(errors.UserError, match=r"^b: what is in it"):
+        media.find(["*.jpg"])
+
+
 def test_a_copy_never_replaces_an_input(tmp_path):
     paths = [tmp_path / "a.jpg", tmp_path / "a-2.jpg", tmp_path / "a.mp4"]
     assert not set(media.places(paths, tmp_path).values()) & set(paths)
@@ -183,7 +241,7 @@ def test_films_of_every_ending_are_videos(tmp_path, ending):
     path = tmp_path / f"a{ending.upper()}"
     path.touch()
     assert media.is_video(path)
-    assert media.find([f"{tmp_path}/*"]) == [path]
+    assert media.find([f"{tmp_path}/*"]).paths == [path]
 
 
 def test_usual_endings_of_films_are_known():
@@ -431,13 +489,25 @@ def test_a_video_copy_that_cannot_be_written_keeps_what_was_found(tmp_path):
     assert len(outcome.found["frames"]) == 20
 
 
+def until_trouble(targets, output, **options):
+    """Outcomes up to a trouble of the machine, and that."""
+    output.mkdir(exist_ok=True)
+    outcomes = []
+    try:
+        for outcome in media.annotate(FakeDetector(), targets, score_threshold=0.5, **options):
+            outcomes.append(outcome)
+    except errors.MachineError as error:
+        return outcomes, str(error)
+    raise AssertionError("no trouble")
+
+
 @pytest.mark.parametrize("frames", [9, 20])
 def test_a_full_disk_is_not_the_films_fault(tmp_path, monkeypatch, frames):
     """At the 10th frame, after which nothing may be written, and in what is written at the end."""
     ended = []
 
     @contextlib.contextmanager
-    def full(path, size, *, rate):
+    def full(path, size, *, rate, aspect):
         written = []
 
         def write(image, due):
@@ -451,9 +521,9 @@ def test_a_full_disk_is_not_the_films_fault(tmp_path, monkeypatch, frames):
 
     monkeypatch.setattr(media, "video_writer", full)
     source = film(tmp_path / "film.mp4")
-    [outcome] = annotate([source], tmp_path / "out")
     place = tmp_path / "out" / "film.mp4"
-    assert outcome.problem == f"{source}: {place} was not written: No space left on device"
+    [outcome], line = until_trouble({source: place}, tmp_path / "out")
+    assert line.startswith(f"{place}: No space left on device: make room")
     assert len(outcome.found["frames"]) == len(outcome.found["times"]) == 20
     assert ended == [place] * (frames == 20)
 
@@ -463,11 +533,293 @@ def test_a_full_disk_is_not_the_films_fault(tmp_path, monkeypatch, frames):
 def test_a_device_that_is_full_ends_a_copy_alone(tmp_path, frames):
     """With 2 frames at the end, with 60 amid them."""
     source = film(tmp_path / "film.mp4", frames=frames, size=(320, 240))
-    place = tmp_path / "full.mp4"
-    place.symlink_to("/dev/full")
-    [outcome] = media.annotate(FakeDetector(), {source: place}, score_threshold=0.5)
-    assert outcome.problem == f"{source}: {place} was not written: No space left on device"
-    assert len(outcome.found["frames"]) == frames
+    outcomes, line = until_trouble({source: Path("/dev/full")}, tmp_path / "out")
+    assert line == ("/dev/full: No space left on device: make room, and run the same command again")
+    assert [len(outcome.found["frames"]) for outcome in outcomes] == [frames]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "12:30:05.mp4",
+        "concat:a.mp4",
+        "file:a.mp4",
+        "pipe:0.mp4",
+        "%03d.mp4",
+        "-a.mp4",
+        "http:/a.mp4",
+    ],
+)
+def test_a_file_is_a_file_whatever_it_is_called(tmp_path, monkeypatch, name):
+    """FFmpeg takes these names for addresses, numbers and pipes; the copy has them too."""
+    monkeypatch.chdir(tmp_path)
+    Path(name).parent.mkdir(exist_ok=True)
+    film(tmp_path / "film.mp4", frames=3).rename(name)
+    [outcome] = annotate(media.find([name]).paths, Path("out"))
+    assert (outcome.problem, len(outcome.found["frames"])) == (None, 3)
+    assert str(outcome.path) == name
+    with (tmp_path / outcome.place).open("rb") as file, media.open_file(file) as copy:
+        assert len(list(media.VideoReader(copy))) == 3
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.ts", "a.avi"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:1,\n{}\n#EXT-X-ENDLIST\n",
+        "ffconcat version 1.0\nfile {}\n",
+        "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 33\n",
+    ],
+)
+def test_a_file_that_leads_to_others_is_no_video(tmp_path, name, text):
+    (tmp_path / name).write_text(text.format(film(tmp_path / "part.ts", frames=3)))
+    [outcome] = annotate([tmp_path / name], tmp_path / "out")
+    assert outcome.found is None
+    assert outcome.problem.startswith(f"{tmp_path / name}: not a readable video (")
+
+
+def test_what_is_no_regular_file_is_named_and_not_waited_for(tmp_path):
+    for name in ("a.jpg", "a.mp4"):
+        os.mkfifo(tmp_path / name)
+    (tmp_path / "b.jpg").symlink_to("nowhere")
+    (tmp_path / "c.jpg").symlink_to("c.jpg")
+    (tmp_path / "d.mp4").mkdir()
+    names = "a.jpg", "a.mp4", "b.jpg", "c.jpg", "d.mp4"
+    outcomes = annotate([tmp_path / name for name in names], tmp_path / "out")
+    assert {outcome.path.name: outcome.found for outcome in outcomes} == dict.fromkeys(names)
+    assert all(outcome.problem.count(str(outcome.path)) == 1 for outcome in outcomes)
+
+
+def test_the_first_size_holds_for_all_frames_and_boxes(tmp_path):
+    pixels = [(64, 48), (160, 120), (64, 48)]
+    parts = [film(tmp_path / f"{k}.ts", frames=6, size=size) for k, size in enumerate(pixels)]
+    (tmp_path / "joined.ts").write_bytes(b"".join(part.read_bytes() for part in parts))
+    [outcome] = annotate([tmp_path / "joined.ts"], tmp_path / "out")
+    assert outcome.found["size"] == [64, 48]
+    assert {str(frame["boxes"]) for frame in outcome.found["frames"]} == {
+        "[[0.0, 0.0, 32.0, 24.0]]"
+    }
+    frames, *_ = read(tmp_path / "joined.ts")
+    assert {frame.shape for frame in frames} == {(48, 64, 3)}
+    assert len(frames) == len(outcome.found["frames"]) > 12  # FFmpeg loses some where they join
+    for frame in frames[1:]:
+        assert frame[:20, :28].mean() < frame[28:, 36:].mean() + 5
+    copied, *_ = read(outcome.place)
+    assert [frame.shape for frame in copied] == [(48, 64, 3)] * len(frames)
+
+
+def aspect_of(path):
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        return stream.width, stream.height, stream.sample_aspect_ratio, stream.display_aspect_ratio
+
+
+def test_the_shared_videos_keep_size_and_aspect(tmp_path, shared):
+    folder = shared / "cases/video"
+    if not folder.is_dir():
+        pytest.skip("no folder cases/video in ../shared")
+    changing, wide = annotate(
+        [folder / "size_changes.ts", folder / "pixels_64_45.mp4"], tmp_path / "out"
+    )
+    assert (changing.found["size"], len(changing.found["frames"])) == ([320, 240], 36)
+    boxes = {str(frame["boxes"]) for frame in changing.found["frames"]}
+    assert boxes == {"[[0.0, 0.0, 160.0, 120.0]]"}
+    assert aspect_of(changing.place)[:2] == (320, 240)
+    assert wide.found["size"] == [360, 288]
+    assert aspect_of(wide.place) == (360, 288, Fraction(64, 45), Fraction(16, 9))
+
+
+@pytest.mark.parametrize("encoder", ["libx264", "mpeg4"])
+@pytest.mark.parametrize(
+    ("rotation", "size", "aspect"),
+    [
+        (0, (64, 48), Fraction(64, 45)),
+        (180, (64, 48), Fraction(64, 45)),
+        (90, (48, 64), Fraction(45, 64)),
+        (-90, (48, 64), Fraction(45, 64)),
+    ],
+)
+def test_pixels_that_are_not_square_stay_so(tmp_path, monkeypatch, encoder, rotation, size, aspect):
+    if encoder not in av.codecs_available:
+        pytest.skip(f"this FFmpeg has no {encoder}")
+    monkeypatch.setattr(media, "_ENCODERS", {encoder: media._ENCODERS[encoder]})
+    source = film(tmp_path / "a.mp4", frames=3, rotation=rotation, aspect=Fraction(64, 45))
+    [outcome] = annotate([source], tmp_path / "out")
+    assert outcome.found["size"] == list(size)
+    assert aspect_of(outcome.place)[:3] == (*size, aspect)
+
+
+def test_an_absurd_aspect_is_not_believed(tmp_path):
+    source = film(tmp_path / "a.mp4", frames=3, aspect=Fraction(250))
+    [outcome] = annotate([source], tmp_path / "out")
+    assert (outcome.problem, aspect_of(outcome.place)[2]) == (None, 1)
+
+
+def test_frames_of_absurd_size_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
+    monkeypatch.setattr(media, "_MOST_VIDEO_PIXELS", 64 * 48 - 1)
+    [outcome] = annotate([film(tmp_path / "a.mp4")], tmp_path / "out")
+    assert outcome.found is None
+    assert "frames of 64 x 48 pixels; at most 3071 are read" in outcome.problem
+
+
+def streams(path, *sizes):
+    """A video of several streams."""
+    with av.open(str(path), "w") as container:
+        made = []
+        for size in sizes:
+            stream = container.add_stream("mpeg4", rate=10)
+            stream.width, stream.height = size
+            made.append(stream)
+        for k in range(3):
+            for stream in made:
+                image = np.full((stream.height, stream.width, 3), 50 * k, np.uint8)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, "rgb24")))
+        for stream in made:
+            container.mux(stream.encode(None))
+    return path
+
+
+def test_of_several_streams_the_largest_is_taken(tmp_path):
+    [outcome] = annotate([streams(tmp_path / "a.mkv", (32, 32), (64, 48))], tmp_path / "out")
+    assert (outcome.found["size"], len(outcome.found["frames"])) == ([64, 48], 3)
+
+
+def stand_in(stream):
+    """A stream whose disposition can be set, which no muxer writes for a cover of many frames."""
+    context = types.SimpleNamespace(width=stream.width, height=stream.height)
+    return types.SimpleNamespace(disposition=stream.disposition, codec_context=context)
+
+
+def holding(streams):
+    return types.SimpleNamespace(streams=types.SimpleNamespace(video=streams))
+
+
+def test_a_cover_is_not_the_video(tmp_path):
+    with av.open(str(streams(tmp_path / "a.mkv", (128, 128), (64, 48)))) as container:
+        cover, video = map(stand_in, container.streams.video)
+    cover.disposition |= av.stream.Disposition.attached_pic
+    assert media._main_stream(holding([cover, video])) is video
+    with pytest.raises(errors.UserError, match="no pictures"):
+        media._main_stream(holding([cover]))
+
+
+def test_a_video_of_an_unknown_codec_is_one_line(tmp_path):
+    path = film(tmp_path / "a.avi", frames=3)
+    path.write_bytes(path.read_bytes().replace(b"FMP4", b"ZQZQ"))
+    [outcome] = annotate([path], tmp_path / "out")
+    assert outcome.problem.endswith("coded in a way that FFmpeg does not know)")
+
+
+def test_a_title_that_is_not_utf8_costs_nothing(tmp_path):
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        container.metadata["title"] = "XXXX\u00e9"
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height = 64, 48
+        image = av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), "rgb24")
+        container.mux(stream.encode(image))
+        container.mux(stream.encode(None))
+    data = path.read_bytes()
+    assert "XXXX\u00e9".encode() in data
+    path.write_bytes(data.replace("\u00e9".encode(), b"\xe9\xe9"))
+    [outcome] = annotate([path], tmp_path / "out")
+    assert (outcome.problem, len(outcome.found["frames"])) == (None, 1)
+
+
+def test_a_stopped_video_keeps_what_was_done(tmp_path):
+    source, other = film(tmp_path / "a.mp4", frames=20), film(tmp_path / "b.mp4")
+    seen = []
+    outcomes = annotate(
+        [source, other], tmp_path / "out",
+        on_frame=lambda *a: seen.append(a), stopped=lambda: len(seen) >= 2,
+    )  # fmt: skip
+    assert [outcome.path for outcome in outcomes] == [source]
+    kept = len(outcomes[0].found["frames"])
+    assert 8 <= kept < 20
+    assert outcomes[0].problem.endswith(f"s; {kept} frames are kept")
+    assert "stopped at" in outcomes[0].problem
+    frames, _, problem = read(outcomes[0].place)
+    assert (len(frames), problem) == (kept, None)
+
+
+def test_pictures_that_are_read_are_done_when_it_is_stopped(tmp_path):
+    paths = [picture(tmp_path / f"{k}.png") for k in range(10)]
+    detector = FakeDetector(batch_size=4)
+    outcomes = annotate(
+        paths, tmp_path / "out", detector, stopped=lambda: len(detector.batches) == 1
+    )
+    assert [outcome.path for outcome in outcomes] == paths[:4]
+    assert all(outcome.place.exists() for outcome in outcomes)
+
+
+@pytest.mark.parametrize(
+    "number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM], ids=errno.errorcode.get
+)
+def test_trouble_that_the_next_file_would_meet_too_ends_after_what_was_read(
+    tmp_path, monkeypatch, number
+):
+    paths = [picture(tmp_path / f"{k}.png") for k in range(4)]
+    failing(monkeypatch, paths[2], number)
+    outcomes, line = until_trouble(media.places(paths, tmp_path / "out"), tmp_path / "out")
+    assert [outcome.path for outcome in outcomes if outcome.found] == paths[:2]
+    assert line.startswith(f"{paths[2]}: {os.strerror(number)}: ")
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO], ids=errno.errorcode.get)
+def test_trouble_with_one_file_is_named_and_the_others_are_done(tmp_path, monkeypatch, number):
+    paths = [picture(tmp_path / f"{k}.png") for k in range(4)]
+    failing(monkeypatch, paths[2], number)
+    outcomes = annotate(paths, tmp_path / "out")
+    problems = {outcome.path: outcome.problem for outcome in outcomes}
+    assert problems == dict.fromkeys(paths) | {paths[2]: f"{paths[2]}: {os.strerror(number)}"}
+
+
+def failing(monkeypatch, path, number):
+    """Reading this file fails with the error of the system."""
+    opened = media.files.open_regular
+
+    def open_regular(name):
+        if name == path:
+            raise OSError(number, os.strerror(number), str(name))
+        return opened(name)
+
+    monkeypatch.setattr(media.files, "open_regular", open_regular)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_full_disk_ends_after_the_batch_of_pictures(tmp_path):
+    paths = [picture(tmp_path / f"{k}.bmp") for k in range(9)]
+    targets = media.places(paths, tmp_path / "out") | {paths[1]: Path("/dev/full")}
+    original = Image.Image.save
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            Image.Image, "save",
+            lambda image, place, **options: original(image, place, **({"format": "png"} | options)),
+        )  # fmt: skip
+        outcomes, line = until_trouble(targets, tmp_path / "out")
+    assert line.startswith("/dev/full: No space left on device: make room")
+    assert [outcome.path for outcome in outcomes] == paths[:4]
+    assert all(outcome.found and outcome.problem is None for outcome in outcomes)
+
+
+def test_links_in_the_folder_of_results_are_replaced(tmp_path):
+    """As somebody may have put them there, to have what they lead to overwritten."""
+    secret, elsewhere = tmp_path / "secret", tmp_path / "elsewhere"
+    secret.write_text("keep")
+    elsewhere.mkdir()
+    paths = [picture(tmp_path / "a.png"), film(tmp_path / "b.mp4", frames=2)]
+    out = tmp_path / "out"
+    (out / "crops").mkdir(parents=True)
+    for name in ("a.png", "b.mp4", "detections.json"):
+        (out / name).symlink_to(secret)
+    (out / "crops/cross").symlink_to(elsewhere)
+    outcomes = annotate(paths, out, crops=out / "crops")
+    media.write_json(out / "detections.json", outcomes)
+    assert [outcome.problem for outcome in outcomes] == [None, None]
+    assert secret.read_text() == "keep"
+    assert not list(elsewhere.iterdir())
+    assert len(list((out / "crops/cross").iterdir())) == 3
+    assert not any(path.is_symlink() for path in out.rglob("*"))
 
 
 def test_a_film_of_sound_alone_is_named(tmp_path):
@@ -528,6 +880,42 @@ def test_crops_stay_in_their_folder_whatever_a_class_is_called(tmp_path, name):
     [crop] = tmp_path.rglob("*-1.jpg")
     assert crop.parent.parent == tmp_path / "deep/crops"
     assert not crop.parent.name.startswith(".")
+
+
+CLASSES = (
+    "a/b", "a b", "a_b", "A_B", "..", ".", "", "/", "CON", "con.txt", "nul", "x" * 300, "x" * 301,
+    unicodedata.normalize("NFC", "caf\u00e9"), unicodedata.normalize("NFD", "caf\u00e9"), "a\0b",
+    "a.", "\u72ac",
+)  # fmt: skip
+
+
+def test_every_class_has_a_folder_of_its_own_that_any_system_takes():
+    names = media._folder_names(CLASSES)
+    folded = {unicodedata.normalize("NFC", name).casefold() for name in names}
+    assert len(folded) == len(CLASSES)
+    assert names[-1] == "\u72ac"
+    for name in names:
+        assert 0 < len(name.encode()) <= 110
+        assert not set(name) & set('/\\\0:*?"<>| ')
+        assert name.strip(".") == name
+        assert name.partition(".")[0].upper() not in ("CON", "NUL")
+    assert media._folder_names(CLASSES) == names
+
+
+def test_the_other_crops_are_written_where_one_fails(tmp_path):
+    class Two(FakeDetector):
+        def _find(self, image, score_threshold):
+            boxes = np.float32([[0, 0, 9, 9], [0, 0, 8, 8], [0, 0, 7, 7]])
+            return Detections(boxes, np.float32([0.9, 0.8, 0.7]), np.int32([1, 2, 1]))
+
+    (tmp_path / "crops").mkdir()
+    (tmp_path / "crops/ring").write_text("a file")
+    (outcome,) = annotate(
+        [picture(tmp_path / "a.png")], tmp_path / "out", Two(), crops=tmp_path / "crops"
+    )
+    assert (tmp_path / "crops/cross/a.png-2.jpg").exists()
+    assert str(tmp_path / "crops/ring") in outcome.problem
+    assert outcome.problem.endswith("(and 1 more crops)")
 
 
 def test_a_crop_has_a_pixel_at_least(tmp_path):
@@ -626,6 +1014,16 @@ def test_annotations_without_ids_are_one_line(tmp_path, text, message):
     assert "\n" not in str(caught.value)
 
 
+def test_annotations_that_are_no_file_or_too_large_are_one_line(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(errors.UserError, match=r"pipe.json: not a regular file"):
+        adapters.read_coco_ids(tmp_path / "pipe.json")
+    monkeypatch.setattr(adapters, "_MOST_BYTES", 10)
+    (tmp_path / "large.json").write_text('{"images": []}')
+    with pytest.raises(errors.UserError, match=r"large.json: larger than 10 bytes"):
+        adapters.read_coco_ids(tmp_path / "large.json")
+
+
 def test_a_camera_is_a_video_of_some_seconds(tmp_path, monkeypatch):
     source = "lavfi:testsrc=size=64x48:rate=10"  # which never ends
     monkeypatch.setattr(media, "_clock", lambda: 0.0)
@@ -683,15 +1081,13 @@ def test_a_camera_ends_where_its_film_cannot_be_written(tmp_path):
     assert outcome.found["frames"]  # until the encoder gave its first
 
 
-def test_a_camera_ends_whole_when_interrupted(tmp_path):
-    def interrupt(path, frames):
-        if frames == 5:
-            raise KeyboardInterrupt
-
+def test_a_camera_ends_whole_when_stopped(tmp_path):
+    seen = []
     outcome = media.annotate_camera(
         FakeDetector(), "lavfi:testsrc=size=64x48:rate=10", tmp_path / "c.mp4",
-        score_threshold=0.5, on_frame=interrupt,
+        score_threshold=0.5, on_frame=lambda *a: seen.append(a), stopped=lambda: len(seen) == 5,
     )  # fmt: skip
+    assert outcome.problem is None
     assert len(read(tmp_path / "c.mp4")[0]) == len(outcome.found["frames"]) == 5
 
 
@@ -716,13 +1112,49 @@ def test_nothing_is_overwritten_unasked(tmp_path):
 
 
 def test_a_folder_of_its_own_for_each_run_that_names_none(tmp_path):
-    path = tmp_path / "out"
-    assert media.free_folder(path) == path
-    path.mkdir()
-    assert media.free_folder(path) == path  # nothing is in it
-    picture(path / "a.png")
-    (tmp_path / "out-2").write_text("a file")
-    assert media.free_folder(path) == tmp_path / "out-3"
+    path = tmp_path / "deep/out"
+    assert media.new_folder(path) == path
+    (tmp_path / "deep/out-2").write_text("a file")
+    (tmp_path / "deep/out-3").symlink_to("nowhere")
+    assert media.new_folder(path) == tmp_path / "deep/out-4"
+
+
+def test_commands_that_begin_at_once_have_a_folder_each(tmp_path):
+    with futures.ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(media.new_folder, [tmp_path / "out"] * 40))
+    assert len(set(made)) == 40
+    assert set(made) == set(tmp_path.iterdir())
+
+
+def test_a_folder_in_which_nothing_was_written_is_removed(tmp_path):
+    def failed(given, default):
+        with (
+            contextlib.suppress(ZeroDivisionError),
+            media.output_folder(given, default=default, overwrite=False) as folder,
+        ):
+            assert folder.is_dir()
+            1 / 0  # noqa: B018
+        return folder
+
+    assert not failed(None, tmp_path / "out").exists()
+    assert not failed(str(tmp_path / "given"), tmp_path / "out").exists()
+    (tmp_path / "mine").mkdir()
+    assert failed(str(tmp_path / "mine"), tmp_path / "out").exists()
+    with media.output_folder(None, default=tmp_path / "out", overwrite=False) as folder:
+        (folder / "a.png").touch()
+    assert (tmp_path / "out/a.png").exists()
+
+
+def test_a_named_folder_is_one_commands_alone(tmp_path):
+    options = {"default": tmp_path / "out", "overwrite": True}
+    named = str(tmp_path / "named")
+    with media.output_folder(named, **options) as folder:
+        with pytest.raises(errors.UserError, match="named: another command is writing there"):
+            media.output_folder(named, **options).__enter__()
+        assert folder.exists()
+        (folder / "a.png").touch()
+    with media.output_folder(named, **options) as folder:
+        assert folder == tmp_path / "named"
 
 
 def test_counts_in_words():
@@ -805,13 +1237,13 @@ def test_importing_paper_modules_imports_no_datasets():
 def test_progress_prints_names_as_they_are(monkeypatch, terminal):
     written = io.StringIO()
     screen = console.Console(file=written, force_terminal=terminal, width=200, soft_wrap=True)
-    monkeypatch.setattr(media.cli, "stdout", screen)
+    monkeypatch.setattr(media.console, "stdout", screen)
     with media.Progress(2) as progress:
         progress.done(media.Outcome(Path("c.jpg"), Path("out/c.jpg"), None, "c.jpg: broken"))
         progress.frame(Path("[red]film.mp4"), 8)
         progress.done(media.Outcome(Path("[red]a\udcff.jpg"), Path("b.jpg"), {"labels": ["dog"]}))
     if terminal:
         assert "2/2" in written.getvalue()
-        assert "[red]a?.jpg: 1 dog -> b.jpg" in written.getvalue()
+        assert "[red]a\\udcff.jpg: 1 dog -> b.jpg" in written.getvalue()
     else:
-        assert written.getvalue() == "[red]a?.jpg: 1 dog -> b.jpg\n"
+        assert written.getvalue() == "[red]a\\udcff.jpg: 1 dog -> b.jpg\n"
