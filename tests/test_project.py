@@ -1,6 +1,7 @@
 """The project keeps its own rules: style, types, and which module may import which."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -92,6 +93,14 @@ def test_numerics_take_no_config():
     files = [PACKAGE / f"{name}.py" for name in PAPER] + [*(PACKAGE / "kernels").glob("*.py")]
     for path in files:
         assert "config" not in path.read_text(encoding="utf-8"), path
+
+
+def test_each_kernel_names_the_benchmark_that_justifies_it():
+    for path in (PACKAGE / "kernels").glob("[!_]*.py"):
+        described = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+        named = re.findall(r"`(benchmarks/\w+\.py)`", described)
+        assert named, path
+        assert all((ROOT / name).is_file() for name in named)
 
 
 @pytest.mark.parametrize("command", [["check", "."], ["format", "--check", "."]])
