@@ -5,9 +5,9 @@
   python train.py --config configs/ssd300.py --summary
   python train.py --config configs/finetune_ssdlite.py --config.data.path=FOLDER --check
 
-A run goes on from the last checkpoint in its workdir. Told to stop by SIGTERM or SIGINT, it saves
-and exits with status 75: the same command goes on. On several machines, start it on each, as
-docs/scaling.md says. --config.PART.FIELD=VALUE changes a field of the config; ssd_jax/config.py
+A run goes on from the last checkpoint in its workdir. Told to stop by a signal such as SIGTERM or
+SIGINT, or by SIGHUP of a terminal that is closed, it saves and exits with status 75: the same
+command goes on. On several machines, start it on each, as docs/scaling.md says. --config.PART.FIELD=VALUE changes a field of the config; ssd_jax/config.py
 lists them all.
 """
 

@@ -52,6 +52,7 @@ def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
         else:
             traceback.print_exc()
             status = 1
+    console.settle()
     if status and "jax" in sys.modules:  # nothing else knows of other processes
         from ssd_jax import distributed
 

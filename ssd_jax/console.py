@@ -37,7 +37,8 @@ class Console(rich.console.Console):
     """A console that shows nothing but printable text, and outlives who reads it.
 
     Whatever is printed, tables and progress bars too, passes one filter. Where the reader is gone,
-    as behind `| head`, or standard output is closed, it falls silent, and the work goes on.
+    as behind `| head` or when a terminal was closed, or standard output is closed or takes no more,
+    it falls silent, and the work goes on.
     """
 
     def render(
@@ -61,6 +62,13 @@ class Console(rich.console.Console):
         self.quiet = True
         _point_to_nothing(sys.stdout)
 
+    def _check_buffer(self) -> None:
+        try:
+            super()._check_buffer()
+        except OSError as failure:  # of a terminal that was closed, or a full disk
+            self.on_broken_pipe()
+            warn(f"standard output takes no more ({failure.strerror})")
+
 
 stdout = Console(highlight=False, soft_wrap=True)
 
@@ -74,8 +82,17 @@ def warn(line: object) -> None:
     """Writes one line to standard error, whatever is in it."""
     try:
         sys.stderr.write(printable(" ".join(str(line).split())) + "\n")
-    except BrokenPipeError:
+    except OSError:  # whoever read it is gone
         _point_to_nothing(sys.stderr)
+
+
+def settle() -> None:
+    """Writes out what standard output and error hold, before an exit that this must not spoil."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            _point_to_nothing(stream)
 
 
 class _PrintableRecords(logging.Filter):

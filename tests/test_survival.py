@@ -191,7 +191,7 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(tmp_path):
     assert kill_and_resume.finish(config_file, workdir, "--config.train.steps=4") == 2
 
 
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_and_asks_to_be_started_again(tmp_path, sent):
     config_file = tiny_run.write_config(tmp_path, steps=1000, devices=1)
     workdir = tmp_path / "run"
@@ -279,7 +279,7 @@ def test_before_the_first_step_a_signal_ends_the_run_at_once(config, tmp_path, m
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGHUP])
 def test_a_signal_to_the_whole_group_leaves_the_workers_be(tmp_path, sent):
     """As Ctrl-C in a terminal does, and some schedulers."""
     config_file = tiny_run.write_config(tmp_path, steps=1000, devices=1)
