@@ -88,14 +88,14 @@ def write(folder: Path, found: Found, key: Key, *, dataset: str, split: str) -> 
     parts = (re.sub(r"\s*(\w+/|\[.*)", "", part) for part in split.split("+"))
     set_name = "+".join(dict.fromkeys(parts))
     if key.image_ids:
-        place.mkdir(parents=True, exist_ok=True)
+        files.make_folder(place)
         file = place / f"detections_{set_name.replace('testdev', 'test-dev')}_ssd_results.json"
         write_coco(file, found, key)
         return {"results": file}
     if dataset == "voc":
-        place.mkdir(parents=True, exist_ok=True)
+        files.make_folder(place)
         for earlier in place.glob("comp4_det_*.txt"):
-            earlier.unlink()
+            earlier.unlink(missing_ok=True)
         write_voc(place, found, key, set_name=set_name)
         return {"results": place}
     return {}
