@@ -23,9 +23,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from absl import flags
 
-from ssd_jax import cli, console, errors
+from ssd_jax import cli, console, errors, files
 from ssd_jax import config as config_lib
 
 FLAGS = flags.FLAGS
@@ -59,7 +60,7 @@ def main(argv: Sequence[str]) -> None:
         console.plain(f"evaluating {place} on {config.data.dataset}, {config.data.eval_split}")
     )
     if FLAGS.results:
-        found, samples, places = results.read(place, key), [], {}
+        found = results.read(place, key)
         folder = make_folder(home)
     else:
         run.check_classes(detector, split)
@@ -67,25 +68,10 @@ def main(argv: Sequence[str]) -> None:
         total = min(config.eval.max_images or len(key.names), len(key.names))
         with cli.counter("pictures", total) as count:
             found = run.detect(detector, split, count=total, on_picture=count)
-        samples = run.draw_samples(detector, split)
-        places = results.write(
-            folder, found, key, dataset=config.data.dataset, split=config.data.eval_split
-        )
-        places |= cli.write_loaded(detector, folder)
     if split.annotated:
         truth = run.truth_of(split, max_images=config.eval.max_images)
         result = run.figures(found, truth, class_names=split.class_names)
         console.stdout.print(tables.evaluation(result))
-        places |= outputs.write(
-            folder,
-            result,
-            origin=str(place),
-            network=not FLAGS.results,
-            config=config,
-            split=split,
-            metrics=logs.read(home / "metrics.jsonl") if of_run() else [],
-            samples=samples,
-        )
     else:
         console.stdout.print(
             console.plain(
@@ -93,6 +79,30 @@ def main(argv: Sequence[str]) -> None:
                 "of the dataset takes the results and gives them"
             )
         )
+    # From here on the work is done: what is only for looking at costs nothing of it.
+    samples: list[np.ndarray] = []
+    places: dict[str, Path] = {}
+    if not FLAGS.results:
+        with logs.best_effort("the sheet of samples"):
+            samples += run.draw_samples(detector, split)
+    with files.alone(folder):
+        if not FLAGS.results:
+            places |= results.write(
+                folder, found, key, dataset=config.data.dataset, split=config.data.eval_split
+            )
+            with logs.best_effort(folder / "weights.txt"):
+                places |= cli.write_loaded(detector, folder)
+        if split.annotated:
+            places |= outputs.write(
+                folder,
+                result,
+                origin=str(place),
+                network=not FLAGS.results,
+                config=config,
+                split=split,
+                metrics=logs.read(home / "metrics.jsonl") if of_run() else [],
+                samples=samples,
+            )
     cli.show_places(places)
 
 

@@ -5,10 +5,10 @@
   python train.py --config configs/ssd300.py --summary
   python train.py --config configs/finetune_ssdlite.py --config.data.path=FOLDER --check
 
-A run goes on from the last checkpoint in its workdir. Told to stop by SIGTERM or SIGINT, it saves
-and exits with status 75: the same command goes on. On several machines, start it on each, as
-docs/scaling.md says. --config.PART.FIELD=VALUE changes a field of the config; ssd_jax/config.py
-lists them all.
+A run goes on from the last checkpoint in its workdir. Told to stop by a signal such as SIGTERM or
+SIGINT, or by SIGHUP of a terminal that is closed, it saves and exits with status 75: the same
+command goes on. On several machines, start it on each, as docs/scaling.md says.
+--config.PART.FIELD=VALUE changes a field of the config; ssd_jax/config.py lists them all.
 """
 
 import sys
@@ -58,14 +58,13 @@ def main(argv: Sequence[str]) -> None:
     workdir = Path(FLAGS.workdir or Path("runs") / cli.config_name(argv))
     result = loop.train(config, workdir, change_config=FLAGS.change_config, profile=profile)
     console.stdout.print(tables.evaluation(result))
-    cli.show_places(
-        {
-            "samples": workdir / "samples",
-            "report": workdir / "report.html",
-            "metrics": workdir / "metrics.csv",
-            "checkpoints": workdir / "checkpoints",
-        }
-    )
+    places = {
+        "samples": workdir / "samples",
+        "report": workdir / "report.html",
+        "metrics": workdir / "metrics.csv",
+        "checkpoints": workdir / "checkpoints",
+    }
+    cli.show_places({name: place for name, place in places.items() if place.exists()})
 
 
 def _data_are_good(config: config_lib.Config) -> bool:

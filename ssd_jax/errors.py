@@ -1,6 +1,7 @@
 """What ends a script without a traceback: a mistake to mend, or a run to go on with."""
 
 import errno
+import os
 
 TRY_AGAIN = 75
 """Exit status of a run that the same command goes on with (EX_TEMPFAIL of sysexits.h)."""
@@ -54,6 +55,21 @@ def is_of_machine(error: BaseException) -> bool:
     if isinstance(error, MachineError | MemoryError):
         return True
     return isinstance(error, OSError) and error.errno in _CURES
+
+
+def in_words(text: str) -> BaseException | None:
+    """The machine's trouble that a text tells of, as libraries without numbers say it.
+
+    TensorStore and XLA put the system's words into their own, as in `[OS error 24: EMFILE Too many
+    open files]`.
+
+    Returns:
+      An error that `is_of_machine`, or None.
+    """
+    if "RESOURCE_EXHAUSTED" in text or "Out of memory" in text:
+        return MemoryError()
+    numbers = (number for number in _CURES if os.strerror(number) in text)
+    return next((OSError(number, os.strerror(number)) for number in numbers), None)
 
 
 def of_machine(error: BaseException, name: object = None) -> MachineError:

@@ -69,7 +69,9 @@ def appending(path: str | os.PathLike[str]) -> TextIO:
     """
     _remove_unless_regular(Path(path))
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    return os.fdopen(os.open(path, flags, 0o666), "a+", encoding="utf-8", newline="")
+    return os.fdopen(
+        os.open(path, flags, 0o666), "a+", encoding="utf-8", errors="replace", newline=""
+    )
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:
@@ -83,6 +85,21 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
         place.unlink()
     place.mkdir(parents=True, exist_ok=True)
     return place
+
+
+@contextlib.contextmanager
+def alone(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Writes several files that belong together: others that do so in this folder wait.
+
+    Where the file system has no locks, nobody waits.
+    """
+    place = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(place, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(place)
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:

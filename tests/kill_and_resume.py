@@ -2,7 +2,7 @@
 
   python tests/kill_and_resume.py [--trials 20] [--kills 50] [--preparations 50] [--seed 0]
 
-A trial stops a run after a random step by SIGTERM, SIGINT or SIGKILL and goes on; every leaf of the
+A trial stops a run after a random step by one of SIGNALS or SIGKILL and goes on; every leaf of the
 state in the end has to be bitwise that of a run that was never stopped. Then one run is killed by
 SIGKILL again and again while it saves a checkpoint after each step: each time it has to go on from
 the last one that was committed, and to end like a run of as many steps that was never stopped.
@@ -28,6 +28,7 @@ import tiny_run
 from ssd_jax.data import datasets, synthetic
 
 STEPS = 8
+SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")  # at which a run saves
 MANY = 20  # kills, of which some have to fall into a save
 
 
@@ -47,7 +48,7 @@ def begun_at(stdout):
 
 def trial(config_file, workdir, expected, chance):
     """Stops a run after a random step, goes on, and compares the end."""
-    step, sent = chance.randrange(1, STEPS), chance.choice(["SIGTERM", "SIGINT", "SIGKILL"])
+    step, sent = chance.randrange(1, STEPS), chance.choice([*SIGNALS, "SIGKILL"])
     process = tiny_run.start_training(config_file, workdir)
     tiny_run.wait_for_checkpoint(workdir, step, [process])
     process.send_signal(getattr(signal, sent))

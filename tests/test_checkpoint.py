@@ -140,6 +140,38 @@ def test_a_map_that_cannot_be_read_is_none(workdir, harm):
         assert manager.metrics(4) == {"mean_ap": None}
 
 
+@pytest.mark.parametrize(
+    "text", ["[]", "null", '{"mean_ap": NaN}', '{"mean_ap": 1' + "0" * 400 + "}", "[" * 100_000]
+)
+def test_a_map_that_is_none_is_as_if_there_was_no_evaluation(workdir, text):
+    (workdir / "checkpoints" / "2" / "metrics" / "metrics").write_text(text)
+    assert checkpoint.find(workdir).name == "4"
+    with checkpoint.open_manager(workdir, clean=True) as manager:
+        assert sorted(manager.all_steps()) == [2, 4]
+
+
+def test_a_pipe_in_the_place_of_a_map_holds_up_nobody(workdir):
+    path = workdir / "checkpoints" / "2" / "metrics" / "metrics"
+    path.unlink()
+    os.mkfifo(path)
+    assert checkpoint.find(workdir).name == "4"
+    with checkpoint.open_manager(workdir, clean=True) as manager:
+        assert manager.metrics(2) == {"mean_ap": None}
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EMFILE, errno.EIO])
+def test_a_map_that_the_machine_cannot_read_now_is_not_forgotten(workdir, monkeypatch, number):
+    def fail(path, **options):
+        raise OSError(number, os.strerror(number), str(path))
+
+    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    monkeypatch.setattr(files, "read", fail)
+    for read in (lambda: checkpoint.find(workdir), lambda: restored(workdir)):
+        with pytest.raises(errors.MachineError, match=r"metrics/metrics: "):
+            read()
+    assert before == {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+
+
 def test_where_all_are_damaged_nothing_is_moved(workdir):
     for step in (2, 4):
         garble(workdir / "checkpoints" / str(step) / "params" / "manifest.ocdbt")
@@ -157,6 +189,9 @@ def test_where_all_are_damaged_nothing_is_moved(workdir):
     [
         OSError(errno.EACCES, "Permission denied"),
         OSError(errno.EIO, "Input/output error"),
+        OSError(errno.EMFILE, "Too many open files"),
+        OSError(errno.ESTALE, "Stale file handle"),
+        ValueError("DATA_LOSS: reading: [OS error 24: EMFILE Too many open files]"),
         MemoryError(),
         RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes"),
     ],
@@ -169,10 +204,12 @@ def test_what_the_machine_cannot_read_is_no_damage(workdir, monkeypatch, error):
     monkeypatch.setattr(checkpoint, "_verify", fail)
     before = sorted(workdir.rglob("*"))
     folder = workdir / "checkpoints" / "4"
-    with pytest.raises(errors.UserError, match=rf"{folder} cannot be read here .* stays"):
-        restored(workdir)
-    with pytest.raises(errors.UserError, match=rf"{folder} cannot be read here .* stays"):
-        checkpoint.restore_params(folder, made().params)
+    for read in (
+        lambda: restored(workdir),
+        lambda: checkpoint.restore_params(folder, made().params),
+    ):
+        with pytest.raises(errors.MachineError, match=rf"^{folder}: .*, and run the same command"):
+            read()
     assert sorted(workdir.rglob("*")) == before
 
 
@@ -222,7 +259,7 @@ def test_a_config_without_a_version_is_of_the_first(tmp_path):
 )
 def test_what_may_not_be_written_is_one_line(tmp_path, error):
     with (
-        pytest.raises(errors.UserError, match=rf"cannot write to {tmp_path} .* or let it write"),
+        pytest.raises(errors.MachineError, match=rf"^{tmp_path}: .*: give the permission, and run"),
         checkpoint.room_for(tmp_path),
     ):
         raise error
@@ -289,9 +326,10 @@ def test_without_room_the_files_of_a_run_stay_what_they_were(tmp_path):
         text=True,
         timeout=120,
     )
-    assert (result.returncode, result.stdout) == (0, "full\n" * 3), result.stderr
-    assert result.stderr == ""
-    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert (result.returncode, result.stdout) == (0, "full\n"), result.stderr
+    for name in ("metrics.jsonl", "metrics.csv", "skipped.jsonl"):
+        assert f"{tmp_path / name} is left out: [Errno 27] File too large" in result.stderr
+    assert {path: path.read_bytes() for path in before} == before
 
 
 _FULL = """
@@ -302,13 +340,10 @@ from ssd_jax.training import guard, logs
 
 workdir = pathlib.Path(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-for write in (
-    lambda: config.save(workdir / "config.json", config.Config(seed=7), ("dog",)),
-    lambda: logs.MetricsLog(workdir, step=2),
-    lambda: guard.Guard(workdir, step=2, most=0, names_of=None),
-):
-    try:
-        write()
-    except OSError:
-        print("full")
+try:
+    config.save(workdir / "config.json", config.Config(seed=7), ("dog",))
+except OSError:
+    print("full")
+logs.MetricsLog(workdir, step=2)
+guard.Guard(workdir, step=2, most=0, names_of=None)
 """

@@ -1,3 +1,5 @@
+import base64
+import contextlib
 import errno
 import functools
 import hashlib
@@ -26,10 +28,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     answers: list[str] = []  # noqa: RUF012 (set anew for each test)
     ranges: list[str | None] = []  # noqa: RUF012
+    logins: list[str | None] = []  # noqa: RUF012
 
     def do_GET(self):
         asked = self.headers.get("Range")
         self.ranges.append(asked)
+        self.logins.append(self.headers.get("Authorization"))
         answer = self.answers.pop(0) if self.answers else "whole"
         if answer == "404" or not self.path.endswith(FILE):
             return self.send_error(404)
@@ -38,6 +42,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.send_error(404)
         if answer == "redirect":
             return self.redirect(f"/elsewhere/{FILE}")
+        if hasattr(self, f"answer_{answer}"):
+            return getattr(self, f"answer_{answer}")()
         if answer == "circle":
             self.answers.insert(0, "circle")
             return self.redirect(self.path)
@@ -58,6 +64,62 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(data[begin:end])
         return None
 
+    def answer_endless(self):
+        """More than the file may have, of a length that is not told."""
+        self.begin()
+        for _ in range(40):
+            self.wfile.write(bytes(2**16))
+
+    def answer_claims_much(self):
+        self.begin({"Content-Length": str(2**40)})
+
+    def answer_trickle(self):
+        """A byte now and then, for as long as somebody takes it."""
+        self.begin({"Content-Length": str(len(DATA))})
+        self.trickle(b"x")
+
+    def answer_trickling_headers(self):
+        self.wfile.write(b"HTTP/1.1 200 OK\r\n")
+        self.trickle(b"X-Nothing: 1\r\n")
+
+    def answer_continue_for_ever(self):
+        self.trickle(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def answer_endless_redirect(self):
+        """A redirect whose text has no end."""
+        self.send_response(302)
+        self.send_header("Location", f"/elsewhere/{FILE}")
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            while True:
+                self.wfile.write(bytes(2**16))
+
+    def answer_to_a_file(self):
+        self.redirect("file:///etc/hostname")
+
+    def answer_to_ftp(self):
+        self.redirect(f"ftp://127.0.0.1:9/{FILE}")
+
+    def answer_an_error_page(self):
+        """What a proxy may say with status 200, whatever was asked for."""
+        self.begin({"Content-Length": "13"})
+        self.wfile.write(b"<html></html>")
+
+    def answer_elsewhere(self):
+        self.redirect(f"http://localhost:{self.server.server_port}/{FILE}")
+
+    def begin(self, headers=None):
+        self.send_response(200)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def trickle(self, data):
+        with contextlib.suppress(OSError):
+            while True:
+                self.wfile.write(data)
+                time.sleep(0.01)
+
     def redirect(self, place):
         self.send_response(302)
         self.send_header("Location", place)
@@ -69,16 +131,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture(autouse=True)
 def server(monkeypatch):
-    Handler.answers, Handler.ranges = [], []
+    Handler.answers, Handler.ranges, Handler.logins = [], [], []
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     published = hub.Published(
-        f"http://127.0.0.1:{server.server_port}/", FILE, hashlib.sha256(DATA).hexdigest()[:8]
+        f"http://127.0.0.1:{server.server_port}/", FILE, hashlib.sha256(DATA).hexdigest()[:8], 1
     )
     monkeypatch.setitem(hub.NAMES, NAME, published)
     monkeypatch.setattr(download, "_PAUSE_S", 0)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
     yield server
     server.shutdown()
     server.server_close()
@@ -181,6 +243,84 @@ def test_what_cannot_be_had_leaves_nothing(tmp_path, answers, reason):
     assert "config.data.mirror (SSD_JAX_MIRROR)" in message
     assert "\n" not in message
     assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize("answer", ["endless", "claims_much"])
+def test_a_server_that_sends_more_than_the_file_may_have_is_left(tmp_path, answer):
+    Handler.answers = [answer]
+    message = refusal(tmp_path)
+    assert "larger than the 1,048,576 bytes that it may have" in message
+    assert files(tmp_path) == []
+    assert len(Handler.ranges) == 1
+
+
+@pytest.mark.parametrize("answer", ["trickle", "trickling_headers", "continue_for_ever"])
+def test_a_server_that_takes_for_ever_is_left(tmp_path, monkeypatch, answer):
+    monkeypatch.setattr(download, "_WINDOW_S", 0.15)
+    monkeypatch.setattr(download, "_SLOWEST", 2**16)
+    Handler.answers = [answer] * 9
+    message = refusal(tmp_path)
+    assert "less than 65,536 bytes a second for 0.15 s" in message
+    assert len(Handler.ranges) == 4
+
+
+def test_after_a_server_that_takes_for_ever_another_try_may_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "_WINDOW_S", 0.15)
+    monkeypatch.setattr(download, "_SLOWEST", 2**16)
+    Handler.answers = ["trickling_headers"]
+    assert hub.locate(NAME, cache_dir=tmp_path).read_bytes() == DATA
+
+
+def test_the_text_of_a_redirect_is_not_read(tmp_path):
+    Handler.answers = ["endless_redirect"]
+    assert hub.locate(NAME, cache_dir=tmp_path).read_bytes() == DATA
+
+
+@pytest.mark.parametrize("answer", ["to_a_file", "to_ftp"])
+def test_a_redirect_leads_to_no_file_and_no_ftp(tmp_path, answer):
+    Handler.answers = [answer] * 4
+    assert re.search("not allowed|unknown url type: ftp", refusal(tmp_path))
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize("address", ["file:///tmp", "ftp://host", "data://x"])
+def test_an_address_is_of_http(tmp_path, address):
+    message = refusal(tmp_path, mirror=address)
+    assert "an address begins with http:// or https://" in message
+
+
+def test_an_error_page_does_not_cost_what_is_there(tmp_path):
+    part = tmp_path / "weights" / f"{FILE}.part"
+    part.parent.mkdir()
+    part.write_bytes(DATA[:200_000])
+    Handler.answers = ["an_error_page"] * 4
+    assert "it answers with 13 bytes, 200,000 are here already" in refusal(tmp_path)
+    assert part.read_bytes() == DATA[:200_000]
+    assert hub.locate(NAME, cache_dir=tmp_path).read_bytes() == DATA
+
+
+def test_a_password_is_used_and_not_printed(server, tmp_path):
+    host = f"127.0.0.1:{server.server_port}"
+    mirror = f"http://some%20one:s3cret@{host}/"
+    assert hub.locate(NAME, cache_dir=tmp_path, mirror=mirror).read_bytes() == DATA
+    assert Handler.logins == ["Basic " + base64.b64encode(b"some one:s3cret").decode()]
+    Handler.answers = ["404"]
+    message = refusal(tmp_path / "other", mirror=mirror)
+    assert f"http://{host}/{FILE}" in message
+    assert "s3cret" not in message
+
+
+def test_a_password_is_not_told_to_another_server(server, tmp_path):
+    mirror = f"http://me:s3cret@127.0.0.1:{server.server_port}/"
+    Handler.answers = ["elsewhere"]
+    assert hub.locate(NAME, cache_dir=tmp_path, mirror=mirror).read_bytes() == DATA
+    assert [login is not None for login in Handler.logins] == [True, False]
+
+
+def test_addresses_are_shown_without_their_passwords():
+    assert download.public("see https://me:pw@host/a@b, or rtsp://x@cam") == (
+        "see https://host/a@b, or rtsp://cam"
+    )
 
 
 def test_without_a_network_the_way_out_is_said(tmp_path):

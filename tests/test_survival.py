@@ -92,13 +92,45 @@ def test_of_a_damaged_checkpoint_the_one_before_is_taken(
     assert steps == [1, 2, 3, 4, 4]
 
 
-def test_what_may_not_be_written_is_one_line(config, tmp_path, monkeypatch):
-    def refuse(image, path):
-        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+@pytest.mark.parametrize("name", ["_save_picture", "_augmented", "evaluation.draw_samples"])
+def test_what_is_only_for_looking_at_costs_no_run(config, tmp_path, monkeypatch, warnings_of, name):
+    def refuse(*arguments, **options):
+        raise PermissionError(errno.EACCES, "Permission denied", "a place")
 
-    monkeypatch.setattr(loop, "_save_picture", refuse)
-    with pytest.raises(errors.UserError, match=r"cannot write to .*run .*augmented.png.*let it"):
-        loop.train(config, tmp_path / "run")
+    monkeypatch.setattr(f"ssd_jax.training.loop.{name}", refuse)
+    loop.train(config, tmp_path / "run")
+    assert tiny_run.steps_saved(tmp_path / "run") == [2, 4]
+    assert (tmp_path / "run" / "report.html").exists()
+    assert any("is left out: [Errno 13] Permission denied: 'a place'" in w for w in warnings_of)
+
+
+def test_a_report_that_cannot_be_written_costs_no_run(config, copied, warnings_of):
+    (copied / "report.html").unlink()
+    (copied / "report.html").mkdir()
+    (copied / "metrics.jsonl").write_bytes(b"\xff\nnull\n[]\n")
+    (copied / "metrics.csv").unlink()
+    (copied / "metrics.csv").mkdir()
+    result = loop.train(changed(config, steps=5, eval_every=5), copied, change_config=True)
+    assert result.images == 6
+    assert tiny_run.steps_saved(copied)[-1] == 5
+    assert any(line.startswith(f"{copied / 'report.html'} is left out: ") for line in warnings_of)
+    rows = list(map(json.loads, (copied / "metrics.jsonl").read_text().splitlines()))
+    assert [row["step"] for row in rows] == [5, 5]
+
+
+def test_links_in_a_workdir_lead_nothing_out_of_it(config, tmp_path):
+    outside = tmp_path / "outside"
+    (outside / "samples").mkdir(parents=True)
+    (outside / "precious").write_text("keep me")
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    (workdir / "samples").symlink_to(outside / "samples")
+    for name in (".lock", "evaluation.json", "report.html", "metrics.jsonl", "weights.txt"):
+        (workdir / name).symlink_to(outside / "precious")
+    loop.train(config, workdir)
+    assert (outside / "precious").read_text() == "keep me"
+    assert list((outside / "samples").iterdir()) == []
+    assert (workdir / "samples" / "augmented.png").exists()
 
 
 def test_where_all_are_damaged_the_run_says_so_and_moves_nothing(config, copied):
@@ -191,7 +223,7 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(tmp_path):
     assert kill_and_resume.finish(config_file, workdir, "--config.train.steps=4") == 2
 
 
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_and_asks_to_be_started_again(tmp_path, sent):
     config_file = tiny_run.write_config(tmp_path, steps=1000, devices=1)
     workdir = tmp_path / "run"
@@ -279,7 +311,7 @@ def test_before_the_first_step_a_signal_ends_the_run_at_once(config, tmp_path, m
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGHUP])
 def test_a_signal_to_the_whole_group_leaves_the_workers_be(tmp_path, sent):
     """As Ctrl-C in a terminal does, and some schedulers."""
     config_file = tiny_run.write_config(tmp_path, steps=1000, devices=1)

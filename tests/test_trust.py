@@ -100,7 +100,12 @@ def mine(monkeypatch, tmp_path):
 @pytest.fixture
 def detect(monkeypatch, tmp_path):
     """detect.py in this process; it detects nothing, which would be compiled first."""
-    monkeypatch.setattr(media, "annotate", lambda *_, **__: iter(()))
+    nothing = {"boxes": [], "scores": [], "labels": []}
+    monkeypatch.setattr(
+        media,
+        "annotate",
+        lambda _, targets, **__: (media.Outcome(*each, nothing) for each in targets.items()),
+    )
     Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
 
     def run(*arguments):
@@ -194,7 +199,7 @@ def test_a_comparison_takes_this_machines_cache(mine, tmp_path, capsys):
         evaluated.save(tmp_path / name, evaluated.Evaluated(config, NAMES, {}, {}, {}))
     page = ("--output", str(tmp_path / "page.html"))
     assert report.main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), *page]) == 0
-    assert "boxes without pictures" in capsys.readouterr().err  # it has looked for the dataset
+    assert "boxes without images" in capsys.readouterr().err  # it has looked for the dataset
     assert not (tmp_path / "theirs").exists()
 
 

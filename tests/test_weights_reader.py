@@ -1,8 +1,10 @@
+import errno
 import os
 import pickle
 import struct
 import subprocess
 import sys
+import time
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -305,6 +307,185 @@ def test_a_terabyte_is_refused_before_memory_is_taken(write, tmp_path):
         assert tracemalloc.get_traced_memory()[1] < 10_000_000
     finally:
         tracemalloc.stop()
+
+
+def aliases(depth=60):
+    """Pairs of a pair of a pair ...: some hundred bytes, and 2 ** depth to write out or hash."""
+    steps = (b"q" + bytes([n]) + b"h" + bytes([n]) + b"\x86" for n in range(depth))
+    return b")" + b"".join(steps)
+
+
+FLOAT = weight_files.glob("torch", "FloatStorage")
+DICTIONARY = weight_files.glob("collections", "OrderedDict")
+REBUILD = weight_files.glob("torch._utils", "_rebuild_tensor_v2")
+WORDS = weight_files.text
+LONG_KEY = b"X" + struct.pack("<I", 10**6) + b"y" * 10**6
+PUT = weight_files.TorchPickle({})._put
+TENSOR = weight_files.rebuild("FloatStorage", "0", 4, shape=(4,), strides=(1,), put=PUT)
+HOSTILE_PICKLES = {
+    "a global by aliases": aliases() + aliases() + b"\x93",
+    "a key of aliases": b"}" + aliases() + b"K\x01s",
+    "pairs of aliases": DICTIONARY + b"(](" + aliases() + b"K\x01\x86etR",
+    "a call of aliases": REBUILD + aliases() + b"R",
+    "a call of a long text": DICTIONARY + LONG_KEY + b"R",
+    "a storage of aliases": b"(" + WORDS("storage") + FLOAT + aliases() + WORDS("cpu") + b"K\x01tQ",
+    "a type of aliases": b"(" + WORDS("storage") + aliases() + 2 * WORDS("0") + b"K\x01tQ",
+    "a list of itself": b"]q\x00h\x00a",
+    "a state of aliases": b"}" + aliases() + b"b",
+    "a huge number as a key": b"}\x8b" + struct.pack("<i", 10**6) + b"\x7f" * 10**6 + b"K\x01s",
+    "a huge decimal number": b"L" + b"9" * 10**6 + b"L\n",
+    "tuples in tuples": b")" + b"\x85" * 50_000,
+    "equal keys, long": b"}" + LONG_KEY + b"K\x01s" + LONG_KEY + b"q\x01" + b"K\x01sh\x01" * 9999,
+    "a long name": b"c" + b"m" * 10**6 + b"\nn\n",
+    "many names of one tensor": b"](" + TENSOR + b"q\x05" + b"h\x05" * 30_000 + b"e",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", HOSTILE_PICKLES)
+@pytest.mark.parametrize("form", ["zip", "legacy"])
+def test_a_hostile_pickle_is_one_line_at_once(tmp_path, kind, form):
+    data, path = b"\x80\x02" + HOSTILE_PICKLES[kind] + b".", tmp_path / "w"
+    if form == "zip":
+        weight_files.torch_zip_of(path, data, {"0": np.ones(4, np.float32)})
+    else:
+        begin = (weight_files.LEGACY_MAGIC, 1001, {})
+        path.write_bytes(b"".join(weight_files.TorchPickle(p).data for p in begin) + data)
+    assert_cheap(path)
+
+
+def assert_cheap(path):
+    """Refused in one short line, in little more memory than the file's own size."""
+    began = time.process_time()
+    message = refusal(path)
+    assert time.process_time() - began < 3  # a second, where nothing else runs
+    assert "\n" not in message
+    assert len(message) < 800
+    tracemalloc.start()
+    try:
+        if path.stat().st_size < 10**6:  # Python is slow while it traces
+            refusal(path)
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_keys_of_an_old_file_are_words(tmp_path):
+    begin = (weight_files.LEGACY_MAGIC, 1001, {}, {})
+    keys = b"\x80\x02]" + aliases() + b"a."
+    (tmp_path / "w").write_bytes(b"".join(weight_files.TorchPickle(p).data for p in begin) + keys)
+    assert_cheap(tmp_path / "w")
+
+
+def test_the_case_beside_the_repository_is_refused_at_once(shared):
+    assert_cheap(shared / "cases" / "hostile" / "stack_global.pth")
+
+
+@pytest.mark.parametrize("lies", [False, True])
+@pytest.mark.parametrize("name", ["archive/data.pkl", "w.npy"])
+def test_what_unpacks_to_much_more_is_not_unpacked(tmp_path, name, lies):
+    path = tmp_path / "w"
+    header = str({"descr": "<f4", "fortran_order": False, "shape": (25_000_000,)}).encode() + b"\n"
+    begin = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open(name, "w") as to:
+        to.write(begin if name == "w.npy" else b"\x80\x02")
+        to.write(bytes(10**8))
+    if lies:  # in the archive's directory, of its size
+        data = bytearray(path.read_bytes())
+        place = data.rindex(b"PK\x01\x02") + 24
+        data[place : place + 4] = struct.pack("<I", 200)
+        path.write_bytes(data)
+    assert_cheap(path)
+
+
+def test_an_encrypted_archive_is_named_so(tmp_path):
+    weight_files.torch_zip(tmp_path / "w", ARRAYS)
+    data = bytearray((tmp_path / "w").read_bytes())
+    place = -1
+    while (place := data.find(b"PK\x01\x02", place + 1)) >= 0:
+        data[place + 8] |= 1
+    (tmp_path / "w").write_bytes(data)
+    assert "is encrypted; save it without a password" in refusal(tmp_path / "w")
+
+
+def test_an_archive_of_very_many_files_is_not_listed(tmp_path):
+    with zipfile.ZipFile(tmp_path / "w", "w") as archive:
+        archive.writestr("0.npy", "")
+    data = (tmp_path / "w").read_bytes()
+    begin = data.index(b"PK\x01\x02")
+    entry, end = data[begin : data.index(b"PK\x05\x06")], data[data.index(b"PK\x05\x06") :]
+    directory = entry * 50_000
+    end = end[:8] + struct.pack("<HHI", 50_000, 50_000, len(directory)) + end[16:]
+    (tmp_path / "w").write_bytes(data[:begin] + directory + end)
+    assert "more files than any network has arrays" in refusal(tmp_path / "w")
+
+
+def safetensors_of(header):
+    data = header.encode()
+    return struct.pack("<Q", len(data)) + data + bytes(16)
+
+
+ENTRY = '"dtype": "F32", "shape": [4], "data_offsets": [0, 16]'
+DIGITS = ", ".join(["9" * 4000] * 500)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        safetensors_of('{"w": {' + ENTRY.replace("[4]", f"[{DIGITS}]") + "}}"),
+        safetensors_of('{"w": {' + ENTRY.replace("16", "9" * 4000) + "}}"),
+        safetensors_of("{" + ", ".join(f'"{n}": {{{ENTRY}}}' for n in range(9999)) + "}"),
+        safetensors_of('{"w": ' + "[" * 100_000),
+        safetensors_of('{"w": {' + ENTRY.replace('"F32"', "[" * 500 + "]" * 500) + "}}"),
+        safetensors_of('{"w": {' + ENTRY.replace("F32", "F" * 100_000) + "}}"),
+        safetensors_of('{"' + "n" * 100_000 + '": {' + ENTRY + "}}"),
+        safetensors_of('{"w": {' + ENTRY.replace("[4]", "[true, -4]") + "}}"),
+        b"\x0a\x03net" + b"\x08\x01" * 500_000,
+        b"\x0a\x03net"
+        + weight_files.field(
+            100, weight_files.field(7, weight_files.field(7, weight_files.field(1, b"\1" * 10**6)))
+        ),
+    ],
+    ids=range(10),
+)
+def test_hostile_headers_are_one_line_at_once(tmp_path, data):
+    (tmp_path / "w").write_bytes(data)
+    assert_cheap(tmp_path / "w")
+
+
+def test_a_tensor_may_have_two_names_and_not_a_thousand(tmp_path):
+    numbers = np.ones(10_000, np.float32)
+    tensor = weight_files.rebuild(
+        "FloatStorage", "0", 10_000, shape=(10_000,), strides=(1,), put=PUT
+    )
+    for names in (2, 1000):
+        items = b"".join(b"h\x05" for _ in range(names - 1))
+        data = b"\x80\x02](" + tensor + b"q\x05" + items + b"e."
+        weight_files.torch_zip_of(tmp_path / str(names), data, {"0": numbers})
+    assert equal(reader.read(tmp_path / "2"), {"0": numbers, "1": numbers})
+    assert "its tensors claim 40,000,000 bytes" in refusal(tmp_path / "1000")
+
+
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        assert "not a regular file but a pipe or device" in refusal(path)
+
+
+def test_a_file_of_a_terabyte_is_not_read(tmp_path):
+    (tmp_path / "w").write_bytes(b"\x80\x02")
+    os.truncate(tmp_path / "w", TERABYTE)
+    assert "1,099,511,627,776 bytes; weights have" in refusal(tmp_path / "w")
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "too many"), MemoryError()], ids=repr)
+def test_trouble_of_the_machine_is_no_broken_file(tmp_path, monkeypatch, error):
+    def fail(file):
+        raise error
+
+    weight_files.safetensors(tmp_path / "w", {"w": np.ones(4, np.float32)})
+    monkeypatch.setattr(reader.safetensors, "parse", fail)
+    with pytest.raises(errors.MachineError, match=rf"^{tmp_path / 'w'}: .*run the same command"):
+        reader.read(tmp_path / "w")
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.99])

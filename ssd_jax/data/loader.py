@@ -29,6 +29,11 @@ from ssd_jax.data import images
 
 Batch = dict[str, Any]  # of arrays, see training_batches
 
+HELD_BACK = (
+    signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU,
+)  # fmt: skip
+"""Signals to a whole group of processes that workers never get, those that training saves at."""
+
 _ENDLESS = 1 << 40  # batches
 _ALIVE = 5  # batches of each worker at a time: being made, waiting twice, being read, in use
 _SHM = "/dev/shm"
@@ -377,7 +382,7 @@ def _signals_held_back() -> Iterator[None]:
     They are for the process that saves the state, and needs its workers until then.
     """
     resource_tracker.ensure_running()  # it lets them in again in the thread that starts it
-    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
     try:
         yield
     finally:

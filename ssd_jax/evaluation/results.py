@@ -95,7 +95,7 @@ def write(folder: Path, found: Found, key: Key, *, dataset: str, split: str) -> 
     if dataset == "voc":
         files.make_folder(place)
         for earlier in place.glob("comp4_det_*.txt"):
-            earlier.unlink()
+            earlier.unlink(missing_ok=True)
         write_voc(place, found, key, set_name=set_name)
         return {"results": place}
     return {}

@@ -8,13 +8,12 @@ whole or not at all: Orbax renames it when all is written.
 
 import contextlib
 import dataclasses
-import errno
 import json
 import math
 import os
 import sys
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +30,7 @@ FOLDER = "checkpoints"
 DAMAGED = "damaged"  # where checkpoints go that do not load
 _ITEMS = ("params", "ema", "training", "run")
 _METRIC = "mean_ap"
-# What the system says of files, as a number or, through TensorStore and XLA, in words.
-_FORBIDDEN = (errno.EACCES, errno.EPERM, "Permission denied", "Operation not permitted")
-_UNWRITABLE = (
-    *_FORBIDDEN,
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS),
-    *("No space left", "quota exceeded", "File too large", "Read-only file system"),
-)
-_UNREADABLE = (
-    *_FORBIDDEN,
-    *(errno.EIO, errno.ESTALE, errno.ENOMEM, errno.EMFILE),
-    *("Input/output error", "Stale file handle", "RESOURCE_EXHAUSTED", "Too many open files"),
-)
+_LARGEST_METRICS = 2**20  # bytes of the file of a checkpoint's mAP
 
 
 class _DamagedError(Exception):
@@ -156,7 +144,7 @@ def restore(
                 raise
             except Exception as error:  # Orbax and TensorStore have a dozen for broken files
                 _hush_late_reads()
-                _check_readable(folder, error)
+                _check_machine(folder, error)
                 reason = _line(error)
         if distributed.all_true(restored is not None):
             for place, why in damaged.items():
@@ -201,7 +189,7 @@ def restore_params(folder: str | Path, like: Any, *, ema: bool = True) -> Any:
         raise
     except Exception as error:
         _hush_late_reads()
-        _check_readable(folder, error)
+        _check_machine(folder, error)
         raise errors.UserError(
             f"{folder} is damaged ({_line(error)}): take another checkpoint"
         ) from error
@@ -326,8 +314,7 @@ def _hush_late_reads() -> None:
 def _put_aside(manager: ocp.CheckpointManager, folder: Path) -> None:
     """Moves a checkpoint out of Orbax's sight; nothing is deleted."""
     if distributed.is_primary():
-        place = folder.parent.parent / DAMAGED
-        files.make_folder(place)
+        place = files.make_folder(folder.parent.parent / DAMAGED)
         number = sum(1 for _ in place.glob(f"{folder.name}*"))
         folder.rename(place / (f"{folder.name}.{number}" if number else folder.name))
     distributed.wait_for_all(f"put aside {folder.name}")
@@ -336,41 +323,31 @@ def _put_aside(manager: ocp.CheckpointManager, folder: Path) -> None:
 
 @contextlib.contextmanager
 def room_for(folder: str | Path) -> Iterator[None]:
-    """Turns a full disk, which the background thread may have met, into one line.
+    """Turns trouble of the machine, which the background thread may have met, into one line.
 
     Raises:
-      UserError: If what is done within its `with` finds no room to write, or may not.
+      MachineError: If what is done within its `with` finds no room to write, or may not.
     """
     try:
         yield
     except errors.UserError:
         raise
     except Exception as error:
-        if not _says(error, _UNWRITABLE):
-            raise
-        raise errors.UserError(
-            f"the run cannot write to {folder} ({_line(error)}): make room there, or let it write; "
-            f"the same command goes on from the last good one"
-        ) from error
+        _check_machine(folder, error)
+        raise
 
 
-def _check_readable(folder: Path, error: Exception) -> None:
-    """Tells what the machine cannot read, at the moment, from what is damaged."""
-    if isinstance(error, MemoryError) or _says(error, _UNREADABLE):
-        raise errors.UserError(
-            f"{folder} cannot be read here ({_line(error)}) and stays where it is: mend that, and "
-            f"the same command goes on from it"
-        ) from error
+def _check_machine(folder: str | Path, error: Exception) -> None:
+    """Tells what the machine cannot do at the moment from what is damaged.
 
-
-def _says(error: Exception, causes: Iterable[int | str]) -> bool:
-    """Whether an error, or what it came from, is one of some numbers and words of the system."""
-    chain = [error, error.__cause__, error.__context__]
-    numbers = {each.errno for each in chain if isinstance(each, OSError)}
-    return any(
-        cause in numbers if isinstance(cause, int) else any(cause in str(each) for each in chain)
-        for cause in causes
-    )
+    Raises:
+      MachineError: If an error, or what it came from, tells of the machine by number or in words.
+    """
+    for each in filter(None, (error, error.__cause__, error.__context__)):
+        if errors.is_of_machine(each):
+            raise errors.of_machine(each, getattr(each, "filename", None) or folder) from error
+        if (found := errors.in_words(str(each))) is not None:
+            raise errors.of_machine(found, folder) from error
 
 
 def _line(error: Exception) -> str:
@@ -387,13 +364,19 @@ def _folders(directory: Path) -> list[Path]:
 
 
 def _metrics(folder: Path) -> Mapping[str, float | None] | None:
-    """What was measured at a checkpoint; None where that is not there or can't be read."""
+    """What was measured at a checkpoint; None where that is not there or is none.
+
+    Raises:
+      MachineError: If the machine can't read it at the moment.
+    """
+    path = folder / "metrics" / "metrics"
     try:
-        found = json.loads(files.read(folder / "metrics" / "metrics", at_most=2**20))
-        _quality(found)
-    except (OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError):
+        found = json.loads(files.read(path, at_most=_LARGEST_METRICS))
+        return found if _quality(found) < math.inf else None
+    except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
+        if errors.is_of_machine(error):
+            raise errors.of_machine(error, path) from None
         return None
-    return found
 
 
 def _check_no_links(directory: Path) -> None:
@@ -421,14 +404,17 @@ def _mend_metrics(directory: Path) -> None:
         for folder in _folders(directory):
             if (folder / "metrics").is_dir() and _metrics(folder) is None:
                 logging.warning("%s has no mAP that can be read: it is as if not evaluated", folder)
-                files.write(folder / "metrics" / "metrics", json.dumps({_METRIC: None}))
+                path = folder / "metrics" / "metrics"
+                if not path.is_file():
+                    path.unlink(missing_ok=True)
+                files.write(path, json.dumps({_METRIC: None}))
     distributed.wait_for_all("metrics are read")
 
 
 def _quality(metrics: Mapping[str, float | None] | None) -> float:
     """The mAP of a checkpoint; less than any where it was not evaluated."""
     value = metrics[_METRIC] if metrics else None
-    return -math.inf if value is None else float(value)
+    return -math.inf if value is None or math.isnan(value) else float(value)
 
 
 def _abstract(tree: Any) -> Any:

@@ -1,6 +1,5 @@
 """Steps that were skipped because the loss or a gradient was not finite: counted and named."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,13 +32,14 @@ class Guard:
           most: In a row, from which on `check` raises; 0: any number passes.
           names_of: Step number to the names of the pictures in its batch.
         """
-        self._path = workdir / "skipped.jsonl"
+        path = workdir / "skipped.jsonl"
         self._most, self._names_of = most, names_of
         self.in_a_row = 0
         self.step = step  # the last that was checked
-        if distributed.is_primary() and self._path.exists():
-            rows = [row for row in logs.read(self._path) if row["step"] <= step]
-            files.write(self._path, "".join(json.dumps(row) + "\n" for row in rows))
+        self._file, self._rows = logs.Lines(path, logs.as_json), logs.records(path)
+        if distributed.is_primary() and path.exists():
+            self._rows = [row for row in self._rows if row["step"] <= step]
+            self._file.write_all(self._rows)
 
     def check(self, step: int, metrics: Mapping[str, float]) -> None:
         """Takes note of a step.
@@ -57,10 +57,11 @@ class Guard:
             return
         self.in_a_row += 1
         if distributed.is_primary():
-            names = list(self._names_of(step))
-            row = {"step": step, "loss": str(metrics["loss"]), "pictures": names}
-            with files.appending(self._path) as file:
-                file.write(json.dumps(row) + "\n")
+            names: list[str] = []
+            with logs.best_effort(f"what the pictures of step {step} are called"):
+                names += self._names_of(step)
+            self._rows.append({"step": step, "loss": str(metrics["loss"]), "pictures": names})
+            self._file.append(self._rows)
             logging.warning(
                 "step %d is skipped: its loss, a gradient or a box is not finite; its pictures: %s",
                 step,
@@ -80,10 +81,11 @@ def keep_for_post_mortem(
       state: After the last step that was started; skipped ones have not changed it.
       guard: Which has raised.
     """
-    folder = files.make_folder(workdir / FOLDER).absolute()
-    if (place := folder / f"step_{int(state.step)}").is_symlink():
-        place.unlink()
-    with ocp.StandardCheckpointer() as checkpointer:
+    folder = (workdir / FOLDER).absolute()
+    with logs.best_effort(folder), ocp.StandardCheckpointer() as checkpointer:
+        files.make_folder(folder)
+        if (place := folder / f"step_{int(state.step)}").is_symlink():
+            place.unlink()
         checkpointer.save(place, _plain(state), force=True)
     return errors.UserError(
         f"the loss or a gradient was not finite in {guard.in_a_row} steps in a row, to step "

@@ -6,15 +6,18 @@ import importlib
 import io
 import json
 import math
+import os
 import re
 import socket
 import time
+import traceback
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tensorboardX
+from absl import logging
 from tensorboardX.proto import event_pb2, summary_pb2
 
 from ssd_jax import errors, files
@@ -32,13 +35,39 @@ _COLUMNS = (
     "images_per_second",
     "mean_ap",
 )
+_LONGEST_LINE = 2**20  # bytes; one of a post-mortem names all images of a batch
+_LARGEST_STEP = 2**53  # of a float, in which curves are drawn
+_WANDB_ID = re.compile(r"[\w-]{1,64}", re.ASCII)
+
+
+@contextlib.contextmanager
+def best_effort(what: object) -> Iterator[None]:
+    """Turns whatever goes wrong within its `with` into a warning.
+
+    For what is only for looking at, such as curves and samples: it never costs a run or its result.
+    An error of the code is logged with its traceback.
+
+    Args:
+      what: What is missing then: a file's path, or words.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        logging.warning("%s is left out: %s", what, reason)
+        if not (isinstance(error, errors.UserError | OSError) or errors.is_of_machine(error)):
+            logging.error("%s", traceback.format_exc())
 
 
 class MetricsLog:
     """Appends rows to `metrics.jsonl`, `metrics.csv` and TensorBoard's events in a workdir.
 
     Rows of later steps than `step`, written by a run that was stopped after its last checkpoint,
-    are dropped when the log is opened, so that a step stands there once.
+    are dropped when the log is opened, so that a step stands there once. What cannot be written is
+    a warning; the rows are all written anew as soon as that is possible.
+
+    Attributes:
+      rows: All rows of the run, those of an earlier process too.
     """
 
     def __init__(
@@ -60,15 +89,21 @@ class MetricsLog:
           settings: What is shown there as the run's config.
 
         Raises:
-          UserError: If Weights & Biases is wanted, and is not installed or does not start.
+          UserError: If Weights & Biases is wanted, and is not installed or does not start; where
+            that happens after step 0, it is a warning.
         """
         self._active = active
+        self.rows: list[dict[str, Any]] = []
         if not active:
             return
-        self._wandb = _open_wandb(wandb, workdir, settings or {}) if wandb else None
-        self._jsonl, self._csv = workdir / "metrics.jsonl", workdir / "metrics.csv"
-        self.rows = [row for row in read(self._jsonl) if row["step"] <= step]
-        self._rewrite()
+        self._shown = _Shown(wandb, workdir, settings or {}, step=step)
+        self.rows = [row for row in read(workdir / "metrics.jsonl") if row["step"] <= step]
+        self._files = [
+            Lines(workdir / "metrics.jsonl", as_json),
+            Lines(workdir / "metrics.csv", _as_csv, first=_csv_line(_COLUMNS)),
+        ]
+        for file in self._files:
+            file.write_all(self.rows)
         self._events = _Events(workdir, step=step)
 
     def write(self, **row: float) -> None:
@@ -77,14 +112,11 @@ class MetricsLog:
             return
         plain = {name: _plain(value) for name, value in row.items()}
         self.rows.append(plain)
-        with files.appending(self._jsonl) as file:
-            file.write(json.dumps(plain) + "\n")
-        with files.appending(self._csv) as file:
-            csv.DictWriter(file, _COLUMNS).writerow(plain)
+        for file in self._files:
+            file.append(self.rows)
         values = {name: value for name, value in plain.items() if name != "step"}
         self._events.write(int(row["step"]), values)
-        if self._wandb:
-            self._wandb.log(values, step=int(row["step"]))
+        self._shown.write(int(row["step"]), values)
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -96,54 +128,142 @@ class MetricsLog:
         """Ends the TensorBoard file, and the run of Weights & Biases with its status."""
         if self._active:
             self._events.close()
-        if self._active and self._wandb:
-            self._wandb.finish(exit_code=int(failed))
+            self._shown.close(failed=failed)
 
-    def _rewrite(self) -> None:
-        lines = [json.dumps(row) + "\n" for row in self.rows]
-        files.write(self._jsonl, "".join(lines))
-        table = io.StringIO(newline="")
-        writer = csv.DictWriter(table, _COLUMNS)
-        writer.writeheader()
-        writer.writerows(self.rows)
-        files.write(self._csv, table.getvalue())
+
+class Lines:
+    """A text file of records that are only for looking at: one line each, appended.
+
+    What cannot be written is one warning; all is written anew with the next record.
+    """
+
+    def __init__(
+        self, path: Path, render: Callable[[Mapping[str, Any]], str], *, first: str = ""
+    ) -> None:
+        """Does not touch the file.
+
+        Args:
+          path: Of the file.
+          render: A record as its line, with the line's end.
+          first: What the file begins with.
+        """
+        self._path, self._render, self._first = path, render, first
+        self._whole = self._warned = False
+
+    def write_all(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Replaces the file by one of these records."""
+        with self._tried():
+            _check_no_device(self._path)
+            files.write(self._path, self._first + "".join(map(self._render, records)))
+            self._whole = True
+
+    def append(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Adds the last of the records; all of them where one before could not be written."""
+        if not self._whole:
+            self.write_all(records)
+            return
+        self._whole = False
+        with self._tried():
+            with files.appending(self._path) as file:
+                file.write(self._render(records[-1]))
+            self._whole = True
+
+    @contextlib.contextmanager
+    def _tried(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if not self._warned:
+                with best_effort(self._path):
+                    raise error
+            self._warned = True
+
+
+def _check_no_device(path: Path) -> None:
+    """A pipe in the place of a file would hold up who opens it; a link to one is replaced."""
+    if path.exists() and not path.is_symlink() and not (path.is_file() or path.is_dir()):
+        raise errors.UserError(f"{path} is a pipe or device; remove it")
 
 
 class _Events:
-    """TensorBoard's file, written at once: tensorboardX's writer meets a full disk in a thread."""
+    """TensorBoard's file, written at once: tensorboardX's writer meets a full disk in a thread.
+
+    After a failure it stays as it is: TensorBoard reads no further than to half an event.
+    """
 
     def __init__(self, workdir: Path, *, step: int):
         """Begins a file, before which TensorBoard forgets what was written after a step."""
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
-        self._file = tensorboardX.RecordWriter(str(workdir / name))
-        self._append(event_pb2.Event(file_version="brain.Event:2"))
-        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._append(event_pb2.Event(step=step + 1, session_log=start))
-        self._flush()
+        self._path = workdir / name.replace(os.sep, "_")
+        self._file: Any = None
+        with self._tried():
+            self._file = tensorboardX.RecordWriter(str(self._path))
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._append(event_pb2.Event(file_version="brain.Event:2"))
+            self._append(event_pb2.Event(step=step + 1, session_log=start))
+            self._file.flush()
 
     def write(self, step: int, values: Mapping[str, float | None]) -> None:
+        if self._file is None:
+            return
         shown = [
             summary_pb2.Summary.Value(tag=name, simple_value=value)
             for name, value in values.items()
             if value is not None
         ]
-        self._append(event_pb2.Event(step=step, summary=summary_pb2.Summary(value=shown)))
-        self._flush()
+        with self._tried():
+            self._append(event_pb2.Event(step=step, summary=summary_pb2.Summary(value=shown)))
+            self._file.flush()
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            file, self._file = self._file, None
+            with best_effort(self._path):
+                file.close()
 
     def _append(self, event: Any) -> None:
         event.wall_time = time.time()
         self._file.write(event.SerializeToString())
 
-    def _flush(self) -> None:
+    @contextlib.contextmanager
+    def _tried(self) -> Iterator[None]:
+        with best_effort(self._path):
+            try:
+                yield
+            except Exception:
+                file, self._file = self._file, None
+                with contextlib.suppress(OSError):  # or Python tries again, and complains
+                    file.close()
+                raise
+
+
+class _Shown:
+    """A run of Weights & Biases, or none; after a failure it is shown no more."""
+
+    def __init__(self, project: str, workdir: Path, settings: Mapping[str, Any], *, step: int):
+        self._run: Any = None
+        self._works = bool(project)
+        if not project:
+            return
         try:
-            self._file.flush()
-        except OSError:
-            with contextlib.suppress(OSError):  # or Python tries again, and complains, at its end
-                self._file.close()
-            raise
+            self._run = _open_wandb(project, workdir, settings)
+        except errors.UserError as error:
+            if not step:  # nothing is lost yet: the user decides
+                raise
+            logging.warning("the run goes on without Weights & Biases: %s", error)
+            self._works = False
+
+    def write(self, step: int, values: Mapping[str, float | None]) -> None:
+        if self._works:
+            self._works = False
+            with best_effort("the run's curves in Weights & Biases"):
+                self._run.log(values, step=step)
+                self._works = True
+
+    def close(self, *, failed: bool) -> None:
+        if self._run is not None:
+            with best_effort("the run's end in Weights & Biases"):
+                self._run.finish(exit_code=int(failed))
 
 
 def check_wandb(project: str) -> None:
@@ -181,12 +301,12 @@ def _open_wandb(project: str, workdir: Path, settings: Mapping[str, Any]) -> Any
       UserError: If it is not installed, or does not start.
     """
     check_wandb(project)
-    number = _wandb_id(workdir / "wandb_id.txt")
+    name = _wandb_id(workdir / "wandb_id.txt")
     files.make_folder(workdir / "wandb")
     try:
         return importlib.import_module("wandb").init(
             project=project,
-            id=number,
+            id=name,
             name=workdir.name,
             dir=str(workdir),
             config=dict(settings),
@@ -201,33 +321,106 @@ def _open_wandb(project: str, workdir: Path, settings: Mapping[str, Any]) -> Any
 
 
 def _wandb_id(place: Path) -> str:
-    """The id in a file, which is written anew where it is none."""
-    with contextlib.suppress(FileNotFoundError, UnicodeDecodeError, errors.UserError):
-        known = files.read(place, at_most=100).decode().strip()
-        if re.fullmatch(r"[\w-]{1,64}", known, re.ASCII):
-            return known
-    made = uuid.uuid4().hex[:12]
-    files.write(place, made + "\n")
-    return made
+    """The run's name there; a new one where the file has none that can be read."""
+    with contextlib.suppress(OSError, ValueError):
+        name = files.read(place, at_most=100).decode().strip()
+        if _WANDB_ID.fullmatch(name):
+            return name
+    name = uuid.uuid4().hex[:12]
+    with best_effort(place):
+        _check_no_device(place)
+        files.write(place, name + "\n")
+    return name
 
 
 def _plain(value: Any) -> float | None:
-    """A number that JSON knows: NaN and infinities become null."""
-    number = value if isinstance(value, int) else float(value)
-    return number if math.isfinite(number) else None
+    """A number that JSON knows: NaN, infinities and what no float can hold become null."""
+    try:
+        number = value if isinstance(value, int) else float(value)
+        return number if math.isfinite(number) else None
+    except OverflowError:
+        return None
 
 
-def read(path: Path) -> list[Mapping[str, Any]]:
-    """Rows of a `metrics.jsonl`; none where there is no file.
+def as_json(record: Mapping[str, Any]) -> str:
+    """A record as a line of JSON."""
+    return json.dumps(record) + "\n"
 
-    A line that a stopped process left unfinished is ignored.
+
+def _as_csv(row: Mapping[str, Any]) -> str:
+    return _csv_line([row.get(name) for name in _COLUMNS])
+
+
+def _csv_line(values: Sequence[Any]) -> str:
+    line = io.StringIO(newline="")
+    csv.writer(line).writerow(values)
+    return line.getvalue()
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Rows of a `metrics.jsonl`; the columns that are known here hold numbers or None.
+
+    What `records` leaves out is left out, and rows with something else than numbers; a number that
+    JSON does not know is None.
     """
-    if not path.is_file():
-        return []
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows
+    return [
+        {name: _plain(value) if _is_number(value) else value for name, value in row.items()}
+        for row in records(path, is_row=_is_row)
+    ]
+
+
+def _is_row(record: Mapping[str, Any]) -> bool:
+    return all(record.get(name) is None or _is_number(record[name]) for name in _COLUMNS)
+
+
+def records(
+    path: Path, *, is_row: Callable[[Mapping[str, Any]], bool] = lambda record: True
+) -> list[dict[str, Any]]:
+    """Records with a `step` of a file of one JSON object a line.
+
+    Lines that are none are left out with one warning, but for a last one that a stopped process
+    left unfinished; of a file that cannot be read, all are.
+
+    Args:
+      path: Of the file; where there is none, there are no records.
+      is_row: Whether an object is a record of its kind.
+    """
+    found, damaged = [], []
+    with (
+        best_effort(path),
+        contextlib.suppress(FileNotFoundError),
+        files.open_regular(path) as file,
+    ):
+        number = 0
+        while line := file.readline(_LONGEST_LINE):
+            number += 1
+            record = _parsed(line)
+            if record is not None and is_row(record):
+                found.append(record)
+            elif line.strip() and line.endswith(b"\n"):  # or a process was stopped in it
+                damaged.append(number)
+    if damaged:
+        logging.warning(
+            "%s: %d damaged lines are left out: line %s", path, len(damaged), _some(damaged)
+        )
+    return found
+
+
+def _some(names: Sequence[object]) -> str:
+    """The first of some names."""
+    return ", ".join(f"{name!s:.40}" for name in names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """An object with a step, or None."""
+    try:
+        record = json.loads(line.decode())
+    except (ValueError, RecursionError):
+        return None
+    step = record.get("step") if isinstance(record, dict) else None
+    known = _is_number(step) and isinstance(step, int) and 0 <= step < _LARGEST_STEP
+    return record if known else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import functools
 import os
@@ -17,9 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from PIL import Image
 
-from ssd_jax import augment, console, distributed, errors, files, visualize
+from ssd_jax import augment, console, distributed, download, errors, files, visualize
 from ssd_jax import config as config_lib
 from ssd_jax import detector as detector_lib
 from ssd_jax.data import datasets, images, loader
@@ -183,7 +185,9 @@ def _train(
         _announce(config, data, model, state, mesh, origin)
         batches = step_lib.prefetch(_batches(config, data.train, position), mesh)
         if distributed.is_primary():
-            _save_picture(_augmented(config, data.train), workdir / "samples" / "augmented.png")
+            sheet = workdir / "samples" / "augmented.png"
+            with logs.best_effort(sheet):
+                _save_picture(_augmented(config, data.train), sheet)
         host = _Host(
             stack.enter_context(
                 logs.MetricsLog(
@@ -191,7 +195,7 @@ def _train(
                     step=first,
                     active=distributed.is_primary(),
                     wandb=options.wandb,
-                    settings=config_lib.to_dict(config),
+                    settings=_shown_settings(config),
                 )
             ),
             stack.enter_context(progress.Progress(first, options.steps, options.batch_size)),
@@ -231,6 +235,7 @@ def _train(
                     checkpoint.save(manager, state, run=run, mean_ap=mean_ap)
             if result:
                 report(state, result)
+                dog.beat()
             if ending:
                 checkpoint.wait(manager)
                 distributed.wait_for_all("stopped")
@@ -313,15 +318,17 @@ class _Profile:
             host.catch_up()
             self.__exit__()
         if number in self._steps and not self._on:
-            for place in ("", "plugins", "plugins/profile"):  # which JAX writes through
-                files.make_folder(self._folder / place)
-            jax.profiler.start_trace(str(self._folder))
-            self._on = True
+            with logs.best_effort(self._folder):
+                for place in ("", "plugins", "plugins/profile"):  # which JAX writes through
+                    files.make_folder(self._folder / place)
+                jax.profiler.start_trace(str(self._folder))
+                self._on = True
 
     def __exit__(self, *error: object) -> None:
         if self._on:
-            jax.profiler.stop_trace()
             self._on = False
+            with logs.best_effort(self._folder):
+                jax.profiler.stop_trace()
 
 
 def _with_stop(
@@ -418,18 +425,21 @@ def _report(
     step = int(state.step)
     with host.display.pause():
         if distributed.is_primary():
-            samples = evaluation.draw_samples(_detector(config, split, state), split)
-            sheet = visualize.grid(samples, columns=4)
-            _save_picture(sheet, workdir / "samples" / f"step_{step:06d}.png")
-            outputs.write(
-                workdir,
-                result,
-                origin=f"step {step} of {workdir}",
-                config=config,
-                split=split,
-                metrics=host.log.rows,
-                samples=samples,
-            )
+            samples: list[np.ndarray] = []
+            place = workdir / "samples" / f"step_{step:06d}.png"
+            with logs.best_effort(place):
+                samples += evaluation.draw_samples(_detector(config, split, state), split)
+                _save_picture(visualize.grid(samples, columns=4), place)
+            with logs.best_effort(workdir / "report.html"), files.alone(workdir):
+                outputs.write(
+                    workdir,
+                    result,
+                    origin=f"step {step} of {workdir}",
+                    config=config,
+                    split=split,
+                    metrics=host.log.rows,
+                    samples=samples,
+                )
         console.stdout.print(
             f"step {step}: mAP (VOC07) {result.voc07.mean_ap:.4f} on {result.images} pictures"
         )
@@ -541,7 +551,8 @@ def _start(
     params = jax.device_put(loaded, jax.tree.map(lambda x: x.sharding, state.params))
     average = None if state.ema is None else jax.tree.map(jnp.copy, params)
     if distributed.is_primary():
-        files.write(workdir / "weights.txt", report.whole())
+        with logs.best_effort(workdir / "weights.txt"):
+            files.write(workdir / "weights.txt", report.whole())
     lines += [*report.lines(), f"each by name and shape in {workdir / 'weights.txt'}"]
     origin = "\n           ".join([report.title, *lines])
     return Start(dataclasses.replace(state, params=params, ema=average), 0, origin)
@@ -611,6 +622,12 @@ def _settings(config: config_lib.Config) -> list[str]:
     own = dataclasses.replace(config, data=data)
     flat = jax.tree_util.tree_leaves_with_path(dataclasses.asdict(own))
     return [f"config{jax.tree_util.keystr(path)} = {value!r}" for path, value in flat]
+
+
+def _shown_settings(config: config_lib.Config) -> dict[str, Any]:
+    """The config as others may see it: without the password of an address."""
+    data = dataclasses.replace(config.data, mirror=download.public(config.data.mirror))
+    return config_lib.to_dict(dataclasses.replace(config, data=data))
 
 
 def _contents(data: Data) -> list[str]:
@@ -705,9 +722,13 @@ def _locked(workdir: Path) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             raise errors.UserError(
-                f"{workdir} is in use by {file.read() or 'another process'}: wait until it ends, "
-                f"or give another --workdir"
+                f"{workdir} is in use by {file.read(200) or 'another process'}: wait until it "
+                f"ends, or give another --workdir"
             ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            logging.warning("%s: no other run may use it; the system cannot tell", workdir)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()

@@ -1,5 +1,6 @@
-"""SIGTERM and SIGINT, as a scheduler or a user sends them: finish the step, save, go."""
+"""Signals that a scheduler, a user or a closed terminal sends: finish the step, save, go."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -7,15 +8,24 @@ from types import FrameType
 
 from ssd_jax import errors
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+IMPATIENT = (signal.SIGTERM, signal.SIGINT)
+"""Those of which a second one ends the process at once."""
+
+NOTICES = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
+"""Those that only tell that the time is up. They come more than once for one reason: a shell that
+ends sends SIGHUP again, the system SIGXCPU each second, and SIGTERM follows a scheduler's SIGUSR1.
+"""
+
+HANDLED = (*IMPATIENT, *NOTICES)
+
 _STDERR = 2  # written to without a buffer: a handler may interrupt any other write
 
 
 class Stop:
     """Within its `with`, a signal ends the run by `StoppedError`, or is noted after `defer`.
 
-    A second one ends the process at once, also where Python runs no handlers, as in a long call of
-    XLA's: a thread counts them.
+    A second SIGTERM or SIGINT ends the process at once, also where Python runs no handlers, as in a
+    long call of XLA's: a thread counts them. A SIGHUP that is ignored, as under nohup, stays so.
 
     Attributes:
       name: Of the signal that came, or empty.
@@ -35,8 +45,9 @@ class Stop:
         os.set_blocking(self._writing, False)
         self._earlier_writing = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
         threading.Thread(target=_count, args=(reading,), name="signals", daemon=True).start()
-        for number in _SIGNALS:
-            self._earlier[number] = signal.signal(number, self._note)
+        for number in HANDLED:
+            if _is_free(number):
+                self._earlier[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -53,16 +64,28 @@ class Stop:
             raise errors.StoppedError(
                 f"{self.name} before the first step, nothing is lost: the same command begins again"
             )
-        text = f"{self.name}: the run saves and ends after this step; again ends it at once\n"
-        os.write(_STDERR, text.encode())
+        again = "again" if number in IMPATIENT else "SIGTERM, twice,"
+        _say(f"{self.name}: the run saves and ends after this step; {again} ends it at once\n")
+
+
+def _is_free(number: signal.Signals) -> bool:
+    """Whether nobody decided already what becomes of a signal: neither nohup nor a C library."""
+    handler = signal.getsignal(number)
+    return handler is not None and (number in IMPATIENT or handler is not signal.SIG_IGN)
 
 
 def _count(reading: int) -> None:
-    """Ends the process when the second signal comes out of a pipe."""
+    """Ends the process when the second impatient signal comes out of a pipe."""
     came = 0
     with open(reading, "rb", buffering=0) as pipe:
         while number := pipe.read(1):
-            came += number[0] in _SIGNALS
+            came += number[0] in IMPATIENT
             if came > 1:
-                os.write(_STDERR, b"stopped at once: the last checkpoint counts\n")
+                _say("stopped at once: the last checkpoint counts\n")
                 os._exit(128 + number[0])
+
+
+def _say(text: str) -> None:
+    """Writes to standard error, which may be a terminal that was closed."""
+    with contextlib.suppress(OSError):
+        os.write(_STDERR, text.encode())

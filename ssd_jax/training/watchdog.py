@@ -4,15 +4,18 @@ import faulthandler
 import os
 import sys
 import threading
-import time
 
 from ssd_jax import console, errors
+
+_LOOKS = 30  # in the time without a step that is allowed
 
 
 class Watchdog:
     """Within its `with`, ends the process if `beat` is not called for so long.
 
-    It says what every thread was doing and exits with `errors.TRY_AGAIN`.
+    It says what every thread was doing and exits with `errors.TRY_AGAIN`. Time is counted in short
+    waits, each as long as it was asked to be: while the process is suspended, or the machine
+    sleeps, no time passes here.
     """
 
     def __init__(self, minutes: float):
@@ -22,15 +25,14 @@ class Watchdog:
           minutes: Without a beat, after which the process ends; 0: never.
         """
         self._seconds = minutes * 60
-        self._last = time.monotonic()
+        self._beats = 0
         self._over = threading.Event()
 
     def beat(self) -> None:
         """Something was done."""
-        self._last = time.monotonic()
+        self._beats += 1
 
     def __enter__(self) -> "Watchdog":
-        self.beat()
         if self._seconds:
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
         return self
@@ -39,13 +41,21 @@ class Watchdog:
         self._over.set()
 
     def _watch(self) -> None:
-        while not self._over.wait(max(self._last + self._seconds - time.monotonic(), 0.01)):
-            if time.monotonic() - self._last > self._seconds:
-                console.error(
-                    f"no step in {self._seconds / 60:g} minutes "
-                    f"(config.train.watchdog_minutes): this process ends; the same command goes on "
-                    f"from the last checkpoint. What its threads were doing:"
-                )
-                sys.stderr.flush()
-                faulthandler.dump_traceback()
-                os._exit(errors.TRY_AGAIN)
+        seen, waits = self._beats, 0
+        while not self._over.wait(self._seconds / _LOOKS):
+            waits = waits + 1 if seen == self._beats else 0
+            seen = self._beats
+            if waits > _LOOKS:
+                self._end()
+
+    def _end(self) -> None:
+        console.error(
+            f"no step in {self._seconds / 60:g} minutes "
+            f"(config.train.watchdog_minutes): this process ends; the same command goes on "
+            f"from the last checkpoint. What its threads were doing:"
+        )
+        try:
+            sys.stderr.flush()
+            faulthandler.dump_traceback()
+        finally:  # standard error may be a terminal that was closed
+            os._exit(errors.TRY_AGAIN)

@@ -6,8 +6,7 @@ Field numbers are those of caffe.proto: a NetParameter has layers (100, or 2 in 
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -29,28 +28,32 @@ class _Fields(NamedTuple):
 _LAYERS = {100: _Fields(name=1, blobs=7), 2: _Fields(name=4, blobs=6)}  # by field of the net
 _SHAPE, _DATA, _DOUBLE_DATA = 7, 5, 8
 _OLD_SHAPE = (1, 2, 3, 4)  # num, channels, height, width, before there was a shape
+_LONGEST_SHAPE = 400  # bytes
+_MOST_FIELDS = 200_000  # of all messages; a network of 500 layers has some 20,000
 
 
-def read(path: Path) -> dict[str, np.ndarray]:
+def read(file: BinaryIO) -> dict[str, np.ndarray]:
     """Reads the blobs of each layer, `conv1_1/0` (weights) and `conv1_1/1` (bias).
 
     Raises:
       ValueError: If the file is no such message, or a blob's numbers do not fill its shape.
     """
-    paths = names.Names()
+    paths, steps = names.Names(), names.Budget(_MOST_FIELDS, "it is no network of Caffe's: it")
     arrays: dict[str, np.ndarray] = {}
-    for number, wire_type, value in _parse(memoryview(path.read_bytes())):
+    for number, wire_type, value in _parse(memoryview(file.read()), steps):
         if number in _LAYERS and wire_type == _BYTES:
-            name, blobs = _layer(value, _LAYERS[number])
+            name, blobs = _layer(value, _LAYERS[number], steps)
             for index, blob in enumerate(blobs):
-                arrays[paths.join(name, str(index), "/")] = _blob(name, blob)
+                arrays[paths.join(name, str(index), "/")] = _blob(name, blob, steps)
     return arrays
 
 
-def _layer(message: memoryview, fields: _Fields) -> tuple[str, list[memoryview]]:
+def _layer(
+    message: memoryview, fields: _Fields, steps: names.Budget
+) -> tuple[str, list[memoryview]]:
     """The name of a layer, and the messages of its blobs."""
     name, blobs = "", []
-    for number, wire_type, value in _parse(message):
+    for number, wire_type, value in _parse(message, steps):
         if wire_type == _BYTES and number == fields.name:
             name = bytes(value).decode()
         elif wire_type == _BYTES and number == fields.blobs:
@@ -58,29 +61,37 @@ def _layer(message: memoryview, fields: _Fields) -> tuple[str, list[memoryview]]
     return name, blobs
 
 
-def _blob(layer: str, message: memoryview) -> np.ndarray:
+def _blob(layer: str, message: memoryview, steps: names.Budget) -> np.ndarray:
     values = np.empty(0, np.float32)
     shape: list[int] = []
     old_shape = dict.fromkeys(_OLD_SHAPE, 1)
-    for number, wire_type, value in _parse(message):
+    for number, wire_type, value in _parse(message, steps):
         if wire_type == _BYTES and number == _DATA:
             values = np.frombuffer(value, "<f4")
         elif wire_type == _BYTES and number == _DOUBLE_DATA:
             values = np.frombuffer(value, "<f8")
         elif wire_type == _BYTES and number == _SHAPE:
-            shape = _dimensions(value)
+            shape = _dimensions(value, steps)
         elif wire_type == _VARINT and number in old_shape:
             old_shape[number] = value
     shape = shape or list(old_shape.values())
     if math.prod(shape) != values.size:
-        raise ValueError(f"a blob of {layer!r:.100} claims shape {shape} for {values.size} numbers")
+        raise ValueError(
+            f"a blob of {layer!r:.100} claims shape {shape!s:.100} for {values.size} numbers"
+        )
     return values.reshape(shape)
 
 
-def _dimensions(message: memoryview) -> list[int]:
-    """The `dim` of a BlobShape, packed or one by one."""
+def _dimensions(message: memoryview, steps: names.Budget) -> list[int]:
+    """The `dim` of a BlobShape, packed or one by one.
+
+    Raises:
+      ValueError: If they are more than an array has.
+    """
+    if len(message) > _LONGEST_SHAPE:
+        raise ValueError(f"a shape takes {len(message):,} bytes, more than any that claims numbers")
     dimensions = []
-    for _, wire_type, value in _parse(message):
+    for _, wire_type, value in _parse(message, steps):
         if wire_type == _VARINT:
             dimensions.append(value)
         else:
@@ -91,7 +102,7 @@ def _dimensions(message: memoryview) -> list[int]:
     return dimensions
 
 
-def _parse(message: memoryview) -> Iterator[tuple[int, int, Any]]:
+def _parse(message: memoryview, steps: names.Budget) -> Iterator[tuple[int, int, Any]]:
     """(field number, wire type, value) of each field of a message.
 
     Raises:
@@ -99,6 +110,7 @@ def _parse(message: memoryview) -> Iterator[tuple[int, int, Any]]:
     """
     position = 0
     while position < len(message):
+        steps.spend()
         tag, position = _varint(message, position)
         number, wire_type = tag >> 3, tag & 7
         if wire_type == _VARINT:

@@ -9,7 +9,7 @@ Source: The HDF Group, "HDF5 File Format Specification", versions 0 and 1 of the
 import math
 import struct
 from collections.abc import Iterator
-from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -23,13 +23,14 @@ _COMPACT, _CONTIGUOUS = 0, 1  # classes of a layout
 _SYMBOL_SIZE, _SOFT_LINK = 40, 2
 _CHILD_SIZE = 16  # of a B-tree's node
 _DEEPEST, _LONGEST_NAME = 32, 1000
+_MOST_STEPS = 200_000  # messages, links and nodes; a network of 1,000 arrays has some 10,000
 _EXPONENT_BITS = {2: 5, 4: 8, 8: 11}  # of IEEE's floats, by their bytes
 
 _NEWER = "it is in a newer form of HDF5 than h5py writes by default; save it by the default"
 _Messages = dict[int, bytes]
 
 
-def read(path: Path) -> dict[str, np.ndarray]:
+def read(file: BinaryIO) -> dict[str, np.ndarray]:
     """Reads all arrays of numbers by their path, `block1_conv1/block1_conv1/kernel:0`.
 
     Links to other files and symbolic ones are not followed; texts are left out.
@@ -39,7 +40,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
         not write by default: compressed, or of `libver="latest"`.
       struct.error: If it is cut off.
     """
-    return _File(path.read_bytes()).arrays()
+    return _File(file.read()).arrays()
 
 
 class _File:
@@ -52,6 +53,7 @@ class _File:
     def __init__(self, data: bytes):
         self.data = data
         self._claimed = 0
+        self._steps = names.Budget(_MOST_STEPS, "its structure")
 
     def arrays(self) -> dict[str, np.ndarray]:
         """See `read`."""
@@ -85,6 +87,7 @@ class _File:
         Raises:
           ValueError: If all have more than the file: they overlap, or do not lie within it.
         """
+        self._steps.spend()
         self._claimed += size
         if self._claimed > len(self.data):
             raise ValueError(f"its parts claim more than the {len(self.data):,} bytes it has")
@@ -127,6 +130,7 @@ class _File:
             for index in range(count):
                 entry = node + 8 + index * _SYMBOL_SIZE
                 name, address, cache = struct.unpack_from("<QQI", self.data, entry)
+                self._steps.spend()
                 if cache != _SOFT_LINK:
                     yield self._text(texts + name), address
 

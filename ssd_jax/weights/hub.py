@@ -11,33 +11,43 @@ _TORCHVISION = "https://download.pytorch.org/models/"
 
 
 class Published(NamedTuple):
-    """A file: its address, and the beginning of its SHA-256, which torchvision's names end in."""
+    """A file.
+
+    Attributes:
+      base: Address of its folder.
+      filename: Its name there.
+      sha256: The beginning of its SHA-256, which torchvision's names end in.
+      mib: What it has at most, in MiB: torchvision's own figure, rounded up.
+    """
 
     base: str
     filename: str
     sha256: str
+    mib: int
 
 
 NAMES = {
     # Of a VGG-16 that classifies ImageNet: fc6 and fc7 too.
-    "vgg16-imagenet": Published(_TORCHVISION, "vgg16-397923af.pth", "397923af"),
+    "vgg16-imagenet": Published(_TORCHVISION, "vgg16-397923af.pth", "397923af", 528),
     # The convolutions that the authors of SSD started from; fc6 and fc7 start fresh.
-    "vgg16-caffe": Published(_TORCHVISION, "vgg16_features-amdegroot-88682ab5.pth", "88682ab5"),
+    "vgg16-caffe": Published(
+        _TORCHVISION, "vgg16_features-amdegroot-88682ab5.pth", "88682ab5", 528
+    ),
     # Classifiers of ImageNet, whose features a backbone takes; each the first that was published.
-    "vgg19-imagenet": Published(_TORCHVISION, "vgg19-dcbb9e9d.pth", "dcbb9e9d"),
-    "resnet18-imagenet": Published(_TORCHVISION, "resnet18-f37072fd.pth", "f37072fd"),
-    "resnet34-imagenet": Published(_TORCHVISION, "resnet34-b627a593.pth", "b627a593"),
-    "resnet50-imagenet": Published(_TORCHVISION, "resnet50-0676ba61.pth", "0676ba61"),
-    "resnet101-imagenet": Published(_TORCHVISION, "resnet101-63fe2227.pth", "63fe2227"),
-    "mobilenet-v2-imagenet": Published(_TORCHVISION, "mobilenet_v2-b0353104.pth", "b0353104"),
+    "vgg19-imagenet": Published(_TORCHVISION, "vgg19-dcbb9e9d.pth", "dcbb9e9d", 549),
+    "resnet18-imagenet": Published(_TORCHVISION, "resnet18-f37072fd.pth", "f37072fd", 45),
+    "resnet34-imagenet": Published(_TORCHVISION, "resnet34-b627a593.pth", "b627a593", 84),
+    "resnet50-imagenet": Published(_TORCHVISION, "resnet50-0676ba61.pth", "0676ba61", 98),
+    "resnet101-imagenet": Published(_TORCHVISION, "resnet101-63fe2227.pth", "63fe2227", 171),
+    "mobilenet-v2-imagenet": Published(_TORCHVISION, "mobilenet_v2-b0353104.pth", "b0353104", 14),
     # Its last blocks are wider than ours, which start fresh.
     "mobilenet-v3-large-imagenet": Published(
-        _TORCHVISION, "mobilenet_v3_large-8738ca79.pth", "8738ca79"
+        _TORCHVISION, "mobilenet_v3_large-8738ca79.pth", "8738ca79", 22
     ),
     "ssdlite320-coco": Published(
-        _TORCHVISION, "ssdlite320_mobilenet_v3_large_coco-a79551df.pth", "a79551df"
+        _TORCHVISION, "ssdlite320_mobilenet_v3_large_coco-a79551df.pth", "a79551df", 14
     ),
-    "ssd300-coco": Published(_TORCHVISION, "ssd300_vgg16_coco-b556d3b4.pth", "b556d3b4"),
+    "ssd300-coco": Published(_TORCHVISION, "ssd300_vgg16_coco-b556d3b4.pth", "b556d3b4", 136),
 }
 
 
@@ -47,7 +57,8 @@ def locate(path_or_name: str | Path, *, cache_dir: str | Path, mirror: str = "")
     Args:
       path_or_name: A file, or one of `NAMES`.
       cache_dir: Downloads are kept in its folder `weights`.
-      mirror: An address, or a folder, that has the files instead; empty: torchvision's.
+      mirror: An address, with a user and password perhaps, or a folder, that has the files
+        instead; empty: torchvision's.
 
     Raises:
       UserError: If it is neither, or can't be had.
@@ -67,6 +78,7 @@ def locate(path_or_name: str | Path, *, cache_dir: str | Path, mirror: str = "")
         f"{address.rstrip('/')}/{entry.filename}",
         cache.folder(cache_dir) / "weights" / entry.filename,
         sha256=entry.sha256,
+        at_most=entry.mib * 2**20,
         otherwise=f"get the file elsewhere and give its path instead of {path_or_name}, or set "
         f"{_MIRROR} to an address or a folder that has it",
     )

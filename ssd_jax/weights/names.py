@@ -1,25 +1,70 @@
-"""Names of arrays in nested containers."""
+"""Bounds on what a file may ask for: names of arrays, and steps to read it."""
 
 _MOST = 2**22  # characters of all names; those of a network of 1,000 layers are some 60,000
+LONGEST = 2**12  # characters of a name
+_MOST_NAMES = (
+    2**14
+)  # of arrays and containers; a ResNet-101 with its optimizer and average has 3,000
+_SHOWN = 100  # characters of a value in a message
 
 
 class Names:
-    """Joins the names in one file, up to a number of characters in all.
+    """Joins the names in one file, up to a number of them and of characters in all.
 
     In a file a container's name stands once, in memory before each name in it: a small file could
     ask for any amount.
     """
 
     def __init__(self) -> None:
-        self._characters = 0
+        self._characters = self._names = 0
 
     def join(self, container: str, name: str, separator: str) -> str:
         """`container`, `separator` and `name`; the name alone where the container has none.
 
         Raises:
-          ValueError: If all names together are longer than those of any network.
+          ValueError: If there are more names, or longer ones, than in any network.
         """
+        self._names += 1
         self._characters += len(container) + len(name)
-        if self._characters > _MOST:
+        if self._characters > _MOST or len(container) + len(name) > LONGEST:
             raise ValueError(f"it claims names of more than {_MOST:,} characters together")
+        if self._names > _MOST_NAMES:
+            raise ValueError(f"it claims more than {_MOST_NAMES:,} arrays")
         return f"{container}{separator}{name}" if container else name
+
+
+class Budget:
+    """Steps that reading a file may take: some kinds of file ask for any number in a few bytes."""
+
+    def __init__(self, most: int, what: str):
+        """Nothing is spent yet.
+
+        Args:
+          most: Steps.
+          what: Takes them, in words.
+        """
+        self._left, self._most, self._what = most, most, what
+
+    def spend(self, steps: int = 1) -> None:
+        """Takes steps.
+
+        Raises:
+          ValueError: If so many are not left.
+        """
+        self._left -= steps
+        if self._left < 0:
+            raise ValueError(f"{self._what} takes more than {self._most:,} steps")
+
+
+def shown(value: object) -> str:
+    """A value of a file for a message: cut, and of a container its kind alone.
+
+    Containers in a pickle may hold each other many times: to write one out could take for ever.
+    """
+    if isinstance(value, str | bytes):
+        return repr(value[:_SHOWN])
+    if isinstance(value, float | bool | None):
+        return repr(value)
+    if isinstance(value, int) and value.bit_length() < 256:
+        return repr(value)
+    return f"a value of type {type(value).__name__}"

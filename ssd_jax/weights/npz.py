@@ -1,50 +1,68 @@
 """NumPy's .npz: a zip archive of .npy files."""
 
+import io
 import math
+import os
 import zipfile
-from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
-_LARGEST = 2**30  # bytes that compressed arrays may unpack to; a whole VGG-16 has 0.55e9
+from ssd_jax.weights import names, zips
+
+_SMALL = 2**26  # bytes that compressed arrays may unpack to, whatever the file's size
+_TIMES = 8  # more bytes than the file; weights shrink little, but some are all zeros
 _SUFFIX = ".npy"
 
 
-def read(path: Path) -> dict[str, np.ndarray]:
+def read(file: BinaryIO) -> dict[str, np.ndarray]:
     """Reads the arrays of an .npz; pickled objects are refused.
 
     Raises:
       ValueError: If an entry is no array, or claims more than the file holds.
       zipfile.BadZipFile: If the archive is damaged.
     """
-    with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
-        _check_size(sum(entry.file_size for entry in entries), path.stat().st_size)
-        return {entry.filename.removesuffix(_SUFFIX): _array(archive, entry) for entry in entries}
+    paths = names.Names()
+    with zips.opened(file) as archive:
+        _check_size(zips.claimed(archive), os.fstat(file.fileno()).st_size)
+        return {
+            paths.join("", entry.filename.removesuffix(_SUFFIX), ""): _array(archive, entry)
+            for entry in archive.infolist()
+        }
 
 
 def _check_size(claimed: int, actual: int) -> None:
-    if claimed > max(_LARGEST, actual):
+    if claimed > max(_SMALL, _TIMES * actual):
         raise ValueError(f"it claims {claimed:,} bytes, of which a file this size holds none")
 
 
 def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
     """One .npy of the archive, whose shape is compared with its size first."""
+    name = f"{entry.filename:.100}"
     if not entry.filename.endswith(_SUFFIX):
-        raise ValueError(f"{entry.filename} is no array")
-    with archive.open(entry) as file:
-        version = np.lib.format.read_magic(file)
-        if version not in ((1, 0), (2, 0)):
-            raise ValueError(f"{entry.filename} has version {version} of .npy")
-        header = (
-            np.lib.format.read_array_header_1_0
-            if version == (1, 0)
-            else np.lib.format.read_array_header_2_0
-        )
-        shape, fortran, dtype = header(file)
-        size = math.prod(shape) * dtype.itemsize
-        if dtype.hasobject or min(shape, default=0) < 0 or size > entry.file_size:
-            raise ValueError(f"{entry.filename} claims shape {shape} of {dtype}, which it lacks")
-        array = np.frombuffer(file.read(size), dtype)
-        file.read()  # to the end, where the checksum is compared
+        raise ValueError(f"{name} is no array")
+    data = zips.read(archive, entry.filename)
+    stream = io.BytesIO(data)
+    version = np.lib.format.read_magic(stream)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"{name} has version {version} of .npy")
+    shape, fortran, dtype = _header(name, stream, version)
+    size = math.prod(shape) * dtype.itemsize
+    begin = stream.tell()
+    if dtype.hasobject or min(shape, default=0) < 0 or size > len(data) - begin:
+        raise ValueError(f"{name} claims shape {shape!s:.100} of {dtype!s:.100}")
+    array = np.frombuffer(data, dtype, math.prod(shape), begin)
     return array.reshape(shape, order="F" if fortran else "C")
+
+
+def _header(name: str, stream: BinaryIO, version: tuple[int, int]) -> Any:
+    """Shape, whether the first index runs fastest, and type."""
+    header = (
+        np.lib.format.read_array_header_1_0
+        if version == (1, 0)
+        else np.lib.format.read_array_header_2_0
+    )
+    try:
+        return header(stream)
+    except MemoryError:  # Python's parser on brackets in brackets: of the file, not of the machine
+        raise ValueError(f"{name} has a header that cannot be parsed") from None

@@ -6,22 +6,22 @@ containers and tensors, stops at any other, and has nothing that it could call.
 
 import io
 import math
+import os
 import pickletools
-import zipfile
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
-from ssd_jax.weights import names
+from ssd_jax.weights import names, zips
 
 PICKLE = "/data.pkl"  # ends the name of the entry in the zip form
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of the older form
-_MOST_STEPS = 2_000_000  # instructions; a VGG-16 SSD with its optimiser takes some 20,000
+_MOST_STEPS = 200_000  # instructions; a VGG-16 SSD with its optimizer takes some 20,000
 _DEEPEST = 32  # containers in containers
+_SHARED = 8  # times that the tensors may claim the file's bytes
 _LARGEST_PICKLE = 2**26  # bytes of the instructions, in which no numbers lie
 _TYPES = {
     "DoubleStorage": np.dtype("<f8"),
@@ -55,7 +55,7 @@ class _Tensor(NamedTuple):
     strides: tuple[int, ...]
 
 
-def read_zip(path: Path) -> dict[str, np.ndarray]:
+def read_zip(file: BinaryIO) -> dict[str, np.ndarray]:
     """Reads the tensors of a file that torch 1.6 or later wrote.
 
     Raises:
@@ -63,31 +63,33 @@ def read_zip(path: Path) -> dict[str, np.ndarray]:
         holds.
       zipfile.BadZipFile: If the archive is damaged.
     """
-    with zipfile.ZipFile(path) as archive:
+    size = os.fstat(file.fileno()).st_size
+    with zips.opened(file) as archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
-        if sum(entry.file_size for entry in entries.values()) > path.stat().st_size:
+        if zips.claimed(archive) > size:
             raise ValueError("its entries claim more bytes than the file has")
         pickle = next(name for name in entries if name.endswith(PICKLE))
         root = pickle.removesuffix(PICKLE)
-        if f"{root}/byteorder" in entries and archive.read(f"{root}/byteorder") != b"little":
+        order = f"{root}/byteorder"
+        if order in entries and zips.read(archive, order) != b"little":
             raise ValueError("its numbers are not little-endian")
         if entries[pickle].file_size > _LARGEST_PICKLE:
             raise ValueError(f"{pickle} is too long")
-        content = _Machine(_zip_storage).run(io.BytesIO(archive.read(pickle)))
+        content = _Machine(_zip_storage).run(io.BytesIO(zips.read(archive, pickle)))
         tensors = dict(_tensors(content))
         keys = {tensor.storage.key for tensor in tensors.values()}
-        data = {key: archive.read(f"{root}/data/{key}") for key in keys}
-    return {name: _array(name, tensor, data) for name, tensor in tensors.items()}
+        data = {key: zips.read(archive, f"{root}/data/{key}") for key in keys}
+    return _arrays(tensors, data, size)
 
 
-def read_legacy(path: Path) -> dict[str, np.ndarray]:
+def read_legacy(file: BinaryIO) -> dict[str, np.ndarray]:
     """Reads the tensors of a file that torch wrote before 1.6: pickles, then the storages.
 
     Raises:
       ValueError: If the file asks for anything but containers and tensors, or claims more than it
         holds.
     """
-    stream = io.BytesIO(path.read_bytes())
+    stream = io.BytesIO(file.read())
     sizes: dict[str, int] = {}  # bytes of a number, by storage
 
     def storage(values: tuple) -> _Storage:
@@ -99,20 +101,24 @@ def read_legacy(path: Path) -> dict[str, np.ndarray]:
         raise ValueError("it is a pickle, but not one of torch.save")
     _version, _machine, content, keys = (_Machine(storage).run(stream) for _ in range(4))
     data = dict(_legacy_data(stream, keys, sizes))
-    return {name: _array(name, tensor, data) for name, tensor in _tensors(content)}
+    return _arrays(dict(_tensors(content)), data, len(stream.getbuffer()))
 
 
 def _legacy_data(
-    stream: io.BytesIO, keys: list[str], sizes: dict[str, int]
+    stream: io.BytesIO, keys: Any, sizes: dict[str, int]
 ) -> Iterator[tuple[str, memoryview]]:
     """The storages' bytes by key: each is its number of values, then the values."""
     view, position = stream.getbuffer(), stream.tell()
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+        raise ValueError("its list of storages is no list of words")
     for key in keys:
         count = int.from_bytes(view[position : position + 8], "little")
         position += 8
         end = position + count * sizes[key]
         if end > len(view):
-            raise ValueError(f"storage {key!r} claims {count:,} numbers beyond the file's end")
+            raise ValueError(
+                f"storage {names.shown(key)} claims {count:,} numbers beyond the file's end"
+            )
         yield key, view[position:end]
         position = end
 
@@ -137,16 +143,33 @@ def _tensors(content: Any) -> Iterator[tuple[str, _Tensor]]:
         pending += [(name, key, value, depth + 1) for key, value in reversed(list(inner))]
 
 
+def _arrays(tensors: dict[str, _Tensor], data: dict[str, Any], size: int) -> dict[str, np.ndarray]:
+    """Tensors as views of their storages' bytes.
+
+    Raises:
+      ValueError: If they claim more than the bytes of the file several times over: two names may
+        share a tensor, as those of a model that is stored twice.
+    """
+    arrays = {name: _array(name, tensor, data) for name, tensor in tensors.items()}
+    if (claimed := sum(array.nbytes for array in arrays.values())) > _SHARED * size:
+        raise ValueError(f"its tensors claim {claimed:,} bytes, the file has {size:,}")
+    return arrays
+
+
 def _array(name: str, tensor: _Tensor, data: dict[str, Any]) -> np.ndarray:
     """A tensor as a view of its storage's bytes."""
     storage = tensor.storage
     values = np.frombuffer(data[storage.key], storage.dtype)[storage.offset :]
     if values.size < storage.size:
-        raise ValueError(f"{name} has {values.size:,} numbers where it claims {storage.size:,}")
+        raise ValueError(
+            f"{name:.100} has {values.size:,} numbers where it claims {storage.size:,}"
+        )
     steps = zip(tensor.shape, tensor.strides, strict=True)
     last = tensor.offset + sum((count - 1) * stride for count, stride in steps)
     if math.prod(tensor.shape) > values.size or (0 not in tensor.shape and last >= values.size):
-        raise ValueError(f"{name} claims shape {tensor.shape} of {values.size:,} numbers")
+        raise ValueError(
+            f"{name:.100} claims shape {tensor.shape!s:.100} of {values.size:,} numbers"
+        )
     strides = [stride * storage.dtype.itemsize for stride in tensor.strides]
     return np.lib.stride_tricks.as_strided(
         values[tensor.offset :], tensor.shape, strides, writeable=False
@@ -169,7 +192,7 @@ def _legacy_storage(values: tuple) -> _Storage:
 
 def _storage(key: str, dtype: np.dtype, size: int, offset: int = 0) -> _Storage:
     if not isinstance(dtype, np.dtype) or not _counts((size, offset)) or not isinstance(key, str):
-        raise ValueError(f"a storage is described by {key!r:.50}, {dtype!r:.50}")
+        raise ValueError(f"a storage is described by {names.shown(key)}, {names.shown(dtype)}")
     return _Storage(key, dtype, size, offset)
 
 
@@ -196,9 +219,23 @@ def _ordered_dict(pairs: Any = ()) -> dict:
     """A dictionary; Python 2 gives its content as a list of lists of two."""
     if isinstance(pairs, dict):
         return pairs
-    if any(not isinstance(key, str | int) for key, _ in pairs):
-        raise ValueError("the keys of a dictionary are no words")
+    if not isinstance(pairs, list | tuple):
+        raise ValueError("a dictionary is made from what is no list")
+    _check_keys(key for key, _ in pairs)
     return dict(pairs)
+
+
+def _check_keys(keys: Iterable[Any]) -> None:
+    """To hash or compare other values, or long ones, could take for ever.
+
+    Raises:
+      ValueError: If these are not all short texts or small integers.
+    """
+    for key in keys:
+        if isinstance(key, str) and len(key) > names.LONGEST:
+            raise ValueError(f"it claims a name of {len(key):,} characters")
+        if not isinstance(key, str | int) or not (isinstance(key, str) or -(2**63) <= key < 2**63):
+            raise ValueError("the keys of a dictionary are no words")
 
 
 # All that a file may name, and what stands for it here: none of it does anything but hold values.
@@ -227,7 +264,7 @@ class _Machine:
         self._stack: list[Any] = []
         self._marks: list[int] = []  # heights of the stack
         self._memo: dict[int, Any] = {}
-        self._steps = 0
+        self._steps = names.Budget(_MOST_STEPS, "its pickle")
 
     def run(self, stream: BinaryIO) -> Any:
         """What a pickle builds; the stream is then behind it.
@@ -238,18 +275,13 @@ class _Machine:
         """
         begin = stream.tell()
         for opcode, argument, position in pickletools.genops(stream):
-            self._count(1)
+            self._steps.spend()
             if (position or 0) - begin > _LARGEST_PICKLE:
                 raise ValueError("its pickle is too long")
             if opcode.name == "STOP":
                 return self._stack.pop()
             self._follow(opcode.name, argument)
         raise ValueError("its pickle has no end")
-
-    def _count(self, steps: int) -> None:
-        self._steps += steps
-        if self._steps > _MOST_STEPS:
-            raise ValueError(f"its pickle takes more than {_MOST_STEPS:,} steps")
 
     def _follow(self, name: str, argument: Any) -> None:
         if name in _CONSTANTS:
@@ -315,8 +347,7 @@ class _Machine:
         keys = values[::2]
         if not isinstance(self._stack[-1], dict) or len(values) % 2:
             raise ValueError("its pickle sets an item of what is no dictionary")
-        if not all(isinstance(key, str | int) for key in keys):
-            raise ValueError("the keys of a dictionary are no words")
+        _check_keys(keys)
         self._stack[-1].update(zip(keys, values[1::2], strict=True))
 
     def _do_binput(self, place: int) -> None:
@@ -334,20 +365,26 @@ class _Machine:
 
     def _do_global(self, name: str) -> None:
         if name not in _KNOWN:
+            asked = f"{name:.100}".replace(" ", ".")
             raise ValueError(
-                f"it asks for {name.replace(' ', '.')}, which is neither a tensor nor a container, "
+                f"it asks for {asked}, which is neither a tensor nor a container, "
                 "and might do anything"
             )
         self._stack.append(_KNOWN[name])
 
     def _do_stack_global(self, _: Any) -> None:
-        self._do_global(" ".join(map(str, self._take(2))))
+        parts = self._take(2)
+        if not all(isinstance(part, str) for part in parts):
+            raise ValueError("its pickle asks for something by what is no name")
+        self._do_global(" ".join(parts))
 
     def _do_reduce(self, _: Any) -> None:
         function, arguments = self._take(2)
         if not any(function is known for known in _KNOWN.values()) or not callable(function):
             raise ValueError("its pickle calls what cannot be called")
-        self._count(sum(len(value) for value in arguments if isinstance(value, list | tuple)))
+        if not isinstance(arguments, tuple):
+            raise ValueError("its pickle calls something with what are no arguments")
+        self._steps.spend(sum(len(value) for value in arguments if isinstance(value, list | tuple)))
         self._stack.append(function(*arguments))
 
     def _do_build(self, _: Any) -> None:

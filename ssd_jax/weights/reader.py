@@ -4,6 +4,7 @@ What a file is, its first bytes say, not its ending. Nothing in a file is ever r
 claims to hold is compared with its size before memory is asked for.
 """
 
+import os
 import struct
 import tokenize
 import warnings
@@ -11,16 +12,17 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
-from ssd_jax import errors
-from ssd_jax.weights import caffe, hdf5, npz, pytorch, safetensors
+from ssd_jax import errors, files
+from ssd_jax.weights import caffe, hdf5, npz, pytorch, safetensors, zips
 
 Arrays = dict[str, np.ndarray]
 
 _AGAIN = "give another file, or delete this one, if it is a download, and fetch it anew"
-_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # all that NumPy and PyTorch write
+_LARGEST = 2**33  # bytes of a file; an SSD512 with its optimizer has 0.5e9
 _HEAD = 16  # bytes that tell the formats apart
 # What broken files make the standard library and NumPy raise.
 _BROKEN = (
@@ -46,38 +48,54 @@ def read(path: str | Path) -> Arrays:
     """
     path = Path(path)
     try:
-        with path.open("rb") as file:
-            head = file.read(_HEAD)
+        file = files.open_regular(path)
     except OSError as error:
+        if errors.is_of_machine(error):
+            raise errors.of_machine(error, path) from None
         raise errors.UserError(f"{path}: {error.strerror}") from None
-    name, read_file = _format(path, head)
-    try:
-        with warnings.catch_warnings(action="ignore"):  # parsers' thoughts on damaged text
-            arrays = read_file(path)
-    except _BROKEN as error:
-        reason = str(error) or type(error).__name__
-        raise errors.UserError(
-            f"{path} looks like {name} and cannot be read: {reason}; {_AGAIN}"
-        ) from None
+    with file:
+        if (size := os.fstat(file.fileno()).st_size) > _LARGEST:
+            raise errors.UserError(f"{path} has {size:,} bytes; weights have {_LARGEST:,} at most")
+        name, arrays = _read(path, file)
     if not arrays:
         raise errors.UserError(f"{path} looks like {name} and holds no array; give another file")
     return arrays
 
 
-def _format(path: Path, head: bytes) -> tuple[str, Callable[[Path], Arrays]]:
+def _read(path: Path, file: BinaryIO) -> tuple[str, Arrays]:
+    """What a file is, in words, and its arrays."""
+    name = "a file of weights"
+    try:
+        name, read_file = _format(path, file)
+        file.seek(0)
+        with warnings.catch_warnings(action="ignore"):  # parsers' thoughts on damaged text
+            return name, read_file(file)
+    except errors.UserError:
+        raise
+    except _BROKEN as error:
+        if errors.is_of_machine(error):
+            raise errors.of_machine(error, path) from None
+        reason = f"{error!s:.300}" or type(error).__name__
+        raise errors.UserError(
+            f"{path} looks like {name} and cannot be read: {reason}; {_AGAIN}"
+        ) from None
+
+
+def _format(path: Path, file: BinaryIO) -> tuple[str, Callable[[BinaryIO], Arrays]]:
     """What a file is, in words and as the function that reads it, from its first bytes.
 
     Raises:
       UserError: If it is nothing that is known.
     """
+    head = file.read(_HEAD)
     if head.startswith(b"PK\x03\x04"):
-        return _zip_format(path)
+        return _zip_format(path, file)
     if head.startswith(hdf5.MAGIC):
         return "an HDF5 file", hdf5.read
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return "a PyTorch file of the older form", pytorch.read_legacy
     if head[8:9] == b"{":
-        return "a safetensors file", safetensors.read
+        return "a safetensors file", safetensors.parse
     if head.startswith(caffe.BEGINNINGS):
         return "a .caffemodel", caffe.read
     raise errors.UserError(
@@ -86,20 +104,17 @@ def _format(path: Path, head: bytes) -> tuple[str, Callable[[Path], Arrays]]:
     )
 
 
-def _zip_format(path: Path) -> tuple[str, Callable[[Path], Arrays]]:
+def _zip_format(path: Path, file: BinaryIO) -> tuple[str, Callable[[BinaryIO], Arrays]]:
     try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except (*_BROKEN,) as error:
+        with zips.opened(file) as archive:
+            entries = archive.namelist()
+    except _BROKEN as error:
+        if errors.is_of_machine(error):
+            raise
         raise errors.UserError(
-            f"{path} is a broken zip archive ({error}), perhaps a download that stopped; {_AGAIN}"
+            f"{path} is a broken zip archive ({error!s:.300}), perhaps a download that stopped; "
+            f"{_AGAIN}"
         ) from None
-    for entry in entries:
-        if entry.compress_type not in _COMPRESSIONS:  # others claim memory that is not compared
-            raise errors.UserError(
-                f"{path}: {entry.filename} is compressed in a way that neither NumPy nor PyTorch "
-                "writes; save it by one of them"
-            )
-    if any(entry.filename.endswith(pytorch.PICKLE) for entry in entries):
+    if any(name.endswith(pytorch.PICKLE) for name in entries):
         return "a PyTorch file", pytorch.read_zip
     return "an .npz", npz.read

@@ -9,7 +9,11 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
-_LARGEST_HEADER = 100_000_000  # bytes, as the format says
+from ssd_jax import files
+from ssd_jax.weights import names
+
+_LARGEST_HEADER = 2**23  # bytes; a network of 1,000 arrays has 0.1e6
+_MOST_DIMENSIONS = 32
 _METADATA = "__metadata__"
 _TYPES = {
     "F64": np.dtype("<f8"),
@@ -31,11 +35,24 @@ def read(path: Path) -> dict[str, np.ndarray]:
     Raises:
       ValueError: If the header is none, or an array does not lie within the file.
     """
-    with path.open("rb") as file:
-        header = _header(file)
-        data = file.read()
+    with files.open_regular(path) as file:
+        return parse(file)
+
+
+def parse(file: BinaryIO) -> dict[str, np.ndarray]:
+    """Reads the arrays of an open safetensors file, each of bytes of its own.
+
+    Raises:
+      ValueError: If the header is none, an array does not lie within the file, or two overlap.
+    """
+    header = _header(file)
+    data = file.read()
     header.pop(_METADATA, None)
-    return {name: _array(name, entry, data) for name, entry in header.items()}
+    paths = names.Names()
+    arrays = {paths.join("", name, ""): _array(name, item, data) for name, item in header.items()}
+    if (claimed := sum(array.nbytes for array in arrays.values())) > len(data):
+        raise ValueError(f"its arrays claim {claimed:,} bytes of {len(data):,}")
+    return arrays
 
 
 def metadata(path: Path) -> dict[str, str]:
@@ -44,7 +61,7 @@ def metadata(path: Path) -> dict[str, str]:
     Raises:
       ValueError: If the header is none.
     """
-    with path.open("rb") as file:
+    with files.open_regular(path) as file:
         return _header(file).get(_METADATA, {})
 
 
@@ -62,12 +79,15 @@ def _header(file: BinaryIO) -> dict[str, Any]:
 
 def _array(name: str, entry: dict[str, Any], data: bytes) -> np.ndarray:
     shape, (begin, end) = entry["shape"], entry["data_offsets"]
-    if entry["dtype"] not in _TYPES:
-        raise ValueError(f"{name} has type {entry['dtype']}, which is not known here")
+    if not isinstance(entry["dtype"], str) or entry["dtype"] not in _TYPES:
+        kind = names.shown(entry["dtype"])
+        raise ValueError(f"{name:.100} has type {kind}, which is not known here")
     dtype = _TYPES[entry["dtype"]]
     numbers = (*shape, begin, end)
-    if not all(isinstance(number, int) and number >= 0 for number in numbers) or not (
-        begin + math.prod(shape) * dtype.itemsize == end <= len(data)
+    if (
+        len(numbers) > _MOST_DIMENSIONS
+        or not all(isinstance(number, int) and 0 <= number < 2**60 for number in numbers)
+        or not begin + math.prod(shape) * dtype.itemsize == end <= len(data)
     ):
-        raise ValueError(f"{name} claims shape {shape} in bytes {begin} to {end} of {len(data)}")
+        raise ValueError(f"{name:.100} claims other bytes than the {len(data):,} of the file")
     return np.frombuffer(data, dtype, math.prod(shape), begin).reshape(shape)
