@@ -17,7 +17,7 @@ from test_datasets import names, refusal
 from test_yolo_data import write_plain as write_yolo
 
 from ssd_jax import errors, files
-from ssd_jax.data import builder, check, datasets, images, loader, locks, synthetic, voc
+from ssd_jax.data import builder, check, datasets, loader, locks, synthetic, voc
 
 PASSING = [errno.EACCES, errno.EMFILE, errno.ENOMEM, errno.EIO, errno.ESTALE]
 
@@ -231,20 +231,18 @@ def test_preparing_needs_no_name_of_the_user(load, tmp_path, monkeypatch):
 
 def test_what_another_decoder_may_read_is_tried_again(load, tmp_path, monkeypatch):
     path = str(write_voc(tmp_path / "own"))
+    real = builder.decode_size
+
+    def decode_size(data, *, name, **options):
+        if name.endswith("000002.jpg"):
+            raise errors.UserError("of no known format")
+        return real(data, name=name, **options)
+
     with monkeypatch.context() as patch:
-        fail = errors.UserError("of no known format")
-        patch.setattr(builder, "decode_size", lambda *_, **__: (_ for _ in ()).throw(fail))
         patch.setattr(builder, "conditions", lambda: {"pillow": "0.1"})
-        good = images.decode
-
-        def decode_size(data, *, name):
-            if name.endswith("000002.jpg"):
-                raise fail
-            return good(data, name=name).shape[:2]
-
         patch.setattr(builder, "decode_size", decode_size)
-        assert len(load("folder", "all", path=path).source) == 2
-        assert len(load("folder", "all", path=path).source) == 2
+        for _ in range(2):
+            assert len(load("folder", "all", path=path).source) == 2
     for _ in range(2):
         assert len(load("folder", "all", path=path, max_bad_share=None).source) == 3
 
