@@ -1,8 +1,9 @@
-"""Reads 2,000 damaged files of weights in 2 GiB of memory, and loads 2,000 networks that lack
-arrays or have others: python fuzz_readers.py DIR.
+"""Reads 2,000 damaged files of weights in 2 GiB of memory, loads 2,000 networks that lack arrays or
+have others, and reads 2,000 damaged documents: python fuzz_readers.py DIR.
 
-Prints how many files were read all the same, and how many refused; then how many networks were
-loaded, and how many refused. Whatever is no UserError ends it.
+The documents are a run's config, its metrics and the YAML of a dataset. Prints how many files were
+read all the same, and how many refused; then how many networks were loaded, and how many refused;
+then the same of the documents. Whatever is no UserError of one line ends it.
 """
 
 import collections
@@ -14,11 +15,14 @@ from unittest import mock
 
 import numpy as np
 import weight_files
+from absl import logging
 
-from ssd_jax import errors
+from ssd_jax import config, errors
+from ssd_jax.data import yolo
+from ssd_jax.training import logs
 from ssd_jax.weights import layouts, loading, reader
 
-FILES = NETWORKS = 2_000
+FILES = NETWORKS = DOCUMENTS = 2_000
 MEMORY = 2 * 2**30  # bytes of address space
 
 
@@ -141,6 +145,45 @@ def load_altered(rng, count):
     return outcomes
 
 
+def write_documents(folder):
+    """A file of each kind; gives by its name what reads it."""
+    folder.mkdir()
+    config.save(folder / "config.json", config.Config(), ("cat", "dog"))
+    rows = [{"step": step, "loss": 1 / step, "mean_ap": None} for step in range(1, 9)]
+    (folder / "metrics.jsonl").write_text("".join(map(logs.as_json, rows)), encoding="utf-8")
+    (folder / "data.yaml").write_text(
+        "path: .\ntrain: images/train\nval: &v [images/val]\ntest: *v\nnc: 2\nnames: {0: a, 1: b}\n"
+    )
+    for name in ("images/train", "images/val"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "a.jpg").touch()
+    return {
+        "config.json": config.load,
+        "metrics.jsonl": logs.read,
+        "data.yaml": lambda path: yolo.Reader(path.parent),
+    }
+
+
+def read_damaged(rng, folder, count):
+    """Reads documents, damaged; counts the "read" and the "refused"."""
+    outcomes = collections.Counter()
+    readers = write_documents(folder)
+    logging.set_verbosity(logging.ERROR)  # lines that are left out are warnings
+    whole = {name: (folder / name).read_bytes() for name in readers}
+    for index in range(count):
+        name = list(readers)[index % len(readers)]
+        (folder / name).write_bytes(mutate(rng, whole[name]))
+        try:
+            readers[name](folder / name)
+            outcomes["read"] += 1
+        except errors.UserError as error:
+            if len(str(error)) > 2_000:
+                raise
+            outcomes["refused"] += 1
+        (folder / name).write_bytes(whole[name])
+    return outcomes
+
+
 def main(folder):
     rng = np.random.default_rng(0)
     whole = {}
@@ -164,6 +207,8 @@ def main(folder):
     print(outcomes["read"], outcomes["refused"])
     outcomes = load_altered(rng, NETWORKS)
     print(outcomes["loaded"], outcomes["refused"])
+    outcomes = read_damaged(rng, folder / "documents", DOCUMENTS)
+    print(outcomes["read"], outcomes["refused"])
 
 
 if __name__ == "__main__":

@@ -66,6 +66,18 @@ def test_the_tests_that_pages_name_are_there():
         assert all(f"\ndef {name}(" in tests for name in names), row
 
 
+def test_each_promise_of_the_security_page_names_tests_that_are_there():
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
+    page = (ROOT / "docs/security.md").read_text(encoding="utf-8")
+    rows = [
+        row for row in page.splitlines() if row.startswith("| ") and row != "| promise | test |"
+    ]
+    assert len(rows) > 20
+    for names in (re.findall(r"`(test_\w+)`", row) for row in [*rows, page]):
+        assert names
+        assert not [name for name in names if f"\ndef {name}(" not in tests]
+
+
 def commands(page):
     """The commands of a page that call one of our scripts."""
     for line in try_commands.lines(page):
