@@ -164,8 +164,11 @@ class Config:
     eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
 
 
-LOCAL: dict[str, tuple[str, ...]] = {"data": ("cache_dir", "mirror"), "train": ("wandb",)}
-"""Fields that say where this machine writes, what it runs and whom it contacts.
+LOCAL: dict[str, tuple[str, ...]] = {
+    "data": ("cache_dir", "mirror", "max_megapixels"),
+    "train": ("wandb",),
+}
+"""Fields that say where this machine writes, what it runs, whom it contacts and what it may take.
 
 XLA's compiled programs in `cache_dir` are native code. These fields come from the command line, a
 config file that it names, the environment or the defaults, never from what is read as data.

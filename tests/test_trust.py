@@ -182,9 +182,10 @@ def test_an_exported_file_chooses_no_cache(detector, mine, tmp_path, name, detec
 
 
 def test_a_notebook_and_a_training_that_starts_there_take_nothing_either(theirs, mine):
-    there = {"cache_dir": str(theirs / "cache"), "mirror": FAR}
+    there = {"cache_dir": str(theirs / "cache"), "mirror": FAR, "max_megapixels": 1e9}
     rewrite(theirs, data=there, train={"wandb": "spy"}, model={"pretrained": FAR})
     config = detector_lib.load_detector(theirs).config
+    assert config.data.max_megapixels == config_lib.DataConfig().max_megapixels
     assert (config.data.cache_dir, config.data.mirror, config.train.wandb) == (str(mine), "", "")
     source = detector_lib.read_source(theirs, backbone="vgg16", cache_dir=mine)
     assert source.classes.names == NAMES
