@@ -1,6 +1,7 @@
 """Whose names mean what, with cheap arrays; test_weights_parity shows what they compute."""
 
 import hashlib
+import time
 import zlib
 from pathlib import Path
 
@@ -366,3 +367,139 @@ def test_real_mobilenet_is_read(shared):
     arrays = reader.read(shared / "weights/mobilenet_v2_imagenet.npz")
     assert sum(array.size for array in arrays.values()) == 3_489_097
     assert arrays["block0/depthwise/kernel"].shape == (3, 3, 1, 32)
+
+
+PREFIXES = (
+    "_orig_mod.",  # torch.compile
+    "module.",  # DataParallel
+    "detector.",  # Lightning, an attribute of the module
+    "model_ema.module.",
+    "state_dict.model.net.",
+    "ckpt/epoch 7/",
+    "any_string",
+)
+
+
+def small_of(layout, number=1.0):
+    """All entries of a layout, of 4 channels for 3, by its names."""
+    kernel = (4, 3, 3, 3) if layout.channels_first else (3, 3, 3, 4)
+    return {
+        name: np.full(kernel if ours.endswith("/kernel") else 4, number, np.float32)
+        for name, ours in layout.entries.items()
+    }
+
+
+def under(prefix, arrays):
+    return {f"{prefix}{name}": array for name, array in arrays.items()}
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("layout", layouts.LAYOUTS, ids=lambda layout: layout.title)
+def test_every_layout_is_known_under_any_prefix(layout, prefix):
+    plain = layouts.recognise(Path("w"), small_of(layout))
+    arrays = under(prefix, small_of(layout))
+    arrays |= {
+        "epoch": np.ones(1),
+        "criterion.weights": np.ones(3),
+        "optimizer.state.0.exp_avg": np.ones((4, 3, 3, 3)),
+        **under("optimizer.exp_avg.", small_of(layout, np.nan)),
+    }
+    found, named = layouts.recognise(Path("w"), arrays)
+    assert found == plain[0]
+    assert {name: named[name] for name in layout.entries} == {
+        name: f"{prefix}{name}" for name in layout.entries
+    }
+
+
+def test_what_torch_puts_in_the_middle_of_names_is_passed_over():
+    (layout,) = (one for one in layouts.LAYOUTS if one.title == "torchvision's SSD")
+    names = {name: name.replace("backbone.", "backbone._orig_mod.") for name in layout.entries}
+    arrays = {names[name]: array for name, array in small_of(layout).items()}
+    found, named = layouts.recognise(Path("w"), under("model.", arrays))
+    assert found == layout
+    assert all(named[name] == f"model.{own}" for name, own in names.items())
+
+
+@pytest.fixture
+def resnet():
+    return small_of(layouts._TORCHVISION["resnet18"])
+
+
+@pytest.mark.parametrize(
+    ("model", "average"),
+    [
+        ("model.", "model_ema.module."),
+        ("state_dict.", "state_dict_ema."),
+        ("model.", "ema."),
+        ("", "ema_model."),
+        ("online_model.", "averaged_model.module."),
+    ],
+)
+def test_of_a_model_and_its_average_the_average_is_taken_and_said(resnet, model, average):
+    for order in ((model, average), (average, model)):
+        arrays = {}
+        for prefix in order:
+            arrays |= under(prefix, resnet)
+        layout, named = layouts.recognise(Path("w"), arrays)
+        assert named["conv1.weight"] == f"{average}conv1.weight"
+        assert layout.title == (
+            f"torchvision's ResNet-18 under {average!r} ({model!r} is whole too)"
+        )
+
+
+def test_an_average_without_statistics_of_batchnorm_is_not_whole(resnet):
+    average = {name: array for name, array in resnet.items() if "running" not in name}
+    arrays = {**under("ema.", average), **under("model.", resnet)}
+    layout, named = layouts.recognise(Path("w"), arrays)
+    assert named["conv1.weight"] == "model.conv1.weight"
+    assert layout.title == "torchvision's ResNet-18"
+
+
+def test_one_network_under_two_names_is_taken_and_two_networks_are_not(resnet):
+    arrays = {**under("left.", resnet), **under("right.", resnet)}
+    _, named = layouts.recognise(Path("w"), arrays)
+    assert named["conv1.weight"] in arrays
+    arrays["right.conv1.weight"] = arrays["right.conv1.weight"] + 1
+    with pytest.raises(errors.UserError, match=r"w: left.* and right.* are both .*; give a file"):
+        layouts.recognise(Path("w"), arrays)
+
+
+def test_what_lacks_an_entry_under_a_prefix_is_told_its_whole_name(resnet, tmp_path):
+    del resnet["layer3.0.conv2.weight"]
+    weight_files.torch_zip(tmp_path / "w", {"model": resnet})
+    message = r"w looks like torchvision's ResNet-18 and has no model\.layer3\.0\.conv2\.weight"
+    with pytest.raises(errors.UserError, match=message):
+        loading.read(tmp_path / "w")
+
+
+def test_what_is_nobodys_is_told_the_nearest_layout_and_what_it_lacks_first(resnet, tmp_path):
+    del resnet["conv1.weight"]
+    weight_files.torch_zip(tmp_path / "w", {"net": resnet, "head.weight": np.ones(2, np.float32)})
+    weights = loading.read(tmp_path / "w")
+    message = (
+        r"w.* it comes nearest to torchvision's ResNet-18, of which it has no net\.conv1\.weight"
+    )
+    with pytest.raises(errors.UserError, match=message):
+        loading.heads(weights)
+    with pytest.raises(errors.UserError, match=message):
+        loading.fit({"resnet18": {"conv1": {"kernel": np.ones(1)}}}, weights)
+
+
+def test_what_is_like_nothing_is_told_so(tmp_path):
+    weight_files.torch_zip(tmp_path / "w", {"x.y": np.ones(2, np.float32)})
+    with pytest.raises(errors.UserError, match="no layout that is known has any of its names"):
+        loading.fit({"resnet18": {"conv1": {"kernel": np.ones(1)}}}, loading.read(tmp_path / "w"))
+
+
+def test_our_own_names_are_not_taken_for_somebody_elses():
+    (folded,) = (one for one in layouts.LAYOUTS if "folded" in one.title)
+    arrays = {ours: np.ones(3, np.float32) for ours in folded.entries.values()}
+    assert layouts.recognise(Path("w"), arrays)[0] is layouts.OURS
+
+
+def test_many_names_alike_take_little_time():
+    arrays = {f"{'a.' * (n % 100)}{n}.conv1.weight": np.ones(1) for n in range(16_000)}
+    began = time.process_time()
+    layouts.recognise(Path("w"), arrays)
+    layouts.nearest(arrays)
+    assert time.process_time() - began < 5

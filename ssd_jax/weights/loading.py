@@ -200,6 +200,7 @@ def fit(params: Any, weights: Weights) -> tuple[Any, Report]:
         some = ", ".join(list(weights.ignored | weights.arrays)[:3])
         raise errors.UserError(
             f"{weights.path}: none of its arrays ({some}, ...) is one of the network"
+            f"{_nobodys(weights)}"
         )
     unplaced = {weights.names[p]: a.shape for p, a in weights.arrays.items() if p not in loaded}
     report = Report(
@@ -228,10 +229,18 @@ def heads(weights: Weights) -> tuple[int, int]:
     if not has_heads(weights):
         raise errors.UserError(
             f"{weights.path} ({weights.layout.title}) has not the heads of an SSD300, SSD512 or "
-            "SSDLite, so it detects nothing; train.py starts from it with --config.model.pretrained"
+            "SSDLite, so it detects nothing"
+            + (_nobodys(weights) or "; train.py starts from it with --config.model.pretrained")
         )
     boxes = weights.arrays["loc0/bias"].size // 4
     return weights.arrays["conf0/bias"].size // boxes, _levels(weights)
+
+
+def _nobodys(weights: Weights) -> str:
+    """Of a file whose names are neither ours nor anybody's: whose they are nearest to."""
+    if weights.layout is not layouts.OURS or body_of(weights):
+        return ""
+    return f"; {layouts.nearest([*weights.names.values(), *weights.ignored])}"
 
 
 def _levels(weights: Weights) -> int:
@@ -252,16 +261,18 @@ def _our_path(name: str) -> str:
 def _check_body(path: Path, layout: layouts.Layout, named: Mapping[str, str]) -> None:
     """Another network of the same family, such as a ResNet-152, would be loaded in part."""
     title = layouts.BODIES[layout.body].title
+    mark = named[layout.mark]
+    prefix = mark.removesuffix(layout.mark) if mark.endswith(layout.mark) else ""
     for name in layouts.missing(layout, named):
         layer = layout.entries[name].partition("/")[2].rpartition("/")[0]
         raise errors.UserError(
-            f"{path} looks like {layout.title} and has no {name}, which is its {layer}; give the "
-            f"weights of a {title}"
+            f"{path} looks like {layout.title} and has no {prefix}{name}, which is its {layer}; "
+            f"give the weights of a {title}"
         )
     for name in layouts.strange(layout, named):
         raise errors.UserError(
-            f"{path} looks like {layout.title} and has {name}, which a {title} has not; give the "
-            f"weights of a {title}"
+            f"{path} looks like {layout.title} and has {prefix}{name}, which a {title} has not; "
+            f"give the weights of a {title}"
         )
 
 
