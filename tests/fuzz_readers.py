@@ -1,12 +1,14 @@
 """Reads 2,000 damaged files of weights in 2 GiB of memory, loads 2,000 networks that lack arrays or
-have others, and reads 2,000 damaged documents: python fuzz_readers.py DIR.
+have others, reads 2,000 damaged documents and resumes 300 damaged logs: python fuzz_readers.py DIR.
 
 The documents are a run's config, its metrics and the YAML of a dataset. Prints how many files were
 read all the same, and how many refused; then how many networks were loaded, and how many refused;
-then the same of the documents. Whatever is no UserError of one line ends it.
+then the same of the documents; then how many rows of the logs were kept, and how many lost.
+Whatever is no UserError of one line ends it.
 """
 
 import collections
+import json
 import pathlib
 import resource
 import sys
@@ -19,10 +21,12 @@ from absl import logging
 
 from ssd_jax import config, errors
 from ssd_jax.data import yolo
-from ssd_jax.training import logs
+from ssd_jax.evaluation import report
+from ssd_jax.training import guard, logs
 from ssd_jax.weights import layouts, loading, reader
 
 FILES = NETWORKS = DOCUMENTS = 2_000
+LOGS, ROWS = 300, 10
 MEMORY = 2 * 2**30  # bytes of address space
 
 
@@ -184,6 +188,35 @@ def read_damaged(rng, folder, count):
     return outcomes
 
 
+def resume_damaged(rng, folder, count):
+    """Resumes logs whose records are damaged, and draws them; counts rows "kept" and "lost"."""
+    columns = {name: 1.5 for name in logs._COLUMNS if name != "step"}
+    lines = [json.dumps({"step": step, **columns}) + "\n" for step in range(1, ROWS + 1)]
+    whole, outcomes = "".join(lines).encode(), collections.Counter()
+    for _ in range(count):
+        for name in ("metrics.jsonl", "skipped.jsonl"):
+            (folder / name).write_bytes(mutate(rng, whole))
+        with logs.MetricsLog(folder, step=ROWS) as log:
+            log.write(step=ROWS + 1, loss=0.5)
+        guard.Guard(folder, step=ROWS, most=0, names_of=lambda step: ["a"]).check(
+            ROWS + 1, {"skipped": True, "loss": 0.5}
+        )
+        rows = logs.read(folder / "metrics.jsonl")
+        assert rows == log.rows, "what was resumed is not what is there"
+        assert logs.records(folder / "skipped.jsonl")[-1]["pictures"] == ["a"]
+        list(report._training(rows))
+        outcomes["kept"] += len(rows) - 1
+        outcomes["lost"] += max(0, ROWS + 1 - len(rows))
+        for path in folder.glob("events.*"):
+            path.unlink()
+    return outcomes
+
+
+def fail(text, *args):
+    """Stands for what logs an error of the code."""
+    raise AssertionError(text % args)
+
+
 def main(folder):
     rng = np.random.default_rng(0)
     whole = {}
@@ -201,7 +234,7 @@ def main(folder):
             reader.read(path)
             outcomes["read"] += 1
         except errors.UserError as error:
-            if "MemoryError" in str(error) or "allocate" in str(error):
+            if isinstance(error, errors.MachineError) or "allocate" in str(error):
                 raise
             outcomes["refused"] += 1
     print(outcomes["read"], outcomes["refused"])
@@ -209,6 +242,12 @@ def main(folder):
     print(outcomes["loaded"], outcomes["refused"])
     outcomes = read_damaged(rng, folder / "documents", DOCUMENTS)
     print(outcomes["read"], outcomes["refused"])
+    with (
+        mock.patch.object(logging, "warning"),
+        mock.patch.object(logging, "error", fail),
+    ):
+        outcomes = resume_damaged(rng, folder, LOGS)
+    print(outcomes["kept"], outcomes["lost"])
 
 
 if __name__ == "__main__":

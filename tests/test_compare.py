@@ -1,6 +1,7 @@
 import errno
 import io
 import json
+import os
 import re
 import types
 
@@ -239,6 +240,61 @@ def test_broken_file_is_one_line(tmp_path, content):
     (tmp_path / evaluated.NAME).write_bytes(content)
     with pytest.raises(errors.UserError, match="is not the detections of an evaluation"):
         evaluated.load(tmp_path)
+
+
+HARM = {
+    "a picture that is not there": {"found_image": np.array([2**31 - 1])},
+    "a picture below the first": {"found_image": np.array([-1])},
+    "a class that is not there": {"found_labels": np.array([9])},
+    "boxes of three numbers": {"found_boxes": np.ones((1, 3))},
+    "boxes that are no numbers": {"found_boxes": np.full((1, 4), np.nan)},
+    "more scores than boxes": {"found_values": np.ones(2)},
+    "scores that are texts": {"found_values": np.array(["a"])},
+    "names that are numbers": {"class_names": np.ones(1)},
+    "a picture without height": {"sizes": np.array([[0, 9]])},
+}
+
+
+@pytest.mark.parametrize("kind", HARM)
+def test_detections_of_what_is_not_there_are_one_line(tmp_path, kind):
+    objects = {f"objects_{n}": np.zeros(0, int) for n in ("image", "labels", "values")}
+    found = {f"found_{n}": np.array([v]) for n, v in (("image", 0), ("labels", 1), ("values", 0.5))}
+    columns = {
+        "config": np.array("{}"),
+        "class_names": np.array(["ball"]),
+        "names": np.array(["a.jpg"]),
+        "sizes": np.array([[9, 9]]),
+        "found_boxes": np.ones((1, 4)),
+        "objects_boxes": np.ones((0, 4)),
+        **objects,
+        **found,
+    }
+    np.savez(tmp_path / "detections.npz", **columns)
+    assert list(evaluated.load(tmp_path).detections) == ["a.jpg"]
+    np.savez(tmp_path / "detections.npz", **columns | HARM[kind])
+    with pytest.raises(errors.UserError, match=r"is not the detections of an evaluation \(its "):
+        evaluated.load(tmp_path)
+
+
+def test_detections_that_the_machine_cannot_read_now_are_not_damaged(tmp_path, monkeypatch):
+    def fail(*_, **options):
+        raise OSError(errno.EMFILE, "too many")
+
+    (tmp_path / "detections.npz").write_bytes(b"")
+    monkeypatch.setattr(evaluated.npz, "read", fail)
+    with pytest.raises(errors.MachineError, match=r"detections.npz: too many: allow more open"):
+        evaluated.load(tmp_path)
+
+
+def test_a_pipe_is_no_evaluation(tmp_path):
+    os.mkfifo(tmp_path / "detections.npz")
+    with pytest.raises(errors.UserError, match=r"is not the detections .*pipe or device"):
+        evaluated.load(tmp_path)
+
+
+def test_settings_show_no_password():
+    config = {"data": {"mirror": "https://me:s3cret@host/models"}}
+    assert evaluated.settings(config) == {"data.mirror": "https://host/models"}
 
 
 def test_damaged_file_is_one_line(tmp_path):

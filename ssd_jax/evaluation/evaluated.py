@@ -7,10 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ssd_jax import errors, files
+from ssd_jax import download, errors, files
 from ssd_jax.evaluation import voc
+from ssd_jax.weights import npz
 
 NAME = "detections.npz"
+
+_TIMES = 50  # that the file shrinks by at most: names are as long as the longest, padded
 
 
 class Evaluated(NamedTuple):
@@ -61,8 +64,9 @@ def load(folder: Path) -> Evaluated:
     """
     path = folder / NAME
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            columns = {name: file[name] for name in file.files}
+        with files.open_regular(path) as stream:
+            columns = npz.read(stream, times=_TIMES)
+        _check(columns)
         names = columns["names"].tolist()
         sizes = [(int(height), int(width)) for height, width in columns["sizes"]]
         config = json.loads(str(columns["config"]))
@@ -83,19 +87,46 @@ def load(folder: Path) -> Evaluated:
     except Exception as error:  # NumPy, zipfile, zlib and tokenize raise a dozen kinds
         if errors.is_of_machine(error):
             raise errors.of_machine(error, path) from None
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(f"{error!s:.300}".split()) or type(error).__name__
         raise errors.UserError(
             f"{path} is not the detections of an evaluation ({reason}); write it again by "
             f"python evaluate.py --workdir {folder}"
         ) from None
 
 
+def _check(columns: Mapping[str, np.ndarray]) -> None:
+    """Makes sure that the columns hold numbers of the pictures and classes that are there.
+
+    Raises:
+      ValueError: If they do not.
+      KeyError: If one is missing.
+    """
+    names, classes, sizes = (columns[name] for name in ("names", "class_names", "sizes"))
+    if names.dtype.kind != "U" or classes.dtype.kind != "U":
+        raise ValueError("its names are no texts")
+    if sizes.dtype.kind != "i" or sizes.shape != (len(names), 2) or not (sizes > 0).all():
+        raise ValueError("its sizes are none of pictures")
+    counts = {"image": len(columns["names"]), "labels": len(columns["class_names"]) + 1}
+    for prefix in ("found", "objects"):
+        rows = [columns[f"{prefix}_{name}"] for name in ("image", "boxes", "labels", "values")]
+        image, boxes, labels, _ = rows
+        if boxes.shape[1:] != (4,) or any(row.shape[:1] != image.shape for row in rows):
+            raise ValueError(f"its columns of {prefix} do not belong together")
+        if not all(row.dtype.kind in "biuf" and np.isfinite(row).all() for row in rows):
+            raise ValueError(f"its columns of {prefix} hold no numbers")
+        for name, values in (("image", image), ("labels", labels)):
+            least = 0 if name == "image" else 1
+            if values.size and not least <= values.min() <= values.max() < counts[name]:
+                raise ValueError(f"its {prefix}_{name} are numbers of what is not there")
+
+
 def settings(config: Mapping[str, Any]) -> dict[str, str]:
-    """The fields of a config, as JSON knows it, by their dotted names."""
+    """The fields of a config, as JSON knows it, by their dotted names; without passwords."""
     flat: dict[str, str] = {}
     for name, value in config.items():
         inner = settings(value) if isinstance(value, Mapping) else {}
-        flat |= {f"{name}.{field}": text for field, text in inner.items()} or {name: str(value)}
+        shown = download.public(str(value))
+        flat |= {f"{name}.{field}": text for field, text in inner.items()} or {name: shown}
     return flat
 
 

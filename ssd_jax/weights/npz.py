@@ -11,12 +11,17 @@ import numpy as np
 from ssd_jax.weights import names, zips
 
 _SMALL = 2**26  # bytes that compressed arrays may unpack to, whatever the file's size
-_TIMES = 8  # more bytes than the file; weights shrink little, but some are all zeros
 _SUFFIX = ".npy"
+TIMES = 8
+"""More bytes than a file of weights that they may have: they shrink little, but some are zeros."""
 
 
-def read(file: BinaryIO) -> dict[str, np.ndarray]:
+def read(file: BinaryIO, *, times: int = TIMES) -> dict[str, np.ndarray]:
     """Reads the arrays of an .npz; pickled objects are refused.
+
+    Args:
+      file: The open file.
+      times: More bytes than it has that its arrays may unpack to, beyond what is small anyway.
 
     Raises:
       ValueError: If an entry is no array, or claims more than the file holds.
@@ -24,15 +29,15 @@ def read(file: BinaryIO) -> dict[str, np.ndarray]:
     """
     paths = names.Names()
     with zips.opened(file) as archive:
-        _check_size(zips.claimed(archive), os.fstat(file.fileno()).st_size)
+        _check_size(zips.claimed(archive), times * os.fstat(file.fileno()).st_size)
         return {
             paths.join("", entry.filename.removesuffix(_SUFFIX), ""): _array(archive, entry)
             for entry in archive.infolist()
         }
 
 
-def _check_size(claimed: int, actual: int) -> None:
-    if claimed > max(_SMALL, _TIMES * actual):
+def _check_size(claimed: int, most: int) -> None:
+    if claimed > max(_SMALL, most):
         raise ValueError(f"it claims {claimed:,} bytes, of which a file this size holds none")
 
 
