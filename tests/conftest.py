@@ -13,18 +13,24 @@ os.environ["XLA_FLAGS"] = (
 ).strip()
 os.environ["NPROC"] = "32"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# What one test compiles, others and the scripts that they start need not.
-_COMPILED = tempfile.TemporaryDirectory(prefix="ssd_jax_compiled_")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
+# What one test compiles, others, the scripts that they start and other workers need not.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _COMPILED = tempfile.TemporaryDirectory(prefix="ssd_jax_compiled_")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+# Compiling takes most of the time, for code that runs once or twice. A test of what the compiler
+# makes fast has the fixture `optimized`; what `scripts.py` starts `fresh` is optimized too.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
 
-import jax  # noqa: E402
-from orbax.checkpoint import type_handlers  # noqa: E402
+import compiled
+import jax
+from orbax.checkpoint import type_handlers
 
 # As Orbax does on GPUs: each fake device would save a slice of every array, to be compiled first.
 type_handlers.register_type_handler(
     jax.Array, type_handlers.ArrayHandler(use_replica_parallel=False), override=True
 )
+compiled.share()
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +43,14 @@ def config(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets, "SYNTHETIC", {"train": 12, "test": 6, "seed": 0})
         yield tiny_run.config(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def optimized():
+    """Compiles in this module as users do."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="session")

@@ -143,6 +143,7 @@ def start(
         fresh = _read_late(environment) != _read_late(before)
     if fresh:
         assert not imports, f"a process of its own cannot import {imports}"
+        environment.pop("JAX_DISABLE_MOST_OPTIMIZATIONS", None)
         return subprocess.Popen(
             [sys.executable, *words],
             cwd=cwd,

@@ -31,8 +31,7 @@ datasets.SYNTHETIC = {{"train": 12, "test": 7, "seed": 0}}
 
 def get_config():
     cfg = config.Config()
-    cfg.model = config.ModelConfig(**tiny_backbone.SMALL)
-    cfg.data.augment = "flip"
+    cfg.model, cfg.data.augment = config.ModelConfig(**{model!r}), {augment!r}
     cfg.data.dataset, cfg.data.train_split, cfg.data.eval_split = "synthetic", "train", "test"
     cfg.data.canvas, cfg.data.cache_dir = 160, {cache!r}
     cfg.train.steps, cfg.train.batch_size, cfg.train.cpu_devices = {steps}, 4, {devices}
@@ -44,23 +43,28 @@ def get_config():
 """
 
 
-def write_config(folder, *, steps, devices):
+# A VGG an eighth as wide, with all of the paper's augmentation, for one case of each kind.
+NARROW = {"model": {"width": 0.125}, "augment": "ssd"}
+_SMALL = {"model": tiny_backbone.SMALL, "augment": "flip"}
+
+
+def write_config(folder, *, steps, devices, network=_SMALL):
     """A config file for `train.py`; what runs share is cached in its folder."""
     path = Path(folder) / "tiny.py"
-    cache, tests = str(path.parent / "cache"), str(Path(__file__).parent)
-    path.write_text(_CONFIG.format(tests=tests, cache=cache, steps=steps, devices=devices))
+    fields = {"tests": str(Path(__file__).parent), "cache": str(path.parent / "cache"), **network}
+    path.write_text(_CONFIG.format(steps=steps, devices=devices, **fields))
     return path
 
 
-def config(cache):
+def config(cache, *, network=_SMALL):
     """Four steps of a tiny network on built-in pictures, to train in this process."""
     made = config_lib.Config()
-    made.model = config_lib.ModelConfig(**tiny_backbone.SMALL)
+    made.model = config_lib.ModelConfig(**network["model"])
     made.data = config_lib.DataConfig(
         dataset="synthetic",
         train_split="train",
         eval_split="test",
-        augment="flip",
+        augment=network["augment"],
         canvas=160,
         cache_dir=str(cache),
     )

@@ -49,6 +49,7 @@ def main(handle: str) -> None:
     """Imports, and waits for what is asked for; returns in a fork alone, when its command ends."""
     for name in HEAVY:
         importlib.import_module(name)
+    importlib.import_module("compiled").share()
     execute(**serve(socket.socket(fileno=int(handle))))
 
 
