@@ -18,10 +18,6 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     _COMPILED = tempfile.TemporaryDirectory(prefix="ssd_jax_compiled_")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
-# Compiling takes most of the time, for code that runs once or twice. A test of what the compiler
-# makes fast has the fixture `optimized`; what `scripts.py` starts `fresh` is optimized too.
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
-
 import compiled
 import jax
 from orbax.checkpoint import type_handlers
@@ -45,12 +41,21 @@ def config(tmp_path_factory):
         yield tiny_run.config(tmp_path_factory.mktemp("cache"))
 
 
-@pytest.fixture(scope="module")
-def optimized():
-    """Compiles in this module as users do."""
-    jax.config.update("jax_disable_most_optimizations", False)
+# In tests of loops and scripts, compiling takes most of the time, for code that runs once or twice;
+# so do the forks of `scripts.py`. All others, and what it starts `fresh`, compile as users do.
+_HARDLY_OPTIMIZED = {
+    *("test_ablations", "test_checkpoint", "test_detect_script", "test_evaluate_script"),
+    *("test_logs", "test_results", "test_survival", "test_training", "test_transfer"),
+    "test_trust",
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiler(request):
+    hardly = request.module.__name__ in _HARDLY_OPTIMIZED
+    jax.config.update("jax_disable_most_optimizations", hardly)
     yield
-    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ from unittest import mock
 
 ROOT = Path(__file__).parent.parent
 # What is read when Python or a library is loaded: a fork is too late for it.
+_HARDLY_OPTIMIZED = "JAX_DISABLE_MOST_OPTIMIZATIONS"  # of the forks, which mostly compile
 _TOO_LATE = ("GLIBC_", "JAX_", "LD_", "MALLOC_", "OMP_", "OPENBLAS_", "PYTHON")
 
 
@@ -95,7 +96,7 @@ class Fork:
 def _zygote() -> tuple[socket.socket, dict[str, str]]:
     """The end of a socket that takes requests, and the environment that forks begin with."""
     ours, theirs = socket.socketpair()
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), _HARDLY_OPTIMIZED: "true"}
     environment.pop("XLA_FLAGS", None)
     process = subprocess.Popen(
         [sys.executable, Path(__file__).with_name("zygote.py"), str(theirs.fileno())],
@@ -114,7 +115,7 @@ def _read_late(environment: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in environment.items()
-        if name.startswith(_TOO_LATE) and name != "PYTHONPATH"
+        if name.startswith(_TOO_LATE) and name not in ("PYTHONPATH", _HARDLY_OPTIMIZED)
     }
 
 
@@ -143,7 +144,6 @@ def start(
         fresh = _read_late(environment) != _read_late(before)
     if fresh:
         assert not imports, f"a process of its own cannot import {imports}"
-        environment.pop("JAX_DISABLE_MOST_OPTIMIZATIONS", None)
         return subprocess.Popen(
             [sys.executable, *words],
             cwd=cwd,
