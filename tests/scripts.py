@@ -20,8 +20,8 @@ from pathlib import Path
 from unittest import mock
 
 ROOT = Path(__file__).parent.parent
-# What is read when Python or a library is loaded: a fork is too late for it.
 _HARDLY_OPTIMIZED = "JAX_DISABLE_MOST_OPTIMIZATIONS"  # of the forks, which mostly compile
+# What is read when Python or a library is loaded: a fork is too late for it.
 _TOO_LATE = ("GLIBC_", "JAX_", "LD_", "MALLOC_", "OMP_", "OPENBLAS_", "PYTHON")
 
 
