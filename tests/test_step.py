@@ -71,7 +71,7 @@ def run(batch, *, devices, steps=2, **options):
 
 @pytest.fixture(scope="module")
 def on_eight(batch):
-    return run(batch, devices=8, policy="ssd")
+    return run(batch, devices=8)
 
 
 def assert_close(result, expected):
@@ -86,13 +86,13 @@ def assert_close(result, expected):
 
 @pytest.mark.slow
 def test_pmap_and_shard_map_are_equal(batch, on_eight):
-    assert_close(run(batch, devices=8, policy="ssd", parallel="pmap"), on_eight)
+    assert_close(run(batch, devices=8, parallel="pmap"), on_eight)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 4])
 def test_the_number_of_devices_does_not_change_the_step(batch, on_eight, devices):
-    assert_close(run(batch, devices=devices, policy="ssd"), on_eight)
+    assert_close(run(batch, devices=devices), on_eight)
 
 
 @pytest.mark.slow
@@ -111,7 +111,7 @@ def test_the_step_is_the_sum_of_its_parts(batch):
     targets = jax.vmap(boxes.encode, in_axes=(0, None))(matches.boxes, priors)
     params = step.init_state(VGG, OPTIMIZER, VGG_SIZE, seed=0).params
 
-    def loss(params):
+    def loss(params, image, matches, targets):
         loc, conf = VGG.apply({"params": params}, augment.normalize(image))
         positive = matches.labels > 0
         log_probs = jax.nn.log_softmax(conf)
@@ -124,7 +124,7 @@ def test_the_step_is_the_sum_of_its_parts(batch):
         total = jnp.where(positive | negative, entropy, 0) + jnp.where(positive, smooth, 0)
         return total.sum() / positive.sum()
 
-    value, grads = jax.jit(jax.value_and_grad(loss))(params)
+    value, grads = jax.jit(jax.value_and_grad(loss))(params, image, matches, targets)
     updates, _ = OPTIMIZER.update(grads, OPTIMIZER.init(params), params)
     expected = jax.device_get(optax.apply_updates(params, updates))
     new_params, metrics = run(batch, devices=4, steps=1, model=VGG, size=VGG_SIZE)
