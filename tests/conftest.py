@@ -20,6 +20,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 import compiled
 import jax
+import tiny_backbone  # noqa: F401 -- registered before ssd_jax.weights lists the backbones
 from orbax.checkpoint import type_handlers
 
 # As Orbax does on GPUs: each fake device would save a slice of every array, to be compiled first.
