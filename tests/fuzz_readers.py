@@ -224,7 +224,8 @@ def main(folder):
         write(folder / "whole", arrays(rng))
         reader.read(folder / "whole")
         whole[name] = (folder / "whole").read_bytes()
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, before[1]))
     outcomes = collections.Counter()
     path = folder / "damaged"
     for index in range(FILES):
@@ -242,6 +243,7 @@ def main(folder):
     print(outcomes["loaded"], outcomes["refused"])
     outcomes = read_damaged(rng, folder / "documents", DOCUMENTS)
     print(outcomes["read"], outcomes["refused"])
+    resource.setrlimit(resource.RLIMIT_AS, before)  # too little for the threads that JAX starts
     with (
         mock.patch.object(logging, "warning"),
         mock.patch.object(logging, "error", fail),
