@@ -378,7 +378,7 @@ def test_evaluation_leaves_what_two_runs_are_compared_by(config, tmp_path, capsy
     assert "Default boxes" in text
     settings = dict(re.findall("<tr><th>(.*?)</th><td>(.*?)</td></tr>", text))
     assert (settings["detections"], settings["images"]) == ("step 4", str(len(truth)))
-    assert settings["model.backbone"] == "vgg16"
+    assert settings["model.backbone"] == config.model.backbone
     assert evaluated.load(tmp_path / "a").sizes[first] == (
         split.source[0]["height"],
         split.source[0]["width"],
