@@ -10,7 +10,6 @@ import coco_tree
 import numpy as np
 import pytest
 import simplejpeg
-import tiny_backbone
 import tiny_run
 import voc_tree
 from pycocotools import coco as pycoco
@@ -284,8 +283,7 @@ def test_real_detections_of_voc2007_have_their_ap(shared, tmp_path):
 
 def evaluated(*arguments):
     """What evaluate.py writes as evaluation.json, into the folder after `--output`."""
-    process = tiny_run.start("evaluate.py", *arguments, imports="tiny_backbone")
-    (status,) = tiny_run.ends([process], timeout=1200)
+    (status,) = tiny_run.ends([tiny_run.start("evaluate.py", *arguments)], timeout=1200)
     assert status == (0, "")
     folder = arguments[arguments.index("--output") + 1]
     return json.loads((folder / "evaluation.json").read_text())
@@ -293,12 +291,12 @@ def evaluated(*arguments):
 
 def write_run(workdir, config, class_names):
     """A tiny network as it was made, as a run of `train.py` leaves it."""
-    config.model = config_lib.ModelConfig(**tiny_backbone.SMALL)
+    config.model.width = 0.125
     config.eval.batch_size = 4
     config.data.canvas = 160
     model = detector_lib.build_model(config.model, len(class_names))
     optimizer = loop._optimizer(config.train, loop._schedule(config))
-    state = step_lib.init_state(model, optimizer, detector_lib.input_size(config.model), 0)
+    state = step_lib.init_state(model, optimizer, (300, 300), 0)
     with checkpoint.open_manager(workdir) as manager:
         checkpoint.save(manager, dataclasses.replace(state, step=state.step + 1), run={})
         manager.wait_until_finished()
@@ -318,7 +316,7 @@ def test_evaluate_writes_cocos_results_and_takes_them_back(tmp_path):
     workdir = write_run(tmp_path / "run", config, coco.CATEGORIES.values())
     process = tiny_run.start(
         "evaluate.py", "--workdir", workdir, "--output", tmp_path / "test",
-        "--config.data.eval_split=test2017", imports="tiny_backbone",
+        "--config.data.eval_split=test2017",
     )  # fmt: skip
     out, err = process.communicate()
     assert (process.returncode, err) == (0, "")
@@ -364,11 +362,7 @@ def test_evaluate_writes_vocs_results_of_2012_test(tmp_path):
     config.data.archives, config.data.cache_dir = str(tmp_path / "archives"), str(tmp_path / "c")
     workdir = write_run(tmp_path / "run", config, voc.CLASSES)
     process = tiny_run.start(
-        "evaluate.py",
-        "--workdir",
-        workdir,
-        "--config.data.eval_split=2012/test",
-        imports="tiny_backbone",
+        "evaluate.py", "--workdir", workdir, "--config.data.eval_split=2012/test"
     )
     out, err = process.communicate()
     assert (process.returncode, err) == (0, "")

@@ -168,7 +168,7 @@ def test_an_ssd512_into_an_ssd300_is_one_line(cfg, tmp_path, share):
         arrays[f"conf{level}/bias"] = np.ones(boxes * 21, np.float32)
     np.savez(tmp_path / "ssd512.npz", **arrays)
     pretrained = str(tmp_path / "ssd512.npz")
-    model = config_lib.ModelConfig(width=0.125, pretrained=pretrained, shared_classes=share)
+    model = dataclasses.replace(cfg.model, pretrained=pretrained, shared_classes=share)
     message = r"ssd512\.npz: loc4/bias has shape \(24,\).* network's is \(16,\); config\.model"
     with pytest.raises(errors.UserError, match=message):
         loop.train(dataclasses.replace(cfg, model=model), tmp_path / "run")
@@ -209,16 +209,15 @@ def step_of(cfg):
     model = detector_lib.build_model(cfg.model, len(data.train.class_names))
     opt = optimizer.make_optimizer(optax.constant_schedule(1e-3))
     batch = step_lib.shard_batch(next(loop._batches(cfg, data.train, 0)), mesh)
-    size = detector_lib.input_size(cfg.model)
 
     def make(freeze):
-        state = step_lib.init_state(model, opt, size, 0, ema=True, freeze=freeze)
+        state = step_lib.init_state(model, opt, (300, 300), 0, ema=True, freeze=freeze)
         step = step_lib.make_train_step(
             model,
             opt,
             detector_lib.default_boxes(cfg.model, model),
             mesh=mesh,
-            image_size=size,
+            image_size=(300, 300),
             policy="flip",
             ema_decay=0.9,
             freeze=freeze,
@@ -230,7 +229,7 @@ def step_of(cfg):
 
 @pytest.mark.slow
 def test_what_is_frozen_stays_and_all_else_learns_as_before(step_of):
-    freeze = ("tiny/conv[12]", "loc0/bias")
+    freeze = ("vgg16/conv[12]_*", "loc0/bias")
     moved = {}
     for patterns in ((), freeze):
         state, step, batch = step_of(patterns)
@@ -239,14 +238,14 @@ def test_what_is_frozen_stays_and_all_else_learns_as_before(step_of):
         trees = (jax.device_get(tree) for tree in (after.params, after.ema))
         moved[patterns] = [flax.traverse_util.flatten_dict(tree, sep="/") for tree in trees]
     frozen = {path for pattern in freeze for path in optimizer.matching(before, pattern)}
-    assert len(frozen) == 5
+    assert len(frozen) == 9
     for path, values in before.items():
         params, average = (tree[path] for tree in moved[freeze])
         if path in frozen:
             np.testing.assert_array_equal(params, values, err_msg=path)
             np.testing.assert_array_equal(average, values, err_msg=path)
         else:
-            assert not path.startswith("tiny/") or (params != values).any(), path
+            assert not path.startswith("vgg16/") or (params != values).any(), path
             np.testing.assert_allclose(params, moved[()][0][path], rtol=1e-5, atol=1e-7)
 
 
@@ -259,14 +258,14 @@ def convolutions(jaxpr):
 
 def test_no_backward_pass_goes_into_what_is_frozen(step_of):
     counts = []
-    for freeze in ((), ("tiny/conv[12]",)):
+    for freeze in ((), ("vgg16/conv[123]_*",)):
         state, step, batch = step_of(freeze)
         traced = jax.make_jaxpr(step)(state, batch).jaxpr
         used, _ = partial_eval.dce_jaxpr(traced, [True] * len(traced.outvars))  # as XLA does
         counts.append(convolutions(used))
-    # conv1 and conv2 lack the gradient of their kernel, and conv2 had one of its input; of conv3's
-    # input none is needed any more.
-    assert counts[0] - counts[1] == 2 + 1 + 1
+    # conv1_1 to conv3_3 are seven layers: each lacks the gradient of its kernel, and all but the
+    # first had one of their input; of conv4_1's input none is needed any more.
+    assert counts[0] - counts[1] == 7 + 6 + 1
 
 
 @pytest.mark.slow
@@ -281,7 +280,7 @@ def test_a_run_begins_with_another_run(cfg, tmp_path, capsys, monkeypatch):
         second = dataclasses.replace(
             cfg,
             model=dataclasses.replace(cfg.model, pretrained=str(source)),
-            train=dataclasses.replace(cfg.train, freeze=("tiny",), rates=("conf*=2",)),
+            train=dataclasses.replace(cfg.train, freeze=("vgg16",), rates=("conf*=2",)),
         )
         loop.train(second, tmp_path / f"b{number}")
         shown = capsys.readouterr().out
@@ -292,7 +291,7 @@ def test_a_run_begins_with_another_run(cfg, tmp_path, capsys, monkeypatch):
         after = detector_lib.load_detector(tmp_path / f"b{number}")
         for path, values in flax.traverse_util.flatten_dict(after.params, sep="/").items():
             same = np.array_equal(values, before[path])
-            assert same == path.startswith("tiny/"), path
+            assert same == path.startswith("vgg16/"), path
 
 
 @pytest.fixture(scope="module")
@@ -335,7 +334,7 @@ def test_a_run_begins_with_somebodys_detector_of_other_classes(cfg, amdegroots, 
     config = dataclasses.replace(
         cfg,
         data=here,
-        model=config_lib.ModelConfig(width=0.125, pretrained=str(path)),
+        model=dataclasses.replace(cfg.model, pretrained=str(path)),
         train=dataclasses.replace(cfg.train, learning_rate=1e-9),  # so that all stays as it began
     )
     loop.train(config, tmp_path / "run")
@@ -374,7 +373,7 @@ def test_the_default_boxes_of_a_detector_come_with_its_heads(cfg, tmp_path):
         ("freeze", ("vgg/conv1",), r"config\.train\.freeze: 'vgg/conv1' matches no parameter"),
         ("rates", ("head=2",), r"config\.train\.rates: 'head' matches no parameter"),
         ("freeze", ("*",), r"config\.train\.freeze leaves nothing to learn"),
-        ("freeze", ("tiny",), r"would keep tiny/.* at random values: give the weights"),
+        ("freeze", ("vgg16",), r"would keep vgg16/.* at random values: give the weights"),
     ],
 )
 def test_a_mistake_in_a_pattern_leaves_no_workdir(cfg, tmp_path, field, value, message):
@@ -388,7 +387,7 @@ def test_frozen_parameters_have_to_be_in_the_file(cfg, tmp_path):
     np.savez(tmp_path / "w.npz", **{"conv1_1/kernel": np.zeros((3, 3, 3, 8), np.float32)})
     wrong = dataclasses.replace(
         cfg,
-        model=config_lib.ModelConfig(width=0.125, pretrained=str(tmp_path / "w.npz")),
+        model=dataclasses.replace(cfg.model, pretrained=str(tmp_path / "w.npz")),
         train=dataclasses.replace(cfg.train, freeze=("vgg16/conv1_1",)),
     )
     with pytest.raises(errors.UserError, match=r"keep vgg16/conv1_1/bias at random.*w\.npz has"):

@@ -44,6 +44,7 @@ def records():
                 "labels": rng.integers(1, 6, len(boxes)).astype(np.int32),
                 "difficult": np.zeros(len(boxes), bool),
                 "crowd": np.zeros(len(boxes), bool),
+                "degenerate": np.zeros(len(boxes), bool),
             }
         )
     return made
