@@ -1,28 +1,21 @@
-"""Runs of a tiny network in processes of their own, and what they leave.
-
-They only flip the images: to compile all of the paper's augmentation takes longer than the rest.
-"""
+"""Runs of a tiny network in processes of their own, and what they leave."""
 
 import dataclasses
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-import scripts
-import tiny_backbone
 
 from ssd_jax import config as config_lib
 
 ROOT = Path(__file__).parent.parent
 
 _CONFIG = """
-import sys
-
-sys.path.append({tests!r})
-import tiny_backbone
 from ssd_jax import config
 from ssd_jax.data import datasets
 
@@ -31,7 +24,7 @@ datasets.SYNTHETIC = {{"train": 12, "test": 7, "seed": 0}}
 
 def get_config():
     cfg = config.Config()
-    cfg.model, cfg.data.augment = config.ModelConfig(**{model!r}), {augment!r}
+    cfg.model.width = 0.125
     cfg.data.dataset, cfg.data.train_split, cfg.data.eval_split = "synthetic", "train", "test"
     cfg.data.canvas, cfg.data.cache_dir = 160, {cache!r}
     cfg.train.steps, cfg.train.batch_size, cfg.train.cpu_devices = {steps}, 4, {devices}
@@ -43,28 +36,21 @@ def get_config():
 """
 
 
-# A VGG an eighth as wide, with all of the paper's augmentation, for one case of each kind.
-NARROW = {"model": {"width": 0.125}, "augment": "ssd"}
-_SMALL = {"model": tiny_backbone.SMALL, "augment": "flip"}
-
-
-def write_config(folder, *, steps, devices, network=_SMALL):
+def write_config(folder, *, steps, devices):
     """A config file for `train.py`; what runs share is cached in its folder."""
     path = Path(folder) / "tiny.py"
-    fields = {"tests": str(Path(__file__).parent), "cache": str(path.parent / "cache"), **network}
-    path.write_text(_CONFIG.format(steps=steps, devices=devices, **fields))
+    path.write_text(_CONFIG.format(cache=str(path.parent / "cache"), steps=steps, devices=devices))
     return path
 
 
-def config(cache, *, network=_SMALL):
+def config(cache):
     """Four steps of a tiny network on built-in pictures, to train in this process."""
     made = config_lib.Config()
-    made.model = config_lib.ModelConfig(**network["model"])
+    made.model.width = 0.125
     made.data = config_lib.DataConfig(
         dataset="synthetic",
         train_split="train",
         eval_split="test",
-        augment=network["augment"],
         canvas=160,
         cache_dir=str(cache),
     )
@@ -85,7 +71,15 @@ def config(cache, *, network=_SMALL):
 def start(*command, cwd=ROOT, **options):
     """A Python process, without the devices that conftest.py gives to the tests."""
     own = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    return scripts.start(*command, cwd=cwd, env={**own, "PYTHONPATH": str(ROOT)}, **options)
+    return subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        cwd=cwd,
+        env={**own, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
 
 
 def start_training(config_file, workdir, *arguments, **options):
