@@ -338,19 +338,22 @@ def _is_text(value: str) -> bool:
 
 
 def _mistyped(field: str, value: Any, kind: Any) -> errors.UserError:
-    return errors.UserError(f"{field} is {shown(value)}; it must be {_named(kind)}")
+    example = f", such as {_EXAMPLES[kind]}" if kind in _EXAMPLES else ""
+    return errors.UserError(f"{field} is {shown(value)}; it must be {_named(kind)}{example}")
 
 
-def _named(kind: Any) -> str:
+def _named(kind: Any, *, several: bool = False) -> str:
     """A field's type in words."""
     if isinstance(kind, types.GenericAlias):
-        element = typing.get_args(kind)[0]
-        nested = isinstance(element, types.GenericAlias)
-        inner = "of them" if nested else _named(element).split(" ", 1)[-1] + "s"
-        return f"a tuple {_named(element) + 's, ' + inner if nested else 'of ' + inner}"
-    return {int: "a whole number", float: "a finite number", bool: "true or false"}.get(
-        kind, f"a text of at most {_MOST_CHARACTERS} characters"
-    )
+        word = "tuples" if several else "a tuple"
+        return f"{word} of {_named(typing.get_args(kind)[0], several=True)}"
+    one, more = {
+        int: ("a whole number", "whole numbers"),
+        float: ("a finite number", "finite numbers"),
+        bool: ("true or false", ""),
+        str: (f"a text of at most {_MOST_CHARACTERS} characters", "texts"),
+    }[kind]
+    return more if several else one
 
 
 def shown(value: Any) -> str:
@@ -652,6 +655,12 @@ _FIELDS = {
     "data": _fields_of(DataConfig),
     "train": _fields_of(TrainConfig),
     "eval": _fields_of(EvalConfig),
+}
+_EXAMPLES = {
+    tuple[int, ...]: "'(300, 400)'",
+    tuple[float, ...]: "'(123, 117, 104)'",
+    tuple[str, ...]: "\"('conf*=10',)\"",
+    tuple[tuple[float, ...], ...]: "'((2,),)'",
 }
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80

@@ -160,7 +160,7 @@ def test_crop_is_ssd_where_that_expands_nothing():
         ({"source_maps": ("a",)}, "source_maps is"),
         ({"source_maps": (0, 6)}, r"source_maps is \(0, 6\); the maps have the numbers 0 to 5"),
         ({"source_maps": (0, 1)}, "aspect_ratios has 6 entries for 2 scales; give one for each"),
-        ({"aspect_ratios": (2.0,)}, r"aspect_ratios is \(2.0,\); give ratios above 1"),
+        ({"aspect_ratios": (2.0,)}, r"aspect_ratios is \(2.0,\); it must be a tuple of tuples"),
         ({"aspect_ratios": ((0.5,),)}, "aspect_ratios is"),
         ({"aspect_ratios": ((2,),) * 3}, "aspect_ratios has 3 entries for 6 scales"),
         ({"prior_scales": (0.2, 0.1)}, r"prior_scales is \(0.2, 0.1\); give a share"),

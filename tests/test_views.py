@@ -209,7 +209,9 @@ def test_ssd300_keeps_its_layers_at_512_pixels():
 def test_bad_sizes_are_one_line(sizes):
     config = config_lib.Config()
     config.eval.sizes = sizes
-    with pytest.raises(errors.UserError, match=r"config\.eval\.sizes is .*; give different whole"):
+    with pytest.raises(
+        errors.UserError, match=r"config\.eval\.sizes is .*; (give different|.* of) whole num"
+    ):
         config_lib.validate(config)
 
 
