@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shutil
 import types
 import zipfile
 from pathlib import Path
@@ -29,7 +30,7 @@ from ssd_jax import errors, export, media
 from ssd_jax.data import synthetic
 from ssd_jax.evaluation import evaluated, report, run
 from ssd_jax.models import ssd
-from ssd_jax.training import checkpoint, step
+from ssd_jax.training import checkpoint, guard, loop, step
 
 NAMES = synthetic.CLASS_NAMES
 FAR = "http://127.0.0.1:9/"  # where nobody listens
@@ -208,6 +209,112 @@ def test_where_the_data_lie_comes_from_the_run(theirs):
     rewrite(theirs, data={"path": "/their/images", "archives": "/their/archives"})
     config, _ = config_lib.load(theirs / "config.json")
     assert (config.data.path, config.data.archives) == ("/their/images", "/their/archives")
+
+
+# --- Where a run writes, and what it waits for ---
+
+
+def test_an_export_does_not_follow_a_link_in_a_workdir(theirs, mine, tmp_path, monkeypatch):
+    def opened(*_):
+        raise OpenedError
+
+    monkeypatch.setattr(run, "open_split", opened)
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (theirs / "export").symlink_to(outside)
+    with pytest.raises(OpenedError):
+        scripts.call("export.py", "--workdir", theirs, "--formats=safetensors")
+    assert (theirs / "export/detector.safetensors").exists()
+    assert not (theirs / "export").is_symlink()
+    assert list(outside.iterdir()) == []
+
+
+def test_exported_files_replace_links_and_are_whole_or_not_there(detector, tmp_path, monkeypatch):
+    (tmp_path / "mine").write_text("keep me")
+    place = tmp_path / "x.safetensors"
+    place.symlink_to(tmp_path / "mine")
+    export.write(detector, place)
+    assert (tmp_path / "mine").read_text() == "keep me"
+    before = place.read_bytes()
+
+    def interrupted(detector, file, outputs):
+        file.write(b"half of it")
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(export._WRITERS, "safetensors", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export.write(detector, place)
+    assert place.read_bytes() == before
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "mine", place]
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "checkpoints/1", "checkpoints/1/params"])
+def test_a_training_writes_and_deletes_through_no_link(workdir, tmp_path, name):
+    """Orbax would; detection, which reads alone, may go through it."""
+    outside = shutil.copytree(workdir, tmp_path / "outside")
+    copied = shutil.copytree(workdir, tmp_path / "run")
+    shutil.rmtree(copied / name)
+    (copied / name).symlink_to(outside / name)
+    with pytest.raises(errors.UserError, match="is a link, through which a training does not") as e:
+        checkpoint.open_manager(copied, clean=True)
+    assert str(e.value).startswith(str(copied / name))
+    assert str(outside) in str(e.value)
+    assert len(detector_lib.load_detector(copied).class_names) == len(NAMES)
+
+
+def test_a_trace_is_written_through_no_link(tmp_path, monkeypatch):
+    outside = tmp_path / "outside"
+    (outside / "profile").mkdir(parents=True)
+    (tmp_path / "profile").mkdir()
+    (tmp_path / "profile/plugins").symlink_to(outside)
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: None)
+    loop._Profile(range(3, 4), tmp_path / "profile").at(3, None)
+    assert (tmp_path / "profile/plugins/profile").is_dir()
+    assert not (tmp_path / "profile/plugins").is_symlink()
+
+
+def test_a_post_mortem_is_written_through_no_link(tmp_path):
+    outside = tmp_path / "outside"
+    (outside / "step_3").mkdir(parents=True)
+    (outside / "step_3/mine").write_text("keep me")
+    keeper = guard.Guard(tmp_path, step=0, most=1, names_of=lambda step: ())
+    state = step.TrainState(step=jnp.array(3), params={"a": np.ones(2)}, opt_state={}, ema=None)
+    for link, leads in (("post_mortem", outside), ("post_mortem/step_3", outside / "step_3")):
+        shutil.rmtree(tmp_path / link, ignore_errors=True)
+        (tmp_path / link).symlink_to(leads)
+        guard.keep_for_post_mortem(tmp_path, state, keeper)
+        assert (tmp_path / "post_mortem/step_3/_METADATA").exists()
+    assert [path.name for path in outside.rglob("*")] == ["step_3", "mine"]
+
+
+@pytest.mark.parametrize("name", ["run/metadata", "params/_METADATA", "params/manifest.ocdbt"])
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_a_checkpoint_with_a_pipe_for_a_file_is_not_waited_for(workdir, tmp_path, name, make):
+    copied = shutil.copytree(workdir, tmp_path / "run")
+    place = copied / "checkpoints/1" / name
+    place.unlink()
+    make(place)
+    with pytest.raises(errors.UserError, match=f"{name}: not a regular file"):
+        detector_lib.load_detector(copied)
+    if not place.is_symlink():
+        with pytest.raises(errors.UserError, match=f"{name}: not a regular file"):
+            checkpoint.open_manager(copied, clean=True)
+
+
+def test_a_checkpoints_text_without_end_is_not_read(workdir, tmp_path):
+    place = shutil.copytree(workdir, tmp_path / "run") / "checkpoints/1/run/metadata"
+    os.truncate(place, checkpoint._LARGEST_TEXT + 1)  # a hole, which takes no room
+    with pytest.raises(errors.UserError, match="run/metadata: larger than"):
+        detector_lib.load_detector(tmp_path / "run")
+
+
+@pytest.mark.parametrize("position", [-1, 1.5, "1", None, True, 2**62, [1]])
+def test_a_position_in_the_data_that_is_none_is_one_line(tmp_path, position):
+    assert loop._position(tmp_path, {"position": 7}) == 7
+    with pytest.raises(errors.UserError, match="position in the data is"):
+        loop._position(tmp_path, {"position": position})
+    with pytest.raises(errors.UserError, match="position in the data is None"):
+        loop._position(tmp_path, {})
 
 
 # --- Every field of a config ---

@@ -33,6 +33,10 @@ _METRIC = "mean_ap"
 _LARGEST_METRICS = 2**20  # bytes of the file of a checkpoint's mAP
 
 
+_TEXTS = ("_CHECKPOINT_METADATA", "_METADATA", "_sharding", "metadata", "metrics")
+_LARGEST_TEXT = 64 * 2**20  # bytes of each of these, which Orbax reads whole
+
+
 class _DamagedError(Exception):
     """A checkpoint that does not hold what was written."""
 
@@ -50,7 +54,8 @@ def open_manager(
         writing.
 
     Raises:
-      UserError: If a training would write or delete through a link.
+      UserError: If a training would write or delete through a link, or a checkpoint has a pipe or
+        device for a file.
     """
     policy = ocp.checkpoint_managers.AnyPreservationPolicy(
         [
@@ -72,6 +77,8 @@ def open_manager(
     if clean:
         _check_no_links(directory)
         _mend_metrics(directory)
+        for folder in _folders(directory):
+            _check_files(folder)
     return ocp.CheckpointManager(directory, options=options, item_names=_ITEMS)
 
 
@@ -176,6 +183,7 @@ def restore_params(folder: str | Path, like: Any, *, ema: bool = True) -> Any:
     folder = Path(folder).absolute()
     if not (folder / "params").is_dir():
         raise errors.UserError(f"{folder} is not a checkpoint: it has no folder 'params'")
+    _check_files(folder)
     item = "ema" if ema and (folder / "ema").is_dir() else "params"
     try:
         with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
@@ -396,6 +404,28 @@ def _check_no_links(directory: Path) -> None:
                 f"{place} is a link, through which a training does not write: copy what it leads "
                 f"to, {os.path.realpath(place)}, to its place, or remove it"
             )
+
+
+def _check_files(folder: Path) -> None:
+    """Makes sure that a checkpoint, which may be somebody else's, holds files, and texts no novels.
+
+    Raises:
+      UserError: If there is a pipe or device, for which Orbax would wait, or such a text.
+      MachineError: If the machine can't read a file at the moment.
+    """
+    for place, _, names in os.walk(folder):
+        for path in (Path(place, name) for name in names):
+            try:
+                with files.open_regular(path) as file:
+                    size = os.fstat(file.fileno()).st_size
+            except OSError as error:
+                if errors.is_of_machine(error):
+                    raise errors.of_machine(error, path) from None
+                continue  # Orbax says what is wrong
+            if path.name in _TEXTS and size > _LARGEST_TEXT:
+                raise errors.UserError(
+                    f"{path}: larger than {_LARGEST_TEXT} bytes, the most that is read"
+                )
 
 
 def _mend_metrics(directory: Path) -> None:

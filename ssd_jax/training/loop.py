@@ -530,7 +530,7 @@ def _start(
     if (restored := checkpoint.restore(manager, state)) is not None:
         state, run = restored
         _check_same_pictures(workdir, run, data.train, change_config=change_config)
-        return Start(state, run["position"], f"checkpoint of step {int(state.step)}")
+        return Start(state, _position(workdir, run), f"checkpoint of step {int(state.step)}")
     if not config.model.pretrained:
         return Start(state, 0, "fresh parameters")
     weights, theirs, model_of_weights, assumed = source()
@@ -696,21 +696,32 @@ def _check_same_run(
         console.stdout.print(console.plain(f"  changed  {name} {values}"))
 
 
+def _position(workdir: Path, run: Mapping[str, Any]) -> int:
+    """Where in the data a checkpoint, which may be somebody else's, goes on."""
+    position = run.get("position")
+    if type(position) is not int or not 0 <= position < 2**62:
+        raise errors.UserError(
+            f"{workdir / checkpoint.FOLDER}: its position in the data is "
+            f"{config_lib.shown(position)}, no number of images: give another --workdir"
+        )
+    return position
+
+
 def _check_same_pictures(
     workdir: Path, run: Mapping[str, Any], split: datasets.Split, *, change_config: bool
 ) -> None:
     """Compares the size of the data in which a checkpoint has a position with that of today's."""
     here = len(split.source)
-    there = {"pictures": here, **run}["pictures"]  # the first: an older checkpoint does not say
+    there = run.get("pictures", here)  # an older checkpoint does not say
     if there == here:
         return
-    found = f"data.train_split has {here} pictures, and had {there}"
+    found = f"data.train_split has {here} pictures, and had {config_lib.shown(there)}"
     if not change_config:
         raise errors.UserError(
             f"the data of {workdir} have changed: {found}. Give another --workdir, or "
             f"--change-config to go on in this one"
         )
-    console.stdout.print(f"  changed  {found}")
+    console.stdout.print(console.plain(f"  changed  {found}"))
 
 
 @contextlib.contextmanager
