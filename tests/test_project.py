@@ -34,6 +34,7 @@ ALLOWED = {
     "data": {"cache", "console", "errors", "files", "download", "data", "priors"},
     "weights": {"cache", "console", "errors", "files", "download", "models", "weights"},
     "onnx_graph": set(),
+    "stablehlo": set(),
 }
 
 

@@ -1,5 +1,6 @@
 """What comes with somebody else's network is data: checked, and not asked about this machine."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -27,6 +28,7 @@ from PIL import Image
 from ssd_jax import config as config_lib
 from ssd_jax import detector as detector_lib
 from ssd_jax import errors, export, media
+from ssd_jax import stablehlo as stablehlo_calls
 from ssd_jax.data import synthetic
 from ssd_jax.evaluation import evaluated, report, run
 from ssd_jax.models import ssd
@@ -697,3 +699,34 @@ def test_values_in_other_files_are_not_read(detector, tmp_path, location):
     onnx_network(place, detections(), metadata=described, external=location)
     with pytest.raises(errors.UserError, match="values are to be in other files"):
         export.load(place)
+
+
+def test_onnx_runtime_prints_nothing_of_a_file_by_itself(detector, tmp_path, capfd):
+    """It warns of values that no node takes, and tries again where its own message is no text."""
+    described = export.metadata(detector, "detections")
+    place = onnx_network(tmp_path / "x.onnx", detections() | {"\x1b[2J": FIVE}, metadata=described)
+    model = onnx.load(place)
+    del model.graph.output[3]
+    onnx.save(model, place)
+    assert len(export.load(place)([np.zeros((30, 40, 3), np.uint8)])[0].scores) == 1
+    model.graph.node.append(onnx.helper.make_node("Unknown", ["images"], ["x"]))
+    place.write_bytes(model.SerializeToString().replace(b"Unknown", b"Unkn\xe2wn"))
+    with pytest.raises(errors.UserError, match=r"x\.onnx is no ONNX model"):
+        export.load(place)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_damaged_program_ends_no_process_and_prints_nothing(tmp_path, monkeypatch, capfd):
+    """MLIR's reader of jaxlib 0.10.2 aborts at byte 81, and has a segmentation fault at 219."""
+    shape = jax.ShapeDtypeStruct((1, 4, 4, 3), np.float32)
+    exported = jax.export.export(jax.jit(lambda x: x + 1), platforms=("cpu",))(shape)
+    program = exported.mlir_module_serialized
+    assert stablehlo_calls.calls(program) == set()
+    for place in (10, 81, 219):
+        with contextlib.suppress(ValueError):  # of a version that reads it
+            stablehlo_calls.calls(program[:place] + b"\xff" + program[place + 1 :])
+    (tmp_path / "aborts.py").write_text("import os\nprint('said')\nos.abort()\n")
+    monkeypatch.setattr(stablehlo_calls, "__file__", str(tmp_path / "aborts.py"))
+    with pytest.raises(ValueError, match="its program is damaged"):
+        stablehlo_calls.calls(program)
+    assert capfd.readouterr() == ("", "")
