@@ -249,6 +249,6 @@ def test_real_detections(shared, tmp_path, detector):
     assert (result.cost > 0).all()
     assert result.cost.sum() < 1 - result.mean_ap
     assert result.false_negatives > result.cost[tide.MISSED]
-    for way, parts in (("alone", result.cost), ("in turn", result.step)):
+    for way, parts in (("alone", result.cost), ("in sequence", result.step)):
         row = 100 * np.array([result.mean_ap, *parts, parts.sum(), 1 - result.mean_ap])
         np.testing.assert_allclose(documented(detector, way), row, rtol=0, atol=0.051)
