@@ -189,7 +189,7 @@ def test_a_pil_picture_is_what_its_file_is(tmp_path, kind):
 
 def test_names_come_from_the_mirror_of_the_config(tmp_path, monkeypatch):
     np.savez(tmp_path / "w.npz", **heads(81))
-    published = hub.Published("http://127.0.0.1:9/", "w.npz", "")
+    published = hub.Published("http://127.0.0.1:9/", "w.npz", "", 1)
     monkeypatch.setitem(hub.NAMES, "ssd-test", published)
     given = {"workdir": None, "checkpoint": None, "weights": "ssd-test"}
     data = config_lib.DataConfig(mirror=str(tmp_path))

@@ -95,7 +95,7 @@ def test_the_mean_comes_with_the_weights_and_stays_with_the_run(tmp_path):
     settled = loop._settled(config, tmp_path, reads((1.0, 2.0, 3.0)))
     assert settled.model.mean == (1, 2, 3)
     assert config.model.mean == ()
-    config_lib.save(tmp_path / "config.json", settled, ())
+    config_lib.save(tmp_path / "config.json", settled, ("a",))
     assert loop._settled(config, tmp_path, read) == settled  # a run that goes on reads no weights
     config.model.mean = (4.0, 5.0, 6.0)
     assert loop._settled(config, tmp_path, read) == config

@@ -93,6 +93,25 @@ def test_workers_never_get_a_signal_at_which_the_run_saves():
         assert set(signals.HANDLED) <= masked
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="the masks of others are in /proc")
+def test_the_process_that_forgets_shared_memory_gets_none_either():
+    """It stands in the same group, and without it the names of memory are unknown."""
+    code = (
+        "from multiprocessing import resource_tracker\n"
+        "from ssd_jax.data import loader\n"
+        "with loader._signals_held_back():\n"
+        "    print(open(f'/proc/{resource_tracker._resource_tracker._pid}/status').read())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tiny_run.ROOT, capture_output=True, text=True, check=True
+    )
+    masks = [
+        line.split()[1] for line in done.stdout.splitlines() if line[:6] in ("SigBlk", "SigIgn")
+    ]
+    held = int(masks[0], 16) | int(masks[1], 16)
+    assert [sent for sent in signals.HANDLED if not (held[0] | held[1]) >> (sent - 1) & 1] == []
+
+
 class Waits:
     """Stands for an event that is never set: each wait ends at once, after a call of `each`."""
 

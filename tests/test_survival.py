@@ -333,7 +333,7 @@ def test_what_was_evaluated_is_saved_before_its_report_is_written(config, tmp_pa
     def killed(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop.evaluation, "write", killed)
+    monkeypatch.setattr(loop.outputs, "write", killed)
     with pytest.raises(KeyboardInterrupt):
         loop.train(config, tmp_path / "run")
     assert tiny_run.steps_saved(tmp_path / "run") == [2, 4]

@@ -381,9 +381,10 @@ def _signals_held_back() -> Iterator[None]:
 
     They are for the process that saves the state, and needs its workers until then.
     """
-    resource_tracker.ensure_running()  # it lets them in again in the thread that starts it
     earlier = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
     try:
+        resource_tracker.ensure_running()  # it lets some in again in the thread that starts it
+        signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, earlier)

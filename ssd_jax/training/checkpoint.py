@@ -8,10 +8,13 @@ whole or not at all: Orbax renames it when all is written.
 
 import contextlib
 import dataclasses
+import functools
 import json
+import logging as std_logging
 import math
 import os
 import sys
+import warnings
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -73,6 +76,7 @@ def open_manager(
         best_fn=_quality,
         cleanup_tmp_directories=clean,
     )
+    _quieten()
     directory = (Path(workdir) / FOLDER).absolute()
     if clean:
         _check_no_links(directory)
@@ -150,7 +154,6 @@ def restore(
             except errors.UserError:
                 raise
             except Exception as error:  # Orbax and TensorStore have a dozen for broken files
-                _hush_late_reads()
                 _check_machine(folder, error)
                 reason = _line(error)
         if distributed.all_true(restored is not None):
@@ -184,6 +187,7 @@ def restore_params(folder: str | Path, like: Any, *, ema: bool = True) -> Any:
     if not (folder / "params").is_dir():
         raise errors.UserError(f"{folder} is not a checkpoint: it has no folder 'params'")
     _check_files(folder)
+    _quieten()
     item = "ema" if ema and (folder / "ema").is_dir() else "params"
     try:
         with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
@@ -196,7 +200,6 @@ def restore_params(folder: str | Path, like: Any, *, ema: bool = True) -> Any:
     except errors.UserError:
         raise
     except Exception as error:
-        _hush_late_reads()
         _check_machine(folder, error)
         raise errors.UserError(
             f"{folder} is damaged ({_line(error)}): take another checkpoint"
@@ -307,8 +310,27 @@ def _verify(items: Any, facts: Mapping[str, Any]) -> None:
             raise _DamagedError(f"{name} has another checksum than when it was written")
 
 
-def _hush_late_reads() -> None:
-    """Keeps quiet how Orbax ends its other reads of a damaged checkpoint: after their loop."""
+class _RaisedToo(std_logging.Filter):
+    """Leaves out what a thread of Orbax logs of the machine's trouble: its manager raises that."""
+
+    def filter(self, record: std_logging.LogRecord) -> bool:
+        """Whether a record is of something else."""
+        error = record.exc_info[1] if record.exc_info else None
+        return error is None or errors.in_words(str(error)) is None
+
+
+_RAISED_TOO = _RaisedToo()
+
+
+@functools.cache
+def _quieten() -> None:
+    """Keeps to one line what ends in many threads at once, when a checkpoint can't be written.
+
+    When one array fails, Orbax ends the others' reads and writes after their loop.
+    """
+    for logger in (logging.get_absl_logger(), std_logging.getLogger("asyncio")):
+        logger.addFilter(_RAISED_TOO)
+    warnings.filterwarnings("ignore", "coroutine 'async_serialize_from_host", RuntimeWarning)
     earlier = sys.unraisablehook
 
     def hook(found: Any) -> None:

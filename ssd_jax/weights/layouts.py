@@ -473,7 +473,7 @@ def _candidates(layout: Layout, plain: Mapping[str, str]) -> Iterator[_Candidate
         name.removesuffix(mark)
         for name in plain
         if name.endswith(mark) and not name.endswith(longer)
-    } - {f"{layout.body}/"}  # with that they are our own names
+    } - {f"{name}/" for name in ssd.BACKBONES}  # with these they are our own names
     likely = [prefix for prefix in prefixes if not _MOMENTS.search(prefix.lower())]
     likely = sorted(likely, key=lambda prefix: (len(prefix), prefix))[:_MOST_PREFIXES]
     body = [name for name, ours in layout.entries.items() if _in_body(layout, ours)]
