@@ -105,10 +105,8 @@ def test_the_process_that_forgets_shared_memory_gets_none_either():
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tiny_run.ROOT, capture_output=True, text=True, check=True
     )
-    masks = [
-        line.split()[1] for line in done.stdout.splitlines() if line[:6] in ("SigBlk", "SigIgn")
-    ]
-    held = int(masks[0], 16) | int(masks[1], 16)
+    fields = [line.split() for line in done.stdout.splitlines() if line]
+    held = [int(field[1], 16) for field in fields if field[0] in ("SigBlk:", "SigIgn:")]
     assert [sent for sent in signals.HANDLED if not (held[0] | held[1]) >> (sent - 1) & 1] == []
 
 
