@@ -3,7 +3,7 @@
   python detect.py --weights ssd300-coco PICTURE.jpg
   python detect.py --checkpoint runs/quickstart/checkpoints/500 FOLDER --score_threshold 0.3
   python detect.py --workdir runs/quickstart PICTURE.jpg FOLDER 'photos/*.png' FILM.mp4
-  python detect.py --onnx runs/quickstart/export/detector.onnx PICTURE.jpg
+  python detect.py --weights runs/quickstart/export/detector.onnx PICTURE.jpg
   python detect.py --workdir runs/quickstart --camera 0          until Ctrl-C
   python detect.py --workdir runs/quickstart https://HOST/FILM.mp4 -- --name.jpg
 
@@ -34,7 +34,6 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", None, "Workdir of the run; its best checkpoint is taken.")
 flags.DEFINE_string("checkpoint", None, "One checkpoint, WORKDIR/checkpoints/STEP.")
 flags.DEFINE_string("weights", None, "A detector's weights: a file of any framework, or a name.")
-flags.DEFINE_string("onnx", None, "A file of export.py, run by ONNX Runtime.")
 flags.DEFINE_string("output", None, "Folder of the results; a new one by default.")
 flags.DEFINE_bool("overwrite", False, "Write into a folder that holds files already.")
 flags.DEFINE_bool("crops", False, "Also write a picture of each object, OUTPUT/crops/CLASS/.")
@@ -49,28 +48,17 @@ flags.DEFINE_float("seconds", 0.0, "Of the camera; 0: until Ctrl-C.", 0.0)
 flags.DEFINE_float(
     "score_threshold",
     0.5,
-    "Only detections that score more; without effect below config.eval.score_threshold, for --onnx "
-    "below that of its export.",
+    "Only detections that score more; without effect below config.eval.score_threshold, or "
+    "that of an exported file.",
     0.0,
     1.0,
 )
 
 
-def find_trained() -> "detector_lib.Trained":
-    """The network that the flags name: an exported one, or what `cli.find_trained` finds."""
-    from ssd_jax import detector
-
-    if not FLAGS.onnx:
-        return cli.find_trained()
-    if FLAGS.workdir or FLAGS.checkpoint or FLAGS.weights:
-        raise errors.UserError("give either --onnx FILE or --workdir, --checkpoint or --weights")
-    return detector.find_exported(FLAGS.onnx)
-
-
 def main(argv: Sequence[str]) -> None:
     """Restores, detects, draws and writes."""
     FLAGS.set_gnu_getopt()  # flags may follow the files
-    trained = functools.cache(find_trained)
+    trained = functools.cache(cli.find_trained)
     names = cli.parse(argv, saved=lambda: trained().config)
     from ssd_jax import adapters, media
 

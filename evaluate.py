@@ -42,6 +42,7 @@ def main(argv: Sequence[str]) -> None:
     """Restores and detects, or reads detections; evaluates, prints and writes."""
     trained = functools.cache(cli.find_trained)
     cli.parse(argv, saved=lambda: config_lib.Config() if FLAGS.results else trained().config)
+    from ssd_jax import build
     from ssd_jax.evaluation import outputs, results, run, tables
     from ssd_jax.training import logs
 
@@ -54,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
         place, home = trained().place, trained().folder
         cli.keep_compiled(config.data.cache_dir)
         detector = trained().build(config)
-    split = run.open_split(config.data, config.data.eval_split)
+    split = build.split(config.data, config.data.eval_split)
     key = results.key_of(split)
     console.stdout.print(
         console.plain(f"evaluating {place} on {config.data.dataset}, {config.data.eval_split}")

@@ -83,11 +83,11 @@ def pictures_of(names: Sequence[str]) -> list[Path]:
 
 def split_of(detector: "detector_lib.Detector", pictures: Sequence[Path]) -> "datasets.Split":
     """The pictures to compare on as a split, by default the config's evaluation split."""
+    from ssd_jax import build
     from ssd_jax.data import datasets
-    from ssd_jax.evaluation import run
 
     if not pictures:
-        return run.open_split(detector.config.data, detector.config.data.eval_split)
+        return build.split(detector.config.data, detector.config.data.eval_split)
     records = []
     for path in pictures[: FLAGS.pictures]:
         try:

@@ -35,15 +35,15 @@ flags.DEFINE_bool("check", False, "Read your own dataset whole, say what is wron
 def main(argv: Sequence[str]) -> None:
     """Trains, evaluates and says where everything lies."""
     cli.parse(argv)
-    from ssd_jax import detector, distributed
+    from ssd_jax import build, distributed
     from ssd_jax.evaluation import tables
     from ssd_jax.models import summary
     from ssd_jax.training import loop
 
     config = FLAGS.config
     if FLAGS.summary:
-        model = detector.build_model(config.model, num_classes=20)
-        layers = summary.summarize(model, detector.input_size(config.model))
+        model = build.model(config.model, num_classes=20)
+        layers = summary.summarize(model, build.input_size(config.model))
         console.stdout.print(tables.layers(layers))
         return
     if FLAGS.check:
@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _data_are_good(config: config_lib.Config) -> bool:
     """Prints what `config.data.path` holds, and how far the config's default boxes fit it."""
-    from ssd_jax import detector
+    from ssd_jax import build
     from ssd_jax.data import check, datasets
 
     if config.data.dataset not in datasets.OWN or not config.data.path:
@@ -77,8 +77,8 @@ def _data_are_good(config: config_lib.Config) -> bool:
             f"--check is for a dataset of your own: give config.data.path, and config.data.dataset "
             f"as {', '.join(datasets.OWN)}. An official archive: python -m ssd_jax.data.check FILE"
         )
-    model = detector.build_model(config.model, num_classes=20)
-    boxes = detector.default_boxes(config.model, model)
+    model = build.model(config.model, num_classes=20)
+    boxes = build.priors(config.model, model)
     return check.check(
         config.data.path, config.data.dataset, boxes, max_megapixels=config.data.max_megapixels
     )

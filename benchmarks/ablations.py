@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from ssd_jax import cli, console, errors
+from ssd_jax import build, cli, console, errors
 from ssd_jax import config as config_lib
 
 ROOT = Path(__file__).parent.parent
@@ -122,13 +122,12 @@ def main(argv: Sequence[str]) -> None:
     configs = changed(base, FLAGS.configs)
     cli.split_cpu(base.train.cpu_devices)
     cli.keep_compiled(base.data.cache_dir)
-    from ssd_jax import detector
     from ssd_jax.training import loop
 
     runs: dict[str, Run] = {}
     for name, config in configs.items():
-        model = detector.build_model(config.model, num_classes=1)
-        boxes = len(detector.default_boxes(config.model, model))
+        model = build.model(config.model, num_classes=1)
+        boxes = len(build.priors(config.model, model))
         console.stdout.print(f"\n[bold]{name}[/bold]: {boxes} default boxes")
         runs[name] = Run(boxes, loop.train(config, workdir / name).voc07.mean_ap)
         (workdir / "table.md").write_text(table(runs), encoding="utf-8")

@@ -19,7 +19,7 @@ from unittest import mock
 import numpy as np
 
 from configs import quickstart
-from ssd_jax import cli, config
+from ssd_jax import cli, config, load
 from ssd_jax import detector as detectors
 from ssd_jax.data import datasets, synthetic
 from ssd_jax.evaluation import run as evaluation
@@ -48,7 +48,7 @@ def trained(policy: str, seed: int, steps: int, pictures: int, place: Path) -> d
     cfg.data.train_split = f"train[:{pictures}]"
     if not (place / "evaluation.json").exists():
         loop.train(cfg, place)
-    return detectors.load_detector(place)
+    return load.load_detector(place)
 
 
 def main() -> None:

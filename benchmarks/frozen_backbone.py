@@ -8,6 +8,7 @@ times the step with those layers frozen and learning, in turns. A run that was s
 """
 
 import argparse
+import functools
 import json
 import statistics
 import time
@@ -17,9 +18,10 @@ from pathlib import Path
 import jax
 
 from configs import ssd300_voc07
+from ssd_jax import augment, build, optimizer
 from ssd_jax import config as config_lib
-from ssd_jax import detector
-from ssd_jax.training import loop, optimizer
+from ssd_jax.training import data as data_lib
+from ssd_jax.training import loop
 from ssd_jax.training import step as step_lib
 
 FROZEN = ("vgg16/conv[123]_*",)
@@ -49,22 +51,25 @@ def losses(workdir: Path) -> list[float]:
 
 def step_of(cfg: config_lib.Config, freeze: tuple[str, ...]) -> Callable[[], float]:
     """Seconds of one step on a batch of the data, compiled before."""
-    data = loop.open_data(cfg.data)
+    data = data_lib.open_splits(cfg.data)
     mesh = step_lib.make_mesh()
-    model = detector.build_model(cfg.model, len(data.train.class_names))
+    model = build.model(cfg.model, len(data.train.class_names))
     opt = optimizer.make_optimizer(lambda _: 1e-4)
-    side = detector.input_size(cfg.model)
+    side = build.input_size(cfg.model)
     state = step_lib.init_state(model, opt, side, cfg.seed, freeze=freeze)
     box = [jax.device_put(state, step_lib.replicated(mesh))]
     step = step_lib.make_train_step(
         model,
         opt,
-        detector.default_boxes(cfg.model, model),
-        mesh=mesh,
-        image_size=side,
+        prepare=functools.partial(
+            step_lib.prepare,
+            priors_cxcywh=build.priors(cfg.model, model),
+            transform=functools.partial(augment.augment, size=side),
+        ),
+        over_devices=functools.partial(step_lib.by_shard_map, mesh=mesh),
         freeze=freeze,
     )
-    batch = step_lib.shard_batch(next(loop._batches(cfg, data.train, 0)), mesh)
+    batch = step_lib.shard_batch(next(data_lib.batches(cfg, data.train, 0)), mesh)
 
     def run() -> float:
         start = time.perf_counter()

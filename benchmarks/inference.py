@@ -24,9 +24,9 @@ import torch
 import torchvision
 import turns
 
+from ssd_jax import build, export
 from ssd_jax import config as config_lib
 from ssd_jax import detector as detector_lib
-from ssd_jax import export
 from ssd_jax.models import ssd
 
 CLASSES, THRESHOLD = 20, 0.01
@@ -37,7 +37,7 @@ Run = Callable[[], object]
 def our_detector(dtype: str) -> detector_lib.Detector:
     config = config_lib.Config()
     config.model.dtype = dtype
-    model = detector_lib.build_model(config.model, CLASSES)
+    model = build.model(config.model, CLASSES)
     params = ssd.init(jax.random.key(0), model, (300, 300))
     for level in range(6):
         bias = params[f"conf{level}"]["bias"].reshape(-1, CLASSES + 1)

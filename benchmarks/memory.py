@@ -8,14 +8,15 @@ tell). XLA's CPU compiler merges what is computed twice, so `remat` shows on GPU
 """
 
 import argparse
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from ssd_jax import augment, optimizer
 from ssd_jax.models import ssd
-from ssd_jax.training import optimizer
 from ssd_jax.training import step as step_lib
 
 SIDE, CANVAS, OBJECTS = 300, 500, 40
@@ -39,9 +40,14 @@ def lower(
     step = step_lib.make_train_step(
         model,
         sgd,
-        ssd.default_boxes(model, size),
-        mesh=step_lib.make_mesh(jax.devices()[:1]),
-        image_size=size,
+        prepare=functools.partial(
+            step_lib.prepare,
+            priors_cxcywh=ssd.default_boxes(model, size),
+            transform=functools.partial(augment.augment, size=size),
+        ),
+        over_devices=functools.partial(
+            step_lib.by_shard_map, mesh=step_lib.make_mesh(jax.devices()[:1])
+        ),
         accumulate=accumulate,
     )
     state = jax.eval_shape(lambda: step_lib.init_state(model, sgd, size, 0))

@@ -25,10 +25,11 @@ import onnxruntime
 import torch
 import torchvision
 
+from ssd_jax import build, detector, export
 from ssd_jax import config as config_lib
-from ssd_jax import detector, export
 from ssd_jax.detection import Detections
 from ssd_jax.evaluation import parity
+from ssd_jax.export import network
 from ssd_jax.models import ssd
 
 CLASSES = 20
@@ -43,7 +44,7 @@ def ours(
 ) -> tuple[Run, str, float]:
     """An exported SSD300 on ONNX Runtime, what was compared with JAX, and how far that is apart."""
     config = config_lib.Config()
-    model = detector.build_model(config.model, CLASSES)
+    model = build.model(config.model, CLASSES)
     params = ssd.init(jax.random.key(0), model, (300, 300))
     for level in range(6):
         bias = params[f"conf{level}"]["bias"].reshape(-1, CLASSES + 1)
@@ -53,8 +54,8 @@ def ours(
 
     @jax.jit
     def in_jax(images: jax.Array) -> dict[str, jax.Array]:
-        raw = export.raw_network(config.model, CLASSES)(params, images)
-        return raw if outputs == "raw" else export.detections_of(raw, config.eval)._asdict()
+        raw = network.raw_network(config.model, CLASSES)(params, images)
+        return raw if outputs == "raw" else network.detections_of(raw, config.eval)._asdict()
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads

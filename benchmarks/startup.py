@@ -92,16 +92,16 @@ def detection() -> list[float]:
     import jax
     import numpy as np
 
+    from ssd_jax import build, detector
     from ssd_jax import config as config_lib
-    from ssd_jax import detector
     from ssd_jax.data import classes
     from ssd_jax.models import ssd
 
     imported = time.time()
     config = config_lib.Config()
-    model = detector.build_model(config.model, len(classes.VOC))
-    params = ssd.init(jax.random.key(0), model, detector.input_size(config.model))
-    predict = detector.make_predict(model, detector.views(config, model))
+    model = build.model(config.model, len(classes.VOC))
+    params = ssd.init(jax.random.key(0), model, build.input_size(config.model))
+    predict = detector.make_predict(model, build.views(config, model))
     canvases = np.zeros((1, config.data.canvas, config.data.canvas, 3), np.uint8)
     extents = np.array([[375, 500]], np.float32)
     return [imported, *first_call(predict, jax.block_until_ready(params), canvases, extents)]
@@ -124,7 +124,7 @@ def python(*arguments: str, **environment: str) -> str:
 def prepare() -> None:
     """Makes the quickstart's data where they are not yet there."""
     where = f"runpy.run_path({str(QUICKSTART)!r})['get_config']().data"
-    python("-c", f"import runpy; from ssd_jax.training import loop; loop.open_data({where})")
+    python("-c", f"import runpy; from ssd_jax.training import data; data.open_splits({where})")
 
 
 def import_time(statement: str) -> float:

@@ -1,6 +1,7 @@
 """What the benchmarks share: functions to be timed, and how they take turns."""
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable
 
@@ -8,9 +9,9 @@ import jax
 import numpy as np
 import optax
 
-from ssd_jax import boxes, losses, matching
+from ssd_jax import augment, boxes, losses, matching
+from ssd_jax import optimizer as optimizers
 from ssd_jax.models import ssd
-from ssd_jax.training import optimizer as optimizers
 from ssd_jax.training import step as step_lib
 
 
@@ -35,8 +36,16 @@ def train_step(
     model = model or ssd.SSD(num_classes=21)
     optimizer = optimizers.make_optimizer(optax.constant_schedule(1e-6))
     mesh = step_lib.make_mesh(jax.devices()[:1])
-    priors = ssd.default_boxes(model, size)
-    step = step_lib.make_train_step(model, optimizer, priors, mesh=mesh, image_size=size)
+    step = step_lib.make_train_step(
+        model,
+        optimizer,
+        prepare=functools.partial(
+            step_lib.prepare,
+            priors_cxcywh=ssd.default_boxes(model, size),
+            transform=functools.partial(augment.augment, size=size),
+        ),
+        over_devices=functools.partial(step_lib.by_shard_map, mesh=mesh),
+    )
     state = jax.device_put(
         step_lib.init_state(model, optimizer, size, 0), step_lib.replicated(mesh)
     )

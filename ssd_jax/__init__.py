@@ -7,7 +7,7 @@ functions do not wait for what only files and training need.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ssd_jax.detector import load_detector
+    from ssd_jax.load import load_detector
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load_detector"]
@@ -16,9 +16,9 @@ __all__ = ["__version__", "load_detector"]
 def __getattr__(name: str) -> Any:
     if name != "load_detector":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from ssd_jax import detector
+    from ssd_jax import load
 
-    return detector.load_detector
+    return load.load_detector
 
 
 def __dir__() -> list[str]:

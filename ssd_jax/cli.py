@@ -18,7 +18,7 @@ from ssd_jax import cache, console, errors, files
 from ssd_jax import config as config_lib
 
 if TYPE_CHECKING:
-    from ssd_jax import detector
+    from ssd_jax import detector, load
 
 _HUGE_PAGES = "glibc.malloc.hugetlb"
 _HUGE_PAGES_FILE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -157,21 +157,26 @@ def config_name(argv: Sequence[str]) -> str:
     return "_".join(filter(None, (Path(path).stem, argument)))
 
 
-def find_trained() -> "detector.Trained":
+def find_trained() -> "load.Trained":
     """The network that the flags `--workdir`, `--checkpoint` or `--weights` name.
 
-    What becomes of somebody else's weights is printed when the detector is built.
+    What becomes of third-party weights is printed when the detector is built.
 
     Raises:
       UserError: If none or several are given, or there is no such network.
     """
-    from ssd_jax import detector
+    from ssd_jax import load
 
     given = flags.FLAGS
-    return detector.find(
-        workdir=given.workdir,
-        checkpoint=given.checkpoint,
-        weights=given.weights,
+    named = [path for path in (given.workdir, given.checkpoint, given.weights) if path]
+    if len(named) != 1:
+        raise errors.UserError(
+            "give one of --workdir DIR, --checkpoint DIR/checkpoints/STEP and --weights FILE"
+        )
+    if not given.weights:
+        return load.find_run(named[0])
+    return load.find(
+        named[0],
         data=given.config.data if "config" in given else _given_data(sys.argv),
         say=functools.partial(console.stdout.print, markup=False),
     )

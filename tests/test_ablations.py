@@ -11,9 +11,8 @@ import reference
 import tiny_run
 
 from configs import ablations as ablation_configs
-from ssd_jax import augment, errors, models, priors
+from ssd_jax import augment, build, errors, models, priors
 from ssd_jax import config as config_lib
-from ssd_jax import detector as detector_lib
 from ssd_jax.models import ssd
 from ssd_jax.weights import layouts, loading
 
@@ -44,7 +43,7 @@ def config_of(name):
 
 def shapes_of(config, size=(300, 300)):
     """(parameters, outputs) of the network of a config; nothing is computed."""
-    model = detector_lib.build_model(config, 20)
+    model = build.model(config, 20)
     image = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
     outputs, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), image)
     return variables["params"], outputs
@@ -56,7 +55,7 @@ def test_boxes_are_those_of_the_reference_and_of_the_papers_number(name):
     maps, sizes, ratios, count = BOXES[name]
     cells, steps = ([of[number] for number in maps] for of in (CELLS, STEPS))
     expected = reference.default_boxes(300, cells, steps, sizes, ratios)
-    boxes = detector_lib.default_boxes(config, detector_lib.build_model(config, 20))
+    boxes = build.priors(config, build.model(config, 20))
     np.testing.assert_allclose(boxes, expected, atol=1e-6)
     assert len(boxes) == count
     assert shapes_of(config)[1].conf.shape == (1, count, 21)
@@ -109,7 +108,7 @@ def test_without_atrous_the_whole_vgg_gives_maps_of_the_same_shapes(side, maps):
 def test_every_parameter_of_an_ablation_learns(name):
     config = config_of(name).model
     config.width = 1 / 8
-    model = detector_lib.build_model(config, 2)
+    model = build.model(config, 2)
     images = np.random.default_rng(0).normal(0, 60, (1, 300, 300, 3)).astype(np.float32)
     params = ssd.init(jax.random.key(0), model, images.shape[1:3])
 
@@ -175,7 +174,7 @@ def test_bad_fields_are_one_line(fields, message):
 
     def build():
         config_lib.validate(config)
-        detector_lib.build_model(config.model, 20)
+        build.model(config.model, 20)
 
     with pytest.raises(errors.UserError, match=rf"^config\.model\.{message}"):
         build()

@@ -11,7 +11,7 @@ import tiny_run
 import voc_tree
 
 import ssd_jax
-from ssd_jax import boxes, detector, errors, export, models
+from ssd_jax import boxes, build, detector, errors, export, models
 from ssd_jax import config as config_lib
 from ssd_jax.models import ssd, summary
 from ssd_jax.training import loop, step
@@ -83,14 +83,14 @@ def test_the_backbone_shown_in_contributing_is_short_and_torchvisions():
 
 def test_an_input_need_not_be_square():
     config = config_lib.ModelConfig(image_size=260, image_width=390)
-    model = detector.build_model(config, 2)
-    assert detector.input_size(config) == (260, 390)
+    model = build.model(config, 2)
+    assert build.input_size(config) == (260, 390)
     assert ssd.feature_map_shapes(model, (260, 390)) == [
         (33, 49), (17, 25), (9, 13), (5, 7), (3, 5), (1, 3),
     ]  # fmt: skip
     image = jax.ShapeDtypeStruct((2, 260, 390, 3), np.float32)
     outputs, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), image)
-    assert outputs.loc.shape == (2, *detector.default_boxes(config, model).shape)
+    assert outputs.loc.shape == (2, *build.priors(config, model).shape)
     config.image_width = 100
     with pytest.raises(errors.UserError, match="image_width is 100; the maps of vgg16 need"):
         config_lib.validate(config_lib.Config(model=config))
@@ -103,13 +103,13 @@ def test_a_wide_input_detects_and_exports(tmp_path):
         backbone="mobilenet_v2", image_size=96, image_width=160, width=WIDTH
     )
     config.data.canvas, config.eval.top_k = 160, 20
-    model = detector.build_model(config.model, 2)
+    model = build.model(config.model, 2)
     params = ssd.init(jax.random.key(0), model, (96, 160))
     trained = detector.Detector(config, ("ant", "bee"), params)
     pictures = [np.random.default_rng(0).integers(0, 256, (90, 140, 3), np.uint8)]
     export.write(trained, tmp_path / "x.onnx")
     again = ssd_jax.load_detector(tmp_path / "x.onnx")
-    assert detector.input_size(again.config.model) == (96, 160)
+    assert build.input_size(again.config.model) == (96, 160)
     ((wanted,), (found,)) = (each(pictures, score_threshold=0.1) for each in (trained, again))
     assert len(wanted.scores) > 0
     assert wanted.boxes.min() >= 0
@@ -127,7 +127,7 @@ def config(tmp_path, request):
     config.model = config_lib.ModelConfig(
         backbone=backbone, image_size=side, width=WIDTH, clip_prior_sizes=True
     )
-    model = detector.build_model(config.model, 2)
+    model = build.model(config.model, 2)
     spec = ssd.prior_spec(model, (side, side))
     cells = [rows * columns for rows, columns in spec.feature_maps]
     starts = np.cumsum([0] + [n * k for n, k in zip(cells, spec.boxes_per_cell, strict=True)])
@@ -138,7 +138,7 @@ def config(tmp_path, request):
             starts[:-1], spec.feature_maps, spec.boxes_per_cell, strict=True
         )
     ]
-    priors = detector.default_boxes(config.model, model)[middles]
+    priors = build.priors(config.model, model)[middles]
     corners = np.clip(np.asarray(boxes.cxcywh_to_xyxy(priors)), 0, 1) * (side - 1) + 1
     objects = [voc_tree.box(("ant", "bee")[k % 2], c) for k, c in enumerate(corners.round())]
     names = [f"{k}" for k in range(8)]
@@ -195,9 +195,9 @@ def test_a_backbone_trains_resumes_exports_and_detects(config, tmp_path):
     assert tiny_run.steps_saved(tmp_path / "run") == [1, 2]
 
     trained = ssd_jax.load_detector(tmp_path / "run")
-    model = detector.build_model(config.model, 2)
-    size = detector.input_size(config.model)
-    optimizer = loop._optimizer(config.train, 1e-3)
+    model = build.model(config.model, 2)
+    size = build.input_size(config.model)
+    optimizer = build.optimizer(config.train, 1e-3)
     before = flat(step.init_state(model, optimizer, size, seed=config.seed).params)
     after = flat(trained.params)
     for path, array in before.items():

@@ -14,9 +14,9 @@ import optax
 import pytest
 import tiny_run
 
+from ssd_jax import checkpoints, errors, files, optimizer
 from ssd_jax import config as config_lib
-from ssd_jax import errors, files
-from ssd_jax.training import checkpoint, logs, optimizer
+from ssd_jax.training import checkpoint, logs
 from ssd_jax.training import step as step_lib
 
 UPDATES = 3  # of four steps: one was skipped
@@ -131,10 +131,10 @@ def test_whatever_file_is_damaged_the_run_goes_on(workdir, warnings_of, kind, ha
 
 @pytest.mark.parametrize("harm", [empty, garble, os.remove])
 def test_a_map_that_cannot_be_read_is_none(workdir, harm):
-    assert checkpoint.find(workdir).name == "2"
+    assert checkpoints.find(workdir).name == "2"
     for step, best in (("4", "2"), ("2", "4")):
         harm(workdir / "checkpoints" / step / "metrics" / "metrics")
-        assert checkpoint.find(workdir).name == best
+        assert checkpoints.find(workdir).name == best
     with checkpoint.open_manager(workdir, clean=True) as manager:
         assert sorted(manager.all_steps()) == [2, 4]
         assert manager.metrics(4) == {"mean_ap": None}
@@ -145,7 +145,7 @@ def test_a_map_that_cannot_be_read_is_none(workdir, harm):
 )
 def test_a_map_that_is_none_is_as_if_there_was_no_evaluation(workdir, text):
     (workdir / "checkpoints" / "2" / "metrics" / "metrics").write_text(text)
-    assert checkpoint.find(workdir).name == "4"
+    assert checkpoints.find(workdir).name == "4"
     with checkpoint.open_manager(workdir, clean=True) as manager:
         assert sorted(manager.all_steps()) == [2, 4]
 
@@ -154,7 +154,7 @@ def test_a_pipe_in_the_place_of_a_map_holds_up_nobody(workdir):
     path = workdir / "checkpoints" / "2" / "metrics" / "metrics"
     path.unlink()
     os.mkfifo(path)
-    assert checkpoint.find(workdir).name == "4"
+    assert checkpoints.find(workdir).name == "4"
     with checkpoint.open_manager(workdir, clean=True) as manager:
         assert manager.metrics(2) == {"mean_ap": None}
 
@@ -166,7 +166,7 @@ def test_a_map_that_the_machine_cannot_read_now_is_not_forgotten(workdir, monkey
 
     before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
     monkeypatch.setattr(files, "read", fail)
-    for read in (lambda: checkpoint.find(workdir), lambda: restored(workdir)):
+    for read in (lambda: checkpoints.find(workdir), lambda: restored(workdir)):
         with pytest.raises(errors.MachineError, match=r"metrics/metrics: "):
             read()
     assert before == {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
@@ -201,12 +201,12 @@ def test_what_the_machine_cannot_read_is_no_damage(workdir, monkeypatch, error):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(checkpoint, "_verify", fail)
+    monkeypatch.setattr(checkpoints, "verify", fail)
     before = sorted(workdir.rglob("*"))
     folder = workdir / "checkpoints" / "4"
     for read in (
         lambda: restored(workdir),
-        lambda: checkpoint.restore_params(folder, made().params),
+        lambda: checkpoints.restore_params(folder, made().params),
     ):
         with pytest.raises(errors.MachineError, match=rf"^{folder}: .*, and run the same command"):
             read()
@@ -218,7 +218,7 @@ def test_a_checkpoint_of_a_newer_version_is_refused(workdir):
     place.write_text(json.dumps({**json.loads(place.read_text()), "version": 2}))
     for read in (
         restored,
-        lambda _: checkpoint.restore_params(checkpoint.find(place.parents[1]), made().params),
+        lambda _: checkpoints.restore_params(checkpoints.find(place.parents[1]), made().params),
     ):
         with pytest.raises(
             errors.UserError, match=r"newer ssd_jax .format 2, this one reads 1.: up"
@@ -260,7 +260,7 @@ def test_a_config_without_a_version_is_of_the_first(tmp_path):
 def test_what_may_not_be_written_is_one_line(tmp_path, error):
     with (
         pytest.raises(errors.MachineError, match=rf"^{tmp_path}: .*: give the permission, and run"),
-        checkpoint.room_for(tmp_path),
+        checkpoints.room_for(tmp_path),
     ):
         raise error
 

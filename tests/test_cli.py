@@ -10,7 +10,7 @@ from rich import console
 from ssd_jax import cli
 from ssd_jax import config as config_lib
 from ssd_jax.evaluation import coco, run, tables, voc
-from ssd_jax.training import loop
+from ssd_jax.training import workdir as workdir_lib
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
@@ -146,5 +146,5 @@ def test_fields_that_changed_are_printed_as_they_are(capsys, tmp_path):
     config = config_lib.Config(data=config_lib.DataConfig(path="my[run]"))
     config_lib.save(tmp_path / "config.json", config, ("dog",))
     config.data.path = "my[/run]"
-    loop._check_same_run(tmp_path, config, ("dog",), change_config=True)
+    workdir_lib._check_same_run(tmp_path, config, ("dog",), change_config=True)
     assert "'my[run]' there, 'my[/run]' here" in capsys.readouterr().out

@@ -11,8 +11,8 @@ from PIL import Image
 from test_report import NASTY, Page, source
 from test_voc_evaluation import found, objects
 
+from ssd_jax import build, download, errors
 from ssd_jax import config as config_lib
-from ssd_jax import download, errors
 from ssd_jax.data import datasets
 from ssd_jax.evaluation import (
     analysis,
@@ -189,7 +189,7 @@ def test_a_dataset_that_cannot_be_opened_is_not_the_pages_fault(tmp_path, capsys
     def fails(*args, **options):
         raise OSError(5, "Input/output error", "shard-0")
 
-    monkeypatch.setattr(run, "open_split", fails)
+    monkeypatch.setattr(build, "split", fails)
     assert "Input/output error: 'shard-0'" in written(tmp_path, capsys, CONFIG)
 
 
@@ -354,7 +354,7 @@ def test_images_are_read_by_name():
 
 def test_evaluation_leaves_what_two_runs_are_compared_by(config, tmp_path, capsys):
     """From the built-in images to the page; one run finds nothing in the first image."""
-    split = run.open_split(config.data, config.data.eval_split)
+    split = build.split(config.data, config.data.eval_split)
     truth = datasets.ground_truth(split)
     everything = {
         name: (boxes, np.full(len(labels), 0.9), labels)
@@ -393,7 +393,7 @@ def test_evaluation_leaves_what_two_runs_are_compared_by(config, tmp_path, capsy
 
 
 def test_detections_of_another_network_are_not_shown_with_the_configs(config, tmp_path):
-    split = run.open_split(config.data, config.data.eval_split)
+    split = build.split(config.data, config.data.eval_split)
     result = figures({}, datasets.ground_truth(split), split.class_names)
     places = outputs.write(
         tmp_path,

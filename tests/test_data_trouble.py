@@ -18,6 +18,7 @@ from test_yolo_data import write_plain as write_yolo
 
 from ssd_jax import errors, files
 from ssd_jax.data import builder, check, datasets, loader, locks, synthetic, voc
+from ssd_jax.training import data as data_lib
 
 PASSING = [errno.EACCES, errno.EMFILE, errno.ENOMEM, errno.EIO, errno.ESTALE]
 
@@ -269,11 +270,10 @@ def test_a_picture_that_comes_later_is_found(load, tmp_path):
 
 def test_a_split_without_an_object_is_not_trained_on(shared, tmp_path):
     from ssd_jax import config
-    from ssd_jax.training import loop
 
     made = config.DataConfig(dataset="yolo", train_split="train", eval_split="val")
     made.path, made.cache_dir = str(shared / "cases/no_objects_to_train/data"), str(tmp_path)
-    message = refusal(loop.open_data, made)
+    message = refusal(data_lib.open_splits, made)
     assert message.startswith("config.data.train_split='train': none of its 8 images has an object")
 
 

@@ -22,6 +22,7 @@ from PIL import Image
 
 from ssd_jax import config, errors
 from ssd_jax.data import annotations, builder, datasets, images, synthetic, voc
+from ssd_jax.training import data as data_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
@@ -363,23 +364,21 @@ def test_the_share_is_one(share):
 
 
 def test_training_may_skip_and_evaluation_may_not(tmp_path):
-    from ssd_jax.training import loop
 
     cfg = config.DataConfig(dataset="folder", train_split="train", eval_split="val")
     cfg.cache_dir = str(tmp_path / "cache")
     cfg.path = spoiled(tmp_path / "own", 3)
-    assert "max_bad_share=0.01" in refusal(loop.open_data, cfg)
+    assert "max_bad_share=0.01" in refusal(data_lib.open_splits, cfg)
     cfg.max_bad_share = 0.1
-    data = loop.open_data(cfg)
+    data = data_lib.open_splits(cfg)
     assert (len(data.train.source), len(data.eval.source)) == (15, 4)
     cfg.eval_split = "train"
-    assert "an evaluation skips none" in refusal(loop.open_data, cfg)
+    assert "an evaluation skips none" in refusal(data_lib.open_splits, cfg)
 
 
 @pytest.mark.parametrize("difficult", [True, False])
 def test_the_sheet_of_augmented_pictures_shows_what_the_network_sees(monkeypatch, difficult):
     from ssd_jax import visualize
-    from ssd_jax.training import loop
 
     shown = {}
 
@@ -401,7 +400,7 @@ def test_the_sheet_of_augmented_pictures_shows_what_the_network_sees(monkeypatch
     crowd_alone = {**record, "crowd": np.ones(3, bool), "boxes": corners + 1}
     cfg = config.Config()
     cfg.model.mean, cfg.data.difficult = (1.0, 2.0, 3.0), difficult
-    loop._augmented(cfg, datasets.Split([crowd_alone, record], ("cat", "dog"), 3, (1, 2), True))
+    data_lib.augmented(cfg, datasets.Split([crowd_alone, record], ("cat", "dog"), 3, (1, 2), True))
     kept = [0, 2] if difficult else [0]
     assert shown["boxes"] == corners[kept].tolist()
     assert shown["labels"] == [1] * len(kept)

@@ -15,9 +15,8 @@ import pytest
 import scripts
 from PIL import Image
 
+from ssd_jax import build, media
 from ssd_jax import config as config_lib
-from ssd_jax import detector as detector_lib
-from ssd_jax import media
 from ssd_jax.data import synthetic
 from ssd_jax.training import checkpoint, step
 
@@ -36,8 +35,8 @@ def write_workdir(folder):
     config.model.width = 0.125
     config.eval.batch_size, config.eval.max_detections = 4, 3
     config_lib.save(folder / "config.json", config, synthetic.CLASS_NAMES)
-    model = detector_lib.build_model(config.model, len(synthetic.CLASS_NAMES))
-    state = step.init_state(model, optax.sgd(0.1), detector_lib.input_size(config.model), seed=0)
+    model = build.model(config.model, len(synthetic.CLASS_NAMES))
+    state = step.init_state(model, optax.sgd(0.1), build.input_size(config.model), seed=0)
     with checkpoint.open_manager(folder) as manager:
         checkpoint.save(manager, state, run={}, mean_ap=0.5)
         manager.wait_until_finished()

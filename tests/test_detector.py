@@ -8,9 +8,10 @@ import jax
 import numpy as np
 import pytest
 import scripts
+import starting
 from PIL import ExifTags, Image
 
-from ssd_jax import augment, errors
+from ssd_jax import augment, build, errors, load, third_party
 from ssd_jax import config as config_lib
 from ssd_jax import detector as detector_lib
 from ssd_jax.data import classes
@@ -34,7 +35,7 @@ def heads(logits):
 @pytest.fixture(scope="module")
 def narrow(tmp_path_factory):
     """Somebody's SSD300 of three classes at an eighth of its width, and an array that is none."""
-    model = detector_lib.build_model(config_lib.ModelConfig(width=NARROW), num_classes=3)
+    model = build.model(config_lib.ModelConfig(width=NARROW), num_classes=3)
     shapes = flax.traverse_util.flatten_dict(ssd.abstract_params(model, (300, 300)), sep="/")
     arrays = {name: np.full(leaf.shape, 0.01, np.float32) for name, leaf in shapes.items()}
     path = tmp_path_factory.mktemp("weights") / FILE
@@ -42,10 +43,10 @@ def narrow(tmp_path_factory):
     return path
 
 
-def build(path, **model):
+def built(path, **model):
     """The narrow detector, and what was said of it."""
     said = []
-    found = detector_lib.find(workdir=None, checkpoint=None, weights=str(path), say=said.append)
+    found = load.find(path, say=said.append)
     found.config.model.width = NARROW
     for field, value in model.items():
         setattr(found.config.model, field, value)
@@ -77,12 +78,12 @@ def test_default_boxes_are_those_that_their_code_gives_so_many_classes(
     np.savez(tmp_path / "w.npz", **heads(logits))
     (layout,) = (of for of in layouts.LAYOUTS if of.title == title)
     weights = loading.read(tmp_path / "w.npz")._replace(layout=layout)
-    config, _ = detector_lib._describe(weights)
+    config, _ = third_party.describe(weights)
     assert config.model.prior_sizes == sizes
 
 
 def test_what_came_of_the_weights_and_what_is_assumed_is_said(narrow):
-    detector, (account, assumed) = build(narrow)
+    detector, (account, assumed) = built(narrow)
     count = len(jax.tree.leaves(detector.params))
     assert account == (
         f"{layouts.OURS.title} of {narrow}: {count} arrays loaded, 0 left fresh, 1 ignored "
@@ -93,16 +94,16 @@ def test_what_came_of_the_weights_and_what_is_assumed_is_said(narrow):
     assert "--config.model.prior_sizes=coco" in assumed
     assert set(detector.loaded.loaded) == set(names_of(detector.params))
     assert detector.loaded.ignored == {"momentum/kernel": (2,)}
-    _, said = build(narrow, prior_sizes="coco")
+    _, said = built(narrow, prior_sizes="coco")
     assert said == [account]  # who says so need not be told
-    source = detector_lib.read_source(narrow, backbone="vgg16", cache_dir=narrow.parent)
+    source = starting.source(narrow, backbone="vgg16", cache_dir=narrow.parent)
     assert source.assumed == (assumed,)  # a training that starts from it says so too
 
 
 def test_classes_that_are_known_need_no_assumption(tmp_path):
     weights = loading.Weights(Path("w"), layouts.OURS, heads(21), {}, {})
     report = loading.Report("w", {}, {}, {})
-    (line,) = detector_lib._account(report, weights, config_lib.ModelConfig())
+    (line,) = third_party._account(report, weights, config_lib.ModelConfig())
     assert line == "w: 0 arrays loaded, 0 left fresh, 0 ignored"
 
 
@@ -142,9 +143,7 @@ def bilinear(picture, side):
 
 def test_a_picture_of_cocos_size_is_resampled_once(tmp_path):
     np.savez(tmp_path / "w.npz", **heads(91))
-    config = detector_lib.find(
-        workdir=None, checkpoint=None, weights=str(tmp_path / "w.npz")
-    ).config
+    config = load.find(tmp_path / "w.npz").config
     seen = []
 
     def predict(params, images, extents):
@@ -191,18 +190,17 @@ def test_names_come_from_the_mirror_of_the_config(tmp_path, monkeypatch):
     np.savez(tmp_path / "w.npz", **heads(81))
     published = hub.Published("http://127.0.0.1:9/", "w.npz", "", 1)
     monkeypatch.setitem(hub.NAMES, "ssd-test", published)
-    given = {"workdir": None, "checkpoint": None, "weights": "ssd-test"}
     data = config_lib.DataConfig(mirror=str(tmp_path))
-    assert detector_lib.find(**given, data=data).place == tmp_path / "w.npz"
-    source = detector_lib.read_source(
+    assert load.find("ssd-test", data=data).place == tmp_path / "w.npz"
+    source = starting.source(
         "ssd-test", backbone="vgg16", cache_dir=tmp_path / "cache", mirror=str(tmp_path)
     )
     assert list(source.classes.names) == list(classes.COCO)
     assert source.assumed == ()
     monkeypatch.setenv("SSD_JAX_MIRROR", str(tmp_path))
-    assert detector_lib.find(**given).place == tmp_path / "w.npz"
+    assert load.find("ssd-test").place == tmp_path / "w.npz"
     with pytest.raises(errors.UserError, match=r"config\.data\.mirror .*none: it has no w\.npz"):
-        detector_lib.find(**given, data=config_lib.DataConfig(mirror=str(tmp_path / "none")))
+        load.find("ssd-test", data=config_lib.DataConfig(mirror=str(tmp_path / "none")))
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from ssd_jax import config as config_lib
 from ssd_jax import distributed, errors
 from ssd_jax.evaluation import evaluated, run
 from ssd_jax.training import loop
+from ssd_jax.training import workdir as workdir_lib
 
 
 def free_port():
@@ -196,7 +197,7 @@ def test_processes_with_different_configs_are_told_which_field(config_file, tmp_
 def test_what_one_process_finds_wrong_ends_all(config_file, tmp_path):
     workdir = tmp_path / "run"
     workdir.mkdir()
-    with loop._locked(workdir):
+    with workdir_lib._locked(workdir):
         first, second = end_with_one_line(start_two(config_file, workdir))
     assert first.startswith(f"error: {workdir} is in use by process ")
     assert second == first.replace("error: ", "error: in process 0: ")
@@ -229,11 +230,11 @@ def test_a_mistake_that_the_others_cannot_know_ends_its_process_soon():
 
 
 def test_a_workdir_that_another_machine_has_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "_UNSEEN", 0)
+    monkeypatch.setattr(workdir_lib, "_UNSEEN", 0)
     with pytest.raises(errors.UserError, match=r"does not see the config.json that process 0 wrot"):
-        loop._check_seen(tmp_path / "config.json")
+        workdir_lib._check_seen(tmp_path / "config.json")
     (tmp_path / "config.json").write_text("{}")
-    loop._check_seen(tmp_path / "config.json")
+    workdir_lib._check_seen(tmp_path / "config.json")
 
 
 _LATE = """

@@ -6,9 +6,9 @@ import pytest
 import tiny_run
 import voc_tree
 
+from ssd_jax import build, export
 from ssd_jax import config as config_lib
 from ssd_jax import detector as detector_lib
-from ssd_jax import export
 from ssd_jax.models import ssd
 
 ROOT = Path(__file__).parent.parent
@@ -87,8 +87,8 @@ def test_weights_leave_a_run_of_their_name_alone(folder, tmp_path):
     config = config_lib.Config()
     config.model.width, config.eval.batch_size = 0.125, 1
     config.data.canvas = 64
-    model = detector_lib.build_model(config.model, 1)
-    params = ssd.init(jax.random.key(0), model, detector_lib.input_size(config.model))
+    model = build.model(config.model, 1)
+    params = ssd.init(jax.random.key(0), model, build.input_size(config.model))
     file = folder / "quickstart.safetensors"
     export.write(detector_lib.Detector(config, ("dog",), params), file)
     text, settings = beside_a_run(folder, tmp_path, what="--weights", name=file.name)

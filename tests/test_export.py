@@ -20,12 +20,13 @@ import safetensors.numpy
 import voc_tree
 
 import ssd_jax
-from ssd_jax import augment, detection, errors, export, onnx_graph
+from ssd_jax import augment, build, detection, errors, export, load, onnx_graph
 from ssd_jax import boxes as box_ops
 from ssd_jax import config as config_lib
 from ssd_jax import detector as detector_lib
 from ssd_jax.detection import Detections
 from ssd_jax.evaluation import parity
+from ssd_jax.export import network
 from ssd_jax.kernels import convolutions
 from ssd_jax.models import layers, ssd
 from ssd_jax.training import checkpoint, step
@@ -40,8 +41,8 @@ def detector_of(**model):
     config.model = config_lib.ModelConfig(width=0.125, **model)
     config.data = config_lib.DataConfig(dataset="folder", canvas=120, path="somewhere/private")
     config.eval = config_lib.EvalConfig(batch_size=4, top_k=60, max_detections=30)
-    net = detector_lib.build_model(config.model, len(NAMES))
-    params = ssd.init(jax.random.key(0), net, detector_lib.input_size(config.model))
+    net = build.model(config.model, len(NAMES))
+    params = ssd.init(jax.random.key(0), net, build.input_size(config.model))
     return detector_lib.Detector(config, NAMES, params)
 
 
@@ -84,9 +85,8 @@ def batch_of(count, *, side=300):
 def expected(detector, images):
     """JAX's raw outputs and detections of resized pictures."""
     config = detector.config
-    network = export.raw_network(config.model, len(NAMES))
-    raw = jax.jit(network)(detector.params, images)
-    return raw, jax.jit(lambda raw: export.detections_of(raw, config.eval))(raw)
+    raw = jax.jit(network.raw_network(config.model, len(NAMES)))(detector.params, images)
+    return raw, jax.jit(lambda raw: network.detections_of(raw, config.eval))(raw)
 
 
 def session_of(path):
@@ -155,7 +155,7 @@ def test_the_batch_is_open(detector, written, name, count):
 
 def test_raw_outputs_are_the_networks(detector, written):
     images = batch_of(2)
-    model = detector_lib.build_model(detector.config.model, len(NAMES))
+    model = build.model(detector.config.model, len(NAMES))
     wanted = ssd.apply(model, detector.params, augment.normalize(jnp.asarray(images)))
     session = session_of(written("onnx", "raw"))
     loc, conf, priors = session.run(["loc", "conf", "priors_cxcywh"], {"images": images})
@@ -434,7 +434,7 @@ def with_header(path, header):
 def test_broken_metadata_are_refused(tmp_path, header):
     path = with_header(tmp_path / "x.safetensors", header)
     assert export.is_exported(path) in (True, False)
-    for read in (export.load, detector_lib.load_detector):
+    for read in (export.load, load.load_detector):
         assert refused(lambda read=read: read(path), path)
 
 
@@ -608,7 +608,7 @@ def test_the_scripts_export_and_detect_the_same(workdir, tmp_path):
     picture = tmp_path / "a.jpg"
     picture.write_bytes(voc_tree.jpeg(200, 300))
     found = []
-    for source in (("--onnx", workdir / "export" / "detector.onnx"), ("--workdir", workdir)):
+    for source in (("--weights", workdir / "export" / "detector.onnx"), ("--workdir", workdir)):
         output = tmp_path / source[0].strip("-")
         done = script("detect.py", *source, picture, "--output", output, "--score_threshold", 0.1)
         assert (done.returncode, done.stderr) == (0, "")
@@ -655,9 +655,9 @@ def test_weights_alone_are_exported_without_a_dataset(written, tmp_path):
         (("export.py", "--workdir", "{workdir}", "--formats=onnx,coreml"), "stablehlo"),
         (("export.py", "--workdir", "nowhere"), "nowhere"),
         (("export.py",), "--workdir"),
-        (("detect.py", "--onnx", "nowhere.onnx", "{picture}"), "nowhere.onnx"),
-        (("detect.py", "--onnx", "a.onnx", "--workdir", "{workdir}", "{picture}"), "--onnx"),
-        (("detect.py", "--onnx=a.onnx", "{picture}"), "a.onnx: there is no such file"),
+        (("detect.py", "--weights", "nowhere.onnx", "{picture}"), "nowhere.onnx"),
+        (("detect.py", "--weights", "a.onnx", "--workdir", "{workdir}", "{picture}"), "--weights"),
+        (("detect.py", "--weights=a.onnx", "{picture}"), "a.onnx: there is no such file"),
     ],
 )
 def test_mistakes_are_one_line(workdir, tmp_path, arguments, named):
@@ -671,7 +671,7 @@ def test_mistakes_are_one_line(workdir, tmp_path, arguments, named):
 
 
 def test_an_exported_file_refuses_another_config(written):
-    found = detector_lib.find_exported(written("onnx"))
+    found = load.find(written("onnx"))
     assert found.build(found.config).class_names
     found.config.eval.top_k = 9
     with pytest.raises(errors.UserError, match=r"change nothing in .*: give the flag to"):
@@ -683,8 +683,8 @@ def test_weights_take_what_an_exported_file_says_of_itself(tmp_path):
     detector = detector_of(prior_sizes="coco", mean=(1.0, 2.0, 3.0), clip_priors=True)
     path = tmp_path / "x.safetensors"
     export.write(detector, path)
-    loaded = detector_lib.load_detector(path)
-    found = detector_lib.find(workdir=None, checkpoint=None, weights=str(path))
+    loaded = load.load_detector(path)
+    found = load.find(path)
     assert found.config.model == loaded.config.model == detector.config.model
     assert found.build(found.config).class_names == loaded.class_names == NAMES
 
@@ -703,11 +703,11 @@ def test_what_comes_with_foreign_weights_travels_too(tmp_path, name):
     config = config_lib.Config()
     config.model.width, config.model.gaps, config.model.mean = 0.125, (2, 5), (10.0, 20.0, 30.0)
     config.eval.clip_before_nms = True
-    model = detector_lib.build_model(config.model, 3)
+    model = build.model(config.model, 3)
     params = ssd.init(jax.random.key(0), model, (300, 300))
     detector = detector_lib.Detector(config, ("a", "b", "c"), params)
     export.write(detector, tmp_path / f"a.{name}")
-    loaded = detector_lib.load_detector(tmp_path / f"a.{name}")
+    loaded = load.load_detector(tmp_path / f"a.{name}")
     picture = np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)
     (expected,), (found,) = (each([picture], score_threshold=0.0) for each in (detector, loaded))
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)

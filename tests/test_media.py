@@ -21,7 +21,7 @@ from PIL import Image
 from rich import console
 
 import ssd_jax
-from ssd_jax import adapters, errors, media
+from ssd_jax import adapters, build, errors, load, media
 from ssd_jax import config as config_lib
 from ssd_jax import detector as detector_lib
 from ssd_jax.data import synthetic
@@ -61,7 +61,7 @@ def tiny():
     config = config_lib.Config()
     config.model.width, config.data.canvas = 0.125, 64
     config.eval.batch_size, config.eval.max_detections = 8, 5
-    model = detector_lib.build_model(config.model, len(NAMES))
+    model = build.model(config.model, len(NAMES))
     image = jax.ShapeDtypeStruct((1, 300, 300, 3), jnp.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
     values = np.random.default_rng(0)
@@ -1210,7 +1210,7 @@ def test_batches_of_other_counts_are_not_compiled_again(tiny):
 
 
 def test_the_package_gives_a_detector_at_first_use():
-    assert ssd_jax.load_detector is detector_lib.load_detector
+    assert ssd_jax.load_detector is load.load_detector
     assert {"load_detector", "__version__"} <= set(dir(ssd_jax))
     with pytest.raises(AttributeError, match="nonsense"):
         ssd_jax.nonsense  # noqa: B018

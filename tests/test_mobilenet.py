@@ -13,14 +13,17 @@ import onnx
 import onnxruntime
 import optax
 import pytest
+import starting
 import weight_files
 from golden import make_mobilenet
 
 import ssd_jax
-from ssd_jax import boxes, detector, errors, export, models, priors
+from ssd_jax import augment, boxes, detector, errors, export, load, models, priors
 from ssd_jax import config as config_lib
+from ssd_jax.export import network
 from ssd_jax.models import mobilenet, ssd, summary
-from ssd_jax.training import loop, step
+from ssd_jax.training import start as start_lib
+from ssd_jax.training import step
 from ssd_jax.weights import loading
 
 MODEL = models.SSD(num_classes=21, backbone="mobilenet_v2")
@@ -176,7 +179,14 @@ def test_two_steps_move_every_parameter_by_its_gradient():
     boxes_cxcywh = ssd.default_boxes(TINY, size, clip_sizes=True)
     optimizer = optax.adam(1e-3)  # its step is 0 only where all gradients were
     train_step = step.make_train_step(
-        TINY, optimizer, boxes_cxcywh, mesh=step.make_mesh(), image_size=size, policy="flip"
+        TINY,
+        optimizer,
+        prepare=functools.partial(
+            step.prepare,
+            priors_cxcywh=boxes_cxcywh,
+            transform=functools.partial(augment.augment, size=size, policy="flip"),
+        ),
+        over_devices=functools.partial(step.by_shard_map, mesh=step.make_mesh()),
     )
     first = step.init_state(TINY, optimizer, size, seed=0)
     before = jax.device_get(first.params)
@@ -282,16 +292,16 @@ def test_a_backbone_alone_is_no_detector(imagenet):
 def test_mean_and_padding_come_with_the_weights_and_stay_with_the_run(imagenet, tmp_path):
     config = config_lib.Config()
     config.model.backbone, config.model.pretrained = "mobilenet_v2", str(imagenet)
-    weights = functools.partial(loop._read_source, config)
-    settled = loop._settled(config, tmp_path, weights)
+    weights = functools.partial(load.read_source, config)
+    settled = start_lib.settled(config, tmp_path, weights)
     assert (settled.model.mean, settled.model.padding) == ((127.5,) * 3, "tensorflow")
     config_lib.save(tmp_path / "config.json", settled, ("a",))
-    assert loop._settled(config, tmp_path, lambda: pytest.fail("read again")) == settled
+    assert start_lib.settled(config, tmp_path, lambda: pytest.fail("read again")) == settled
     config.model.mean = (1.0, 2.0, 3.0)
-    settled = loop._settled(config, tmp_path / "new", weights)
+    settled = start_lib.settled(config, tmp_path / "new", weights)
     assert (settled.model.mean, settled.model.padding) == ((1, 2, 3), "tensorflow")
     config.model.padding = "torch"
-    assert loop._settled(config, tmp_path / "new", weights) == config
+    assert start_lib.settled(config, tmp_path / "new", weights) == config
 
 
 # --- Exports ---
@@ -318,7 +328,7 @@ def test_a_training_can_start_from_exported_parameters(trained, tmp_path):
         dataclasses.replace(trained.config, model=config), trained.class_names, trained.params
     )
     export.write(written, tmp_path / "x.safetensors")
-    source = detector.read_source(
+    source = starting.source(
         tmp_path / "x.safetensors", backbone="mobilenet_v2", cache_dir=tmp_path
     )
     assert (source.model.mean, source.model.padding) == ((1, 2, 3), "tensorflow")
@@ -355,6 +365,6 @@ def test_onnx_has_convolutions_in_groups_with_the_scales_inside(trained, tmp_pat
     images = np.random.default_rng(2).uniform(0, 255, (3, SIDE, SIDE, 3)).astype(np.float32)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     loc, conf = session.run(["loc", "conf"], {"images": images})
-    wanted = jax.jit(export.raw_network(trained.config.model, 2))(trained.params, images)
+    wanted = jax.jit(network.raw_network(trained.config.model, 2))(trained.params, images)
     np.testing.assert_allclose(loc, wanted["loc"], atol=1e-4)
     np.testing.assert_allclose(conf, wanted["conf"], atol=1e-4)

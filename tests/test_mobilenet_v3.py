@@ -11,9 +11,10 @@ import weight_files
 from golden import make_backbones
 
 import ssd_jax
-from ssd_jax import augment, detector, errors, export, models
+from ssd_jax import augment, build, detector, errors, export, models, third_party
 from ssd_jax import config as config_lib
 from ssd_jax.data import classes
+from ssd_jax.export import network
 from ssd_jax.models import mobilenet_v3, ssd, summary
 from ssd_jax.weights import layouts, loading
 
@@ -94,7 +95,7 @@ def test_the_network_answers_as_torchvisions(golden, theirs):
     picture = make_backbones.picture(make_backbones.HEIGHT, make_backbones.WIDTH)
     image = augment.resize(picture, np.array(picture.shape[:2]), size=320)
     config = theirs.config.model
-    model = detector.build_model(config, len(theirs.class_names))
+    model = build.model(config, len(theirs.class_names))
     body = mobilenet_v3.MobileNetV3Large()
 
     @jax.jit
@@ -131,7 +132,7 @@ def test_the_published_detector_comes_with_its_settings(shapes, tmp_path):
     state = state_dict(shapes, lambda name, shape: np.zeros(shape, np.float32))
     weight_files.torch_zip(tmp_path / "w", {"model": state})
     weights = loading.read(tmp_path / "w", backbone="mobilenet_v3_large")
-    config, names = detector._describe(weights)
+    config, names = third_party.describe(weights)
     assert names == classes.COCO
     assert config.model == config_lib.ModelConfig(
         backbone="mobilenet_v3_large", image_size=320, padding="torch", prior_sizes="coco",
@@ -171,7 +172,7 @@ def test_onnx_has_one_node_for_each_of_its_functions(tmp_path):
         backbone="mobilenet_v3_large", image_size=SIDE, width=0.125
     )
     config.data.canvas, config.eval.top_k = SIDE, 60
-    model = detector.build_model(config.model, 2)
+    model = build.model(config.model, 2)
     rng = np.random.default_rng(0)
 
     def fill(path, leaf):
@@ -181,7 +182,7 @@ def test_onnx_has_one_node_for_each_of_its_functions(tmp_path):
             spread /= 64  # of pixels: large maps would turn rounding into differences
         return rng.normal(middle, spread, leaf.shape).astype(np.float32)
 
-    like = ssd.abstract_params(model, detector.input_size(config.model))
+    like = ssd.abstract_params(model, build.input_size(config.model))
     params = jax.tree_util.tree_map_with_path(fill, like)
     export.write(
         detector.Detector(config, ("ant", "bee"), params), tmp_path / "x.onnx", outputs="raw"
@@ -196,6 +197,6 @@ def test_onnx_has_one_node_for_each_of_its_functions(tmp_path):
         tmp_path / "x.onnx", providers=["CPUExecutionProvider"]
     )
     found = session.run(["loc", "conf"], {"images": images})
-    wanted = jax.jit(export.raw_network(config.model, 2))(params, images)
+    wanted = jax.jit(network.raw_network(config.model, 2))(params, images)
     for values, name in zip(found, ("loc", "conf"), strict=True):
         assert relative(values, np.asarray(wanted[name])) < 1e-4

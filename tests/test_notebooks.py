@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ssd_jax import build, export
 from ssd_jax import config as config_lib
 from ssd_jax import detector as detector_lib
-from ssd_jax import export
 from ssd_jax.models import ssd
 
 ROOT = Path(__file__).parent.parent
@@ -33,8 +33,8 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("detector")
     config = config_lib.Config()
     config.model.width = 0.125
-    model = detector_lib.build_model(config.model, 2)
-    shapes = ssd.abstract_params(model, detector_lib.input_size(config.model))
+    model = build.model(config.model, 2)
+    shapes = ssd.abstract_params(model, build.input_size(config.model))
     params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
     for level in range(6):
         logits = params[f"conf{level}"]["bias"].reshape(-1, 3)

@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from ssd_jax.training import optimizer
+from ssd_jax import optimizer
 
 PARAMS = {
     "conv": {"kernel": jnp.array([1.0, -2.0]), "bias": jnp.array([0.5])},

@@ -11,10 +11,9 @@ from golden import make_other_networks
 from PIL import Image
 
 from ssd_jax import config as config_lib
-from ssd_jax import detector as detector_lib
-from ssd_jax import errors
+from ssd_jax import errors, load, third_party
 from ssd_jax.data import classes
-from ssd_jax.training import loop
+from ssd_jax.training import start as start_lib
 from ssd_jax.weights import loading
 
 
@@ -90,20 +89,22 @@ def test_the_mean_comes_with_the_weights_and_stays_with_the_run(tmp_path):
         raise errors.UserError("gone.pth: there is no such file")
 
     def reads(mean):
-        return lambda: detector_lib.Source(None, None, config_lib.ModelConfig(mean=mean))
+        return lambda: load.Source(None, None, config_lib.ModelConfig(mean=mean))
 
-    settled = loop._settled(config, tmp_path, reads((1.0, 2.0, 3.0)))
+    settled = start_lib.settled(config, tmp_path, reads((1.0, 2.0, 3.0)))
     assert settled.model.mean == (1, 2, 3)
     assert config.model.mean == ()
     config_lib.save(tmp_path / "config.json", settled, ("a",))
-    assert loop._settled(config, tmp_path, read) == settled  # a run that goes on reads no weights
+    assert (
+        start_lib.settled(config, tmp_path, read) == settled
+    )  # a run that goes on reads no weights
     config.model.mean = (4.0, 5.0, 6.0)
-    assert loop._settled(config, tmp_path, read) == config
+    assert start_lib.settled(config, tmp_path, read) == config
 
 
 @pytest.mark.slow
 def test_mean_and_gaps_are_fields_like_others(ssd_file):
-    config, _ = detector_lib._describe(loading.read(ssd_file))
+    config, _ = third_party.describe(loading.read(ssd_file))
     assert config.model.mean == (123, 117, 104)
     assert config.model.gaps == ()  # VOC's 21 logits are the background and its classes
     done = scripts.run(

@@ -15,12 +15,12 @@ import voc_tree
 from pycocotools import coco as pycoco
 from pycocotools import cocoeval
 
+from ssd_jax import build, errors
 from ssd_jax import config as config_lib
-from ssd_jax import detector as detector_lib
-from ssd_jax import errors
 from ssd_jax.data import annotations, coco, datasets, voc
 from ssd_jax.evaluation import results, run
-from ssd_jax.training import checkpoint, loop
+from ssd_jax.training import checkpoint
+from ssd_jax.training import data as data_lib
 from ssd_jax.training import step as step_lib
 
 KEY = results.Key(
@@ -294,8 +294,8 @@ def write_run(workdir, config, class_names):
     config.model.width = 0.125
     config.eval.batch_size = 4
     config.data.canvas = 160
-    model = detector_lib.build_model(config.model, len(class_names))
-    optimizer = loop._optimizer(config.train, loop._schedule(config))
+    model = build.model(config.model, len(class_names))
+    optimizer = build.optimizer(config.train, build.schedule(config))
     state = step_lib.init_state(model, optimizer, (300, 300), 0)
     with checkpoint.open_manager(workdir) as manager:
         checkpoint.save(manager, dataclasses.replace(state, step=state.step + 1), run={})
@@ -385,6 +385,6 @@ def test_training_refuses_a_split_without_annotations(official, tmp_path):
         eval_split="test2017",
     )
     with pytest.raises(errors.UserError, match=r"eval_split='test2017' has no annotations"):
-        loop.open_data(data)
+        data_lib.open_splits(data)
     with pytest.raises(errors.UserError, match=r"train_split='test2017' has no annotations"):
-        loop.open_data(dataclasses.replace(data, train_split="test2017"))
+        data_lib.open_splits(dataclasses.replace(data, train_split="test2017"))

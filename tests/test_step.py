@@ -1,5 +1,7 @@
 """The mapped train step. conftest.py gives 8 devices."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +9,9 @@ import optax
 import pytest
 import reference
 
-from ssd_jax import augment, boxes, matching
+from ssd_jax import augment, boxes, losses, matching, optimizer, priors
 from ssd_jax.models import ssd
-from ssd_jax.training import optimizer, step
+from ssd_jax.training import step
 
 SIZE, BATCH = (300, 300), 8
 MODEL = ssd.SSD(num_classes=4, width=0.125)
@@ -39,10 +41,29 @@ def make_batch(count):
 OPTIMIZER = optimizer.make_optimizer(optax.constant_schedule(1e-5))
 
 
+def make_step(
+    model, opt, mesh, *, policy="ssd", parallel="shard_map", boundary_boxes=True, **options
+):
+    """The train step of a network, with the options of the loop."""
+    used = np.arange(len(PRIORS)) if boundary_boxes else np.flatnonzero(priors.inside(PRIORS))
+    return step.make_train_step(
+        model,
+        opt,
+        prepare=functools.partial(
+            step.prepare,
+            priors_cxcywh=PRIORS[used],
+            transform=functools.partial(augment.augment, size=SIZE, policy=policy),
+        ),
+        over_devices=functools.partial(getattr(step, f"by_{parallel}"), mesh=mesh),
+        loss=step.loss_of_priors(losses.multibox_loss, used),
+        **options,
+    )
+
+
 def run_state(batch, *, devices, steps, model=MODEL, opt=OPTIMIZER, ema=False, **options):
     """State and metrics after a few steps on the same batch."""
     mesh = step.make_mesh(jax.devices()[:devices])
-    train_step = step.make_train_step(model, opt, PRIORS, mesh=mesh, image_size=SIZE, **options)
+    train_step = make_step(model, opt, mesh, **options)
     state = step.init_state(model, opt, SIZE, seed=0, ema=ema)
     state = jax.device_put(state, step.replicated(mesh))
     for _ in range(steps):
@@ -129,13 +150,6 @@ def test_the_same_picture_is_augmented_alike_in_any_batch():
     many = jax.vmap(lambda k: augment.augment(k, *arguments, size=32))(keys)
     for index, one in enumerate(alone):
         np.testing.assert_allclose(one.image, many.image[index], atol=1e-3)
-
-
-def test_unknown_mapping_is_refused():
-    with pytest.raises(ValueError, match="parallel is 'xmap'; choose shard_map or pmap"):
-        step.make_train_step(
-            MODEL, OPTIMIZER, PRIORS, mesh=step.make_mesh(), image_size=SIZE, parallel="xmap"
-        )
 
 
 def gradients(batch, **options):

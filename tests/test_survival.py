@@ -19,12 +19,14 @@ import numpy as np
 import pytest
 import tiny_run
 
+from ssd_jax import build, errors, load
 from ssd_jax import config as config_lib
-from ssd_jax import detector as detector_lib
-from ssd_jax import errors
 from ssd_jax.data import loader
-from ssd_jax.training import checkpoint, guard, loop, signals, watchdog
+from ssd_jax.training import checkpoint, checks, guard, loop, signals, watchdog
+from ssd_jax.training import data as data_lib
 from ssd_jax.training import step as step_lib
+from ssd_jax.training import summary as summary_lib
+from ssd_jax.training import workdir as workdir_lib
 
 pytestmark = pytest.mark.slow
 
@@ -145,13 +147,13 @@ def test_where_all_are_damaged_the_run_says_so_and_moves_nothing(config, copied)
 def test_detection_refuses_a_damaged_checkpoint(copied):
     truncate(copied / "checkpoints" / "4")
     with pytest.raises(errors.UserError, match=r"4 is damaged .*: take another checkpoint"):
-        detector_lib.load_detector(copied / "checkpoints" / "4")
+        load.load_detector(copied / "checkpoints" / "4")
 
 
 def test_a_workdir_of_a_newer_version_is_refused(config, copied):
     place = copied / "config.json"
     place.write_text(json.dumps({**json.loads(place.read_text()), "version": 2}))
-    for use in (lambda: loop.train(config, copied), lambda: detector_lib.load_detector(copied)):
+    for use in (lambda: loop.train(config, copied), lambda: load.load_detector(copied)):
         with pytest.raises(
             errors.UserError, match=r"newer ssd_jax .format 2, this one reads 1.: update"
         ):
@@ -305,7 +307,7 @@ def test_before_the_first_step_a_signal_ends_the_run_at_once(config, tmp_path, m
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(60)
 
-    monkeypatch.setattr(loop, "open_data", prepare)
+    monkeypatch.setattr(data_lib, "open_splits", prepare)
     with pytest.raises(errors.StoppedError, match="SIGTERM before the first step"):
         loop.train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -389,7 +391,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_its_pictures_named(
     (row,) = map(json.loads, (tmp_path / "run" / "skipped.jsonl").read_text().splitlines())
     assert row["step"] == 2
     stream = original(
-        (split := loop.open_data(config.data).train).source,
+        (split := data_lib.open_splits(config.data).train).source,
         batch_size=8,
         canvas=160,
         max_objects=split.max_objects,
@@ -422,7 +424,7 @@ def test_too_many_in_a_row_end_the_run_with_its_state_kept_apart(config, tmp_pat
 
 def test_a_workdir_in_use_is_refused(config, finished):
     with (
-        loop._locked(finished),
+        workdir_lib._locked(finished),
         pytest.raises(errors.UserError, match=f"in use by process {os.getpid()} on "),
     ):
         loop.train(config, finished)
@@ -472,12 +474,12 @@ def test_the_average_of_the_weights_is_saved_evaluated_and_resumed(config, tmp_p
     loop.train(with_average, whole)
     loop.train(changed(with_average, steps=2), stopped)
     loop.train(with_average, stopped)
-    average = detector_lib.load_detector(whole / "checkpoints/4").params
-    again = detector_lib.load_detector(stopped / "checkpoints/4").params
+    average = load.load_detector(whole / "checkpoints/4").params
+    again = load.load_detector(stopped / "checkpoints/4").params
     jax.tree.map(np.testing.assert_array_equal, evaluated[0], average)
     settings, _ = config_lib.load(whole / "config.json")
     raw = changed(settings, "eval", ema=False)
-    params = detector_lib.restore(raw, whole / "checkpoints/4").params
+    params = load._restore(raw, whole / "checkpoints/4").params
     for one, other, plain in zip(*map(jax.tree.leaves, (average, again, params)), strict=True):
         np.testing.assert_array_equal(one, other)
         assert np.any(np.asarray(one) != np.asarray(plain)) or not np.any(plain)
@@ -485,8 +487,8 @@ def test_the_average_of_the_weights_is_saved_evaluated_and_resumed(config, tmp_p
 
 def test_the_rate_grows_with_the_batch_where_it_is_told_for_which_it_is(config):
     scaled = changed(config, learning_rate=1e-3, scale_rate_from=4, steps=10)
-    assert float(loop._schedule(scaled)(5)) == pytest.approx(2e-3)
-    assert float(loop._schedule(changed(scaled, scale_rate_from=0))(5)) == pytest.approx(1e-3)
+    assert float(build.schedule(scaled)(5)) == pytest.approx(2e-3)
+    assert float(build.schedule(changed(scaled, scale_rate_from=0))(5)) == pytest.approx(1e-3)
 
 
 def test_a_profile_of_the_steps_that_were_named_is_written(config, tmp_path, capsys):
@@ -500,7 +502,7 @@ def test_a_profile_of_the_steps_that_were_named_is_written(config, tmp_path, cap
 def test_a_layout_says_what_a_device_computes_at_a_time():
     options = config_lib.TrainConfig(batch_size=32, accumulate=2)
     mesh = step_lib.make_mesh(jax.devices()[:4])
-    assert loop._layout(options, mesh) == "32: 8 a device, 4 at a time"
+    assert summary_lib._batch(options, mesh) == "32: 8 a device, 4 at a time"
 
 
 def test_a_profile_of_other_steps_than_remain_is_one_line(config, copied):
@@ -508,9 +510,9 @@ def test_a_profile_of_other_steps_than_remain_is_one_line(config, copied):
         loop.train(config, copied, profile=range(2, 4))
     for profile in (range(1, 3), range(5, 9)):
         with pytest.raises(errors.UserError, match="nothing: steps 3 to 4 are still to do"):
-            loop._check_profile(profile, 2, 4)
+            checks.check_profile(profile, 2, 4)
     for profile in (range(0), range(1, 4), range(4, 9)):
-        loop._check_profile(profile, 2, 4)
+        checks.check_profile(profile, 2, 4)
 
 
 def test_what_is_compiled_is_kept_where_no_variable_says_otherwise(tmp_path, monkeypatch):

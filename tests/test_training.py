@@ -12,9 +12,8 @@ import jax
 import numpy as np
 import pytest
 
+from ssd_jax import build, checkpoints, errors, load
 from ssd_jax import config as config_lib
-from ssd_jax import detector as detector_lib
-from ssd_jax import errors
 from ssd_jax.evaluation import evaluated
 from ssd_jax.training import checkpoint, loop
 
@@ -35,7 +34,7 @@ def params_of(workdir):
     with checkpoint.open_manager(workdir) as manager:
         folder = workdir / "checkpoints" / str(manager.latest_step())
     config, names = config_lib.load(workdir / "config.json")
-    detector = detector_lib.restore(config, folder)
+    detector = load._restore(config, folder)
     assert detector.class_names == names
     leaves = jax.tree_util.tree_leaves_with_path(detector.params)
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
@@ -95,7 +94,7 @@ def test_a_finished_run_is_only_evaluated_again(finished, config):
 
 
 def test_the_detector_of_a_workdir_finds_things_in_pixels(finished):
-    detector = detector_lib.load_detector(finished)
+    detector = load.load_detector(finished)
     picture = np.random.default_rng(0).integers(0, 256, (120, 200, 3), dtype=np.uint8)
     (found,) = detector([picture], score_threshold=0.0)
     assert found.boxes.shape == (len(found.scores), 4)
@@ -108,9 +107,9 @@ def test_the_detector_of_a_workdir_finds_things_in_pixels(finished):
 def test_best_and_latest_checkpoints_are_kept(config, tmp_path):
     from ssd_jax.training import step as step_lib
 
-    model = detector_lib.build_model(config.model, 5)
+    model = build.model(config.model, 5)
     options = config.train
-    optimizer = loop._optimizer(options, loop._schedule(config))
+    optimizer = build.optimizer(options, build.schedule(config))
     state = step_lib.init_state(model, optimizer, (300, 300), 0)
     quality = {1: None, 2: 0.3, 3: float("nan"), 4: 0.2, 5: None, 6: None}
     with checkpoint.open_manager(tmp_path) as manager:
@@ -119,7 +118,7 @@ def test_best_and_latest_checkpoints_are_kept(config, tmp_path):
             checkpoint.save(manager, at, run={}, mean_ap=mean_ap)
         manager.wait_until_finished()
         assert sorted(manager.all_steps()) == [2, 5, 6]
-    assert checkpoint.find(tmp_path).name == "2"
+    assert checkpoints.find(tmp_path).name == "2"
 
 
 @pytest.mark.parametrize(
@@ -216,11 +215,11 @@ def test_evaluate_refuses_what_does_not_fit_the_checkpoint(finished, override, m
 
 def test_the_rate_warms_up_only_from_fresh_parameters():
     config = config_lib.Config()
-    assert float(loop._schedule(config)(0)) == pytest.approx(1e-3 / 500)
+    assert float(build.schedule(config)(0)) == pytest.approx(1e-3 / 500)
     config.model.pretrained = "vgg16.npz"
-    assert float(loop._schedule(config)(0)) == pytest.approx(1e-3)
+    assert float(build.schedule(config)(0)) == pytest.approx(1e-3)
     config.train.warmup_steps = 10
-    assert float(loop._schedule(config)(0)) == pytest.approx(1e-4)
+    assert float(build.schedule(config)(0)) == pytest.approx(1e-4)
 
 
 def test_summary_prints_the_layers():

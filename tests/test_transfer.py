@@ -1,6 +1,7 @@
 """From one detector to another: shared classes, frozen parts, rates by path."""
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import flax.traverse_util
@@ -9,17 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import starting
 import voc_tree
 import weight_files
 from jax.extend import core
 from jax.interpreters import partial_eval
 
+from ssd_jax import augment, build, console, errors, export, load, optimizer
 from ssd_jax import config as config_lib
-from ssd_jax import console, errors, export
-from ssd_jax import detector as detector_lib
 from ssd_jax.data import classes
 from ssd_jax.models import ssd
-from ssd_jax.training import loop, optimizer
+from ssd_jax.training import data as data_lib
+from ssd_jax.training import loop
+from ssd_jax.training import start as start_lib
 from ssd_jax.training import step as step_lib
 from ssd_jax.weights import layouts, loading, transfer
 
@@ -139,12 +142,12 @@ def detector_file(path, logits):
 
 def test_logits_of_no_known_meaning_are_taken_as_they_are(tmp_path):
     path = detector_file(tmp_path / "w.npz", logits=3)
-    source = detector_lib.read_source(path, backbone="vgg16", cache_dir=tmp_path)
+    source = starting.source(path, backbone="vgg16", cache_dir=tmp_path)
     assert source.classes is None  # so that a network of two classes loads its heads whole
     params = {"conf0": {"bias": np.zeros(12, np.float32)}}
     assert loading.fit(params, source.weights)[0]["conf0"]["bias"].all()
     path = detector_file(tmp_path / "voc.npz", logits=21)
-    source = detector_lib.read_source(path, backbone="vgg16", cache_dir=tmp_path)
+    source = starting.source(path, backbone="vgg16", cache_dir=tmp_path)
     assert source.classes == transfer.Classes(classes.VOC)
 
 
@@ -204,21 +207,23 @@ def cfg(config):
 @pytest.fixture(scope="module")
 def step_of(cfg):
     """A state, a batch, and the step with some parameters frozen."""
-    data = loop.open_data(cfg.data)
+    data = data_lib.open_splits(cfg.data)
     mesh = step_lib.make_mesh(jax.devices()[:1])
-    model = detector_lib.build_model(cfg.model, len(data.train.class_names))
+    model = build.model(cfg.model, len(data.train.class_names))
     opt = optimizer.make_optimizer(optax.constant_schedule(1e-3))
-    batch = step_lib.shard_batch(next(loop._batches(cfg, data.train, 0)), mesh)
+    batch = step_lib.shard_batch(next(data_lib.batches(cfg, data.train, 0)), mesh)
 
     def make(freeze):
         state = step_lib.init_state(model, opt, (300, 300), 0, ema=True, freeze=freeze)
         step = step_lib.make_train_step(
             model,
             opt,
-            detector_lib.default_boxes(cfg.model, model),
-            mesh=mesh,
-            image_size=(300, 300),
-            policy="flip",
+            prepare=functools.partial(
+                step_lib.prepare,
+                priors_cxcywh=build.priors(cfg.model, model),
+                transform=functools.partial(augment.augment, size=(300, 300), policy="flip"),
+            ),
+            over_devices=functools.partial(step_lib.by_shard_map, mesh=mesh),
             ema_decay=0.9,
             freeze=freeze,
         )
@@ -271,7 +276,7 @@ def test_no_backward_pass_goes_into_what_is_frozen(step_of):
 @pytest.mark.slow
 def test_a_run_begins_with_another_run(cfg, tmp_path, capsys, monkeypatch):
     loop.train(cfg, tmp_path / "a")
-    detector = detector_lib.load_detector(tmp_path / "a")
+    detector = load.load_detector(tmp_path / "a")
     export.write(detector, tmp_path / "a.safetensors")
     before = flax.traverse_util.flatten_dict(jax.device_get(detector.params), sep="/")
     monkeypatch.setattr(console.stdout, "width", 10_000)
@@ -288,7 +293,7 @@ def test_a_run_begins_with_another_run(cfg, tmp_path, capsys, monkeypatch):
         assert f"{len(before)} loaded: conf0, " in shown
         listed = (tmp_path / f"b{number}" / "weights.txt").read_text()
         assert all(f"  {path} {values.shape}\n" in listed for path, values in before.items())
-        after = detector_lib.load_detector(tmp_path / f"b{number}")
+        after = load.load_detector(tmp_path / f"b{number}")
         for path, values in flax.traverse_util.flatten_dict(after.params, sep="/").items():
             same = np.array_equal(values, before[path])
             assert same == path.startswith("vgg16/"), path
@@ -297,7 +302,7 @@ def test_a_run_begins_with_another_run(cfg, tmp_path, capsys, monkeypatch):
 @pytest.fixture(scope="module")
 def amdegroots(tmp_path_factory):
     """amdegroot's SSD300 of VOC's classes, an eighth as wide, and its arrays by our names."""
-    model = detector_lib.build_model(config_lib.ModelConfig(width=0.125), len(classes.VOC))
+    model = build.model(config_lib.ModelConfig(width=0.125), len(classes.VOC))
     shapes = flax.traverse_util.flatten_dict(ssd.abstract_params(model, (300, 300)), sep="/")
     random = np.random.default_rng(0)
     ours = {
@@ -338,7 +343,7 @@ def test_a_run_begins_with_somebodys_detector_of_other_classes(cfg, amdegroots, 
         train=dataclasses.replace(cfg.train, learning_rate=1e-9),  # so that all stays as it began
     )
     loop.train(config, tmp_path / "run")
-    detector = detector_lib.load_detector(tmp_path / "run")
+    detector = load.load_detector(tmp_path / "run")
     assert detector.class_names == names
     assert detector.config.model.clip_priors  # as amdegroot's
     found = flax.traverse_util.flatten_dict(jax.device_get(detector.params), sep="/")
@@ -357,11 +362,11 @@ def test_the_default_boxes_of_a_detector_come_with_its_heads(cfg, tmp_path):
     there = config_lib.ModelConfig(
         mean=(1.0, 2.0, 3.0), prior_sizes="coco", clip_prior_sizes=True, padding="tensorflow"
     )
-    source = detector_lib.Source(weights_of({}), None, there)
+    source = load.Source(weights_of({}), None, there)
     given = dataclasses.replace(
         cfg, model=dataclasses.replace(cfg.model, pretrained="w", mean=(9.0, 9.0, 9.0))
     )
-    settled = loop._settled(given, tmp_path, lambda: source)
+    settled = start_lib.settled(given, tmp_path, lambda: source)
     assert settled.model == dataclasses.replace(
         given.model, prior_sizes="coco", clip_prior_sizes=True, padding="tensorflow"
     )

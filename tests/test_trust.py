@@ -20,19 +20,22 @@ import pytest
 import safetensors
 import safetensors.numpy
 import scripts
+import starting
 from jax._src.interpreters import mlir
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import stablehlo
 from PIL import Image
 
+from ssd_jax import build, checkpoints, errors, export, load, media
 from ssd_jax import config as config_lib
 from ssd_jax import detector as detector_lib
-from ssd_jax import errors, export, media
-from ssd_jax import stablehlo as stablehlo_calls
 from ssd_jax.data import synthetic
-from ssd_jax.evaluation import evaluated, report, run
+from ssd_jax.evaluation import evaluated, report
+from ssd_jax.export import metadata, stablehlo_calls
 from ssd_jax.models import ssd
-from ssd_jax.training import checkpoint, guard, loop, step
+from ssd_jax.training import checkpoint, guard, step
+from ssd_jax.training import host as host_lib
+from ssd_jax.training import workdir as workdir_lib
 
 NAMES = synthetic.CLASS_NAMES
 FAR = "http://127.0.0.1:9/"  # where nobody listens
@@ -50,7 +53,7 @@ def config_of():
 @pytest.fixture(scope="module")
 def detector():
     """Whose parameters are all 0: no test here looks at what it finds."""
-    model = detector_lib.build_model(config_of().model, len(NAMES))
+    model = build.model(config_of().model, len(NAMES))
     shapes = ssd.abstract_params(model, (300, 300))
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     return detector_lib.Detector(config_of(), NAMES, params)
@@ -144,7 +147,7 @@ def test_the_other_scripts_take_this_machines_cache(theirs, mine, script, monkey
     def opened(config, *_):
         raise OpenedError(config.cache_dir)
 
-    monkeypatch.setattr(run, "open_split", opened)
+    monkeypatch.setattr(build, "split", opened)
     monkeypatch.setattr(export, "write", lambda *_, **__: None)
     rewrite(theirs, data={"cache_dir": str(theirs / "cache")})
     with pytest.raises(OpenedError, match=str(mine)):
@@ -160,16 +163,16 @@ class OpenedError(Exception):
 def hostile_file(detector, folder, name):
     """An exported file whose metadata name a cache, a mirror and a project."""
     place = folder / f"detector.{name}"
-    made = export.metadata
+    made = metadata.describe
 
-    def metadata(*arguments):
+    def describe(*arguments):
         described = made(*arguments)
         config = json.loads(described["config"])
         config["data"] |= {"cache_dir": str(folder / "cache"), "mirror": FAR}
         return described | {"config": json.dumps(config | {"train": {"wandb": "spy"}})}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export, "metadata", metadata)
+        patch.setattr(metadata, "describe", describe)
         export.write(detector, place, outputs="raw")
     return place
 
@@ -179,7 +182,7 @@ def test_an_exported_file_chooses_no_cache(detector, mine, tmp_path, name, detec
     place = hostile_file(detector, tmp_path, name)
     detect("--weights", place)
     assert compiled_in() == mine / "compiled"
-    config = detector_lib.load_detector(place).config
+    config = load.load_detector(place).config
     assert (config.data.cache_dir, config.data.mirror, config.train.wandb) == (str(mine), "", "")
     assert not (tmp_path / "cache").exists()
 
@@ -187,10 +190,10 @@ def test_an_exported_file_chooses_no_cache(detector, mine, tmp_path, name, detec
 def test_a_notebook_and_a_training_that_starts_there_take_nothing_either(theirs, mine):
     there = {"cache_dir": str(theirs / "cache"), "mirror": FAR, "max_megapixels": 1e9}
     rewrite(theirs, data=there, train={"wandb": "spy"}, model={"pretrained": FAR})
-    config = detector_lib.load_detector(theirs).config
+    config = load.load_detector(theirs).config
     assert config.data.max_megapixels == config_lib.DataConfig().max_megapixels
     assert (config.data.cache_dir, config.data.mirror, config.train.wandb) == (str(mine), "", "")
-    source = detector_lib.read_source(theirs, backbone="vgg16", cache_dir=mine)
+    source = starting.source(theirs, backbone="vgg16", cache_dir=mine)
     assert source.classes.names == NAMES
     assert not (theirs / "cache").exists()
 
@@ -220,7 +223,7 @@ def test_an_export_does_not_follow_a_link_in_a_workdir(theirs, mine, tmp_path, m
     def opened(*_):
         raise OpenedError
 
-    monkeypatch.setattr(run, "open_split", opened)
+    monkeypatch.setattr(build, "split", opened)
     outside = tmp_path / "outside"
     outside.mkdir()
     (theirs / "export").symlink_to(outside)
@@ -261,7 +264,7 @@ def test_a_training_writes_and_deletes_through_no_link(workdir, tmp_path, name):
         checkpoint.open_manager(copied, clean=True)
     assert str(e.value).startswith(str(copied / name))
     assert str(outside) in str(e.value)
-    assert len(detector_lib.load_detector(copied).class_names) == len(NAMES)
+    assert len(load.load_detector(copied).class_names) == len(NAMES)
 
 
 def test_a_trace_is_written_through_no_link(tmp_path, monkeypatch):
@@ -270,7 +273,7 @@ def test_a_trace_is_written_through_no_link(tmp_path, monkeypatch):
     (tmp_path / "profile").mkdir()
     (tmp_path / "profile/plugins").symlink_to(outside)
     monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: None)
-    loop._Profile(range(3, 4), tmp_path / "profile").at(3, None)
+    host_lib.Profile(range(3, 4), tmp_path / "profile").at(3, None)
     assert (tmp_path / "profile/plugins/profile").is_dir()
     assert not (tmp_path / "profile/plugins").is_symlink()
 
@@ -297,7 +300,7 @@ def test_a_checkpoint_with_a_pipe_for_a_file_is_not_waited_for(workdir, tmp_path
     place.unlink()
     make(place)
     with pytest.raises(errors.UserError, match=f"{name}: not a regular file"):
-        detector_lib.load_detector(copied)
+        load.load_detector(copied)
     if not place.is_symlink():
         with pytest.raises(errors.UserError, match=f"{name}: not a regular file"):
             checkpoint.open_manager(copied, clean=True)
@@ -305,18 +308,18 @@ def test_a_checkpoint_with_a_pipe_for_a_file_is_not_waited_for(workdir, tmp_path
 
 def test_a_checkpoints_text_without_end_is_not_read(workdir, tmp_path):
     place = shutil.copytree(workdir, tmp_path / "run") / "checkpoints/1/run/metadata"
-    os.truncate(place, checkpoint._LARGEST_TEXT + 1)  # a hole, which takes no room
+    os.truncate(place, checkpoints._LARGEST_TEXT + 1)  # a hole, which takes no room
     with pytest.raises(errors.UserError, match="run/metadata: larger than"):
-        detector_lib.load_detector(tmp_path / "run")
+        load.load_detector(tmp_path / "run")
 
 
 @pytest.mark.parametrize("position", [-1, 1.5, "1", None, True, 2**62, [1]])
 def test_a_position_in_the_data_that_is_none_is_one_line(tmp_path, position):
-    assert loop._position(tmp_path, {"position": 7}) == 7
+    assert workdir_lib.position(tmp_path, {"position": 7}) == 7
     with pytest.raises(errors.UserError, match="position in the data is"):
-        loop._position(tmp_path, {"position": position})
+        workdir_lib.position(tmp_path, {"position": position})
     with pytest.raises(errors.UserError, match="position in the data is None"):
-        loop._position(tmp_path, {})
+        workdir_lib.position(tmp_path, {})
 
 
 # --- Every field of a config ---
@@ -470,12 +473,12 @@ def test_default_boxes_without_number_are_refused_before_they_are_made():
     )
     config_lib.validate(config_lib.Config(model=model, eval=config_lib.EvalConfig(batch_size=1)))
     with pytest.raises(errors.UserError, match=r"50,331,648 default boxes; there may be 4,000,000"):
-        detector_lib.build_model(model, 3)
+        build.model(model, 3)
 
 
 def test_unused_logits_have_to_be_there():
     with pytest.raises(errors.UserError, match="gaps has 9: 3 classes and the unused have only 5"):
-        detector_lib.build_model(config_lib.ModelConfig(gaps=(2, 9)), 3)
+        build.model(config_lib.ModelConfig(gaps=(2, 9)), 3)
 
 
 # --- Exported files ---
@@ -535,7 +538,7 @@ def with_metadata(source, folder, **changed):
 def test_hostile_metadata_are_one_line(written, tmp_path, name, changed, named):
     place = with_metadata(written[name], tmp_path, **changed)
     with pytest.raises(errors.UserError, match=named) as caught:
-        detector_lib.load_detector(place)
+        load.load_detector(place)
     assert str(caught.value).startswith(str(place))
     assert len(str(caught.value)) < 600
 
@@ -555,7 +558,7 @@ def test_metadata_of_another_network_are_refused(written, tmp_path, name, change
         changed = {"config": json.dumps(described), "image_size": "[320, 320]"}
     place = with_metadata(written[name], tmp_path, **changed)
     with pytest.raises(errors.UserError, match=named):
-        detector_lib.load_detector(place)([np.zeros((30, 40, 3), np.uint8)])
+        load.load_detector(place)([np.zeros((30, 40, 3), np.uint8)])
 
 
 def test_numbers_instead_of_parameters_are_refused(written, tmp_path):
@@ -674,14 +677,14 @@ FIVE = np.zeros((1, 5), np.float32)
     ],
 )
 def test_outputs_that_no_export_gives_are_one_line(detector, tmp_path, outputs, named):
-    described = export.metadata(detector, "detections")
+    described = metadata.describe(detector, "detections")
     place = onnx_network(tmp_path / "x.onnx", outputs, metadata=described)
     with pytest.raises(errors.UserError, match=f"x.onnx: .*{named}"):
         export.load(place)([np.zeros((30, 40, 3), np.uint8)])
 
 
 def test_a_network_that_does_not_run_is_one_line(detector, tmp_path):
-    described = export.metadata(detector, "detections")
+    described = metadata.describe(detector, "detections")
     place = onnx_network(tmp_path / "x.onnx", detections(), metadata=described)
     assert len(export.load(place)([np.zeros((30, 40, 3), np.uint8)])[0].scores) == 1
     two = export.load(place)
@@ -694,7 +697,7 @@ def test_values_in_other_files_are_not_read(detector, tmp_path, location):
     for place in (tmp_path / "secret.bin", tmp_path / "in" / "beside.bin"):
         place.parent.mkdir(exist_ok=True)
         place.write_bytes(bytes(1000))
-    described = export.metadata(detector, "detections")
+    described = metadata.describe(detector, "detections")
     place = tmp_path / "in" / "x.onnx"
     onnx_network(place, detections(), metadata=described, external=location)
     with pytest.raises(errors.UserError, match="values are to be in other files"):
@@ -703,7 +706,7 @@ def test_values_in_other_files_are_not_read(detector, tmp_path, location):
 
 def test_onnx_runtime_prints_nothing_of_a_file_by_itself(detector, tmp_path, capfd):
     """It warns of values that no node takes, and tries again where its own message is no text."""
-    described = export.metadata(detector, "detections")
+    described = metadata.describe(detector, "detections")
     place = onnx_network(tmp_path / "x.onnx", detections() | {"\x1b[2J": FIVE}, metadata=described)
     model = onnx.load(place)
     del model.graph.output[3]
@@ -721,12 +724,12 @@ def test_a_damaged_program_ends_no_process_and_prints_nothing(tmp_path, monkeypa
     shape = jax.ShapeDtypeStruct((1, 4, 4, 3), np.float32)
     exported = jax.export.export(jax.jit(lambda x: x + 1), platforms=("cpu",))(shape)
     program = exported.mlir_module_serialized
-    assert stablehlo_calls.calls(program) == set()
+    assert stablehlo_calls.find(program) == set()
     for place in (10, 81, 219):
         with contextlib.suppress(ValueError):  # of a version that reads it
-            stablehlo_calls.calls(program[:place] + b"\xff" + program[place + 1 :])
+            stablehlo_calls.find(program[:place] + b"\xff" + program[place + 1 :])
     (tmp_path / "aborts.py").write_text("import os\nprint('said')\nos.abort()\n")
     monkeypatch.setattr(stablehlo_calls, "__file__", str(tmp_path / "aborts.py"))
     with pytest.raises(ValueError, match="its program is damaged"):
-        stablehlo_calls.calls(program)
+        stablehlo_calls.find(program)
     assert capfd.readouterr() == ("", "")

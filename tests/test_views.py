@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import reference
 
-from ssd_jax import augment, detection, errors, export, models, priors
+from ssd_jax import augment, build, detection, errors, export, load, models, priors
 from ssd_jax import boxes as box_ops
 from ssd_jax import config as config_lib
 from ssd_jax import detector as detector_lib
@@ -131,7 +131,7 @@ def test_a_mirrored_picture_gives_mirrored_detections_with_the_mirrored_view():
 def test_a_detector_joins_its_views_as_the_reference_does():
     picture = noise(2)
     detector = detector_of(flip=True, sizes=(300, 260))
-    model = detector_lib.build_model(detector.config.model, len(NAMES))
+    model = build.model(detector.config.model, len(NAMES))
     apply = jax.jit(functools.partial(ssd.apply, model))
     seen = []
     for side in (300, 260):
@@ -189,13 +189,13 @@ def test_the_own_size_gives_the_own_spec():
 
 
 def test_ssd300_keeps_its_layers_at_512_pixels():
-    model = detector_lib.build_model(config_lib.ModelConfig(width=1 / 8), len(NAMES))
+    model = build.model(config_lib.ModelConfig(width=1 / 8), len(NAMES))
     image = jax.ShapeDtypeStruct((1, 512, 512, 3), jnp.float32)
     grown = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
     assert jax.tree.map(lambda x: x.shape, grown) == jax.tree.map(lambda x: x.shape, parameters())
     config = config_lib.Config()
     config.eval = dataclasses.replace(config.eval, sizes=(300, 512), flip=True)
-    views = detector_lib.views(config, model)
+    views = build.views(config, model)
     assert [(view.image_size, view.mirrored) for view in views] == [
         ((300, 300), False), ((512, 512), False), ((300, 300), True), ((512, 512), True),
     ]  # fmt: skip
@@ -217,10 +217,10 @@ def test_bad_sizes_are_one_line(sizes):
 
 def test_a_size_too_small_for_the_maps_is_one_line():
     config = config_lib.Config()
-    model = detector_lib.build_model(config.model, len(NAMES))
+    model = build.model(config.model, len(NAMES))
     config.eval.sizes = (8,)
     with pytest.raises(errors.UserError, match=r"config\.eval\.sizes has 8: an input of \(8, 8\)"):
-        detector_lib.views(config, model)
+        build.views(config, model)
 
 
 @pytest.mark.parametrize("options", [{"flip": True}, {"sizes": (300,)}])
@@ -234,11 +234,11 @@ def test_formats_of_one_look_refuse_several(name, options, tmp_path):
 def test_load_detector_takes_views(tmp_path):
     path = tmp_path / "a.safetensors"
     export.write(detector_of(), path)
-    loaded = detector_lib.load_detector(path, flip=True, sizes=[330])
+    loaded = load.load_detector(path, flip=True, sizes=[330])
     assert (loaded.config.eval.flip, loaded.config.eval.sizes) == (True, (330,))
     jax.tree.map(np.testing.assert_array_equal, loaded.params, parameters())
     with pytest.raises(errors.UserError, match=r"config\.eval\.sizes is \(3,\)"):
-        detector_lib.load_detector(path, sizes=[3])
+        load.load_detector(path, sizes=[3])
 
 
 def test_configs_that_are_alike_share_what_is_compiled():

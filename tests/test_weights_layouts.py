@@ -13,9 +13,8 @@ import weight_files
 from golden import make_other_networks
 
 import ssd_jax
+from ssd_jax import build, errors, third_party
 from ssd_jax import config as config_lib
-from ssd_jax import detector as detector_lib
-from ssd_jax import errors
 from ssd_jax.data import classes
 from ssd_jax.models import ssd
 from ssd_jax.weights import hub, layouts, loading, reader
@@ -33,9 +32,9 @@ def cheap(name, shape):
 
 def fits(weights):
     """What `loading.fit` gives for a whole SSD of these weights."""
-    config, names = detector_lib._describe(weights)
-    model = detector_lib.build_model(config.model, len(names))
-    return loading.fit(ssd.abstract_params(model, detector_lib.input_size(config.model)), weights)
+    config, names = third_party.describe(weights)
+    model = build.model(config.model, len(names))
+    return loading.fit(ssd.abstract_params(model, build.input_size(config.model)), weights)
 
 
 def caffe_layers(whose, side):
@@ -176,7 +175,7 @@ def test_caffes_old_classifier_shapes_are_read(tmp_path):
 @pytest.mark.parametrize("old", [False, True])
 def test_caffes_vgg_with_reduced_fc_layers_is_read(tmp_path, old):
     # As VGG_ILSVRC_16_layers_fc_reduced has them, at an eighth of the width.
-    model = detector_lib.build_model(config_lib.ModelConfig(width=0.125), 20)
+    model = build.model(config_lib.ModelConfig(width=0.125), 20)
     params = ssd.abstract_params(model, (300, 300))
     state, layers = {}, {}
     for name in (*layouts.BODY, "fc6", "fc7"):
@@ -355,7 +354,7 @@ def test_merged_gaps_keep_the_probabilities_of_the_classes():
 
 def test_real_convolutions_load(shared):
     weights = loading.read(shared / "weights/vgg16_conv1_to_conv3.npz")
-    model = detector_lib.build_model(config_lib.ModelConfig(), 20)
+    model = build.model(config_lib.ModelConfig(), 20)
     params = ssd.abstract_params(model, (300, 300))
     _, report = loading.fit(params, weights)
     assert len(report.loaded) == 14

@@ -12,8 +12,7 @@ import weight_files
 from golden import make_other_networks
 
 import ssd_jax
-from ssd_jax import augment
-from ssd_jax import detector as detector_lib
+from ssd_jax import augment, build
 from ssd_jax.data import classes
 from ssd_jax.models import ssd, vgg
 from ssd_jax.weights import layouts, loading, reader
@@ -72,8 +71,8 @@ def others():
 def predictions(detector, picture):
     """`[P, 4]` loc and `[P, C]` conf of a picture of the network's size."""
     config = detector.config.model
-    model = detector_lib.build_model(config, len(detector.class_names))
-    images = augment.normalize(picture[None], mean=detector_lib.picture_mean(config))
+    model = build.model(config, len(detector.class_names))
+    images = augment.normalize(picture[None], mean=build.mean(config))
     loc, conf = jax.jit(functools.partial(ssd.apply, model))(detector.params, images)
     return loc[0], conf[0]
 

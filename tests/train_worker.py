@@ -6,6 +6,7 @@ The rate is so small that no layer leaves the neighbourhood where its gradient i
 quickstart's own, rounding doubles with each step, whatever splits the batch.
 """
 
+import functools
 import itertools
 import sys
 
@@ -13,10 +14,10 @@ import jax
 import numpy as np
 import optax
 
-from ssd_jax import distributed
+from ssd_jax import augment, distributed, optimizer
 from ssd_jax.data import loader
 from ssd_jax.models import ssd
-from ssd_jax.training import optimizer, step
+from ssd_jax.training import step
 
 STEPS, BATCH, SIZE = 20, 8, (300, 300)
 RATE = 1e-7
@@ -58,11 +59,12 @@ def run(devices, parallel="shard_map", steps=STEPS):
     train_step = step.make_train_step(
         model,
         opt,
-        ssd.default_boxes(model, SIZE),
-        mesh=mesh,
-        image_size=SIZE,
-        policy="flip",
-        parallel=parallel,
+        prepare=functools.partial(
+            step.prepare,
+            priors_cxcywh=ssd.default_boxes(model, SIZE),
+            transform=functools.partial(augment.augment, size=SIZE, policy="flip"),
+        ),
+        over_devices=functools.partial(getattr(step, f"by_{parallel}"), mesh=mesh),
     )
     state = step.init_state(model, opt, SIZE, 0)
     before = flat(state.params)

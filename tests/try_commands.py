@@ -256,8 +256,8 @@ def make_stand_ins(folder: Path) -> None:
     import voc_tree
     import weight_files
 
+    from ssd_jax import build
     from ssd_jax import config as config_lib
-    from ssd_jax import detector
     from ssd_jax.data import classes, coco
     from ssd_jax.models import ssd
 
@@ -298,7 +298,7 @@ def make_stand_ins(folder: Path) -> None:
 
     config = config_lib.Config()
     names = tuple(coco.CATEGORIES.values())
-    params = ssd.init(jax.random.key(0), detector.build_model(config.model, len(names)), (300, 300))
+    params = ssd.init(jax.random.key(0), build.model(config.model, len(names)), (300, 300))
     arrays = flax.traverse_util.flatten_dict(jax.device_get(params), sep="/")
     weight_files.safetensors(folder / HUB["ssd300-coco"], arrays)  # without metadata of ours
 

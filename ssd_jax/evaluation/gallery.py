@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ssd_jax import build, errors
 from ssd_jax import config as config_lib
-from ssd_jax import errors
 from ssd_jax.data import annotations, datasets
-from ssd_jax.evaluation import analysis, page, run, tide, voc
+from ssd_jax.evaluation import analysis, page, tide, voc
 
 ReadImage = Callable[[str], np.ndarray | None]
 """An image's name -> `[H, W, 3]` uint8, or None where it can't be had."""
@@ -172,7 +172,7 @@ def image_reader(
             record = split.source[numbers[name]]
             same = record["name"] == name
             fit = (page.IMAGE_SIDE, page.IMAGE_SIDE)
-            return run.image_of(record, options, fit=fit) if same else None
+            return build.image(options, record, fit=fit) if same else None
         except errors.MachineError:
             raise
         except (errors.UserError, OSError) as error:

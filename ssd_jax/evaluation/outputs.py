@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from ssd_jax import build, files
 from ssd_jax import config as config_lib
-from ssd_jax import detector as detector_lib
-from ssd_jax import files
 from ssd_jax.data import datasets
 from ssd_jax.evaluation import evaluated, gallery, report, run
 
@@ -106,5 +105,5 @@ def _sizes(split: datasets.Split, count: int) -> dict[str, tuple[int, int]]:
 
 def _priors(config: config_lib.ModelConfig, split: datasets.Split) -> np.ndarray:
     """`[P, 4]` default boxes of the network, cxcywh."""
-    model = detector_lib.build_model(config, len(split.class_names))
-    return detector_lib.default_boxes(config, model)
+    model = build.model(config, len(split.class_names))
+    return build.priors(config, model)

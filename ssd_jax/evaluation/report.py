@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from ssd_jax import build, console, errors
 from ssd_jax import config as config_lib
-from ssd_jax import console, errors
 from ssd_jax.data import annotations, coverage
 from ssd_jax.evaluation import (
     analysis,
@@ -27,7 +27,6 @@ from ssd_jax.evaluation import (
     evaluated,
     gallery,
     page,
-    run,
     tide,
     voc,
 )
@@ -226,7 +225,7 @@ def _images_of(source: evaluated.Evaluated, cache_dir: str) -> gallery.ReadImage
     try:
         config = config_lib.from_mapping(source.config, where=evaluated.NAME)
         config.data.cache_dir = cache_dir
-        split = run.open_split(config.data, config.data.eval_split, prepare=False)
+        split = build.split(config.data, config.data.eval_split, prepare=False)
         return gallery.image_reader(split, list(source.sizes), config.data)
     except Exception as error:  # the config may be that of another version
         reason = " ".join(str(error).split())

@@ -1,14 +1,13 @@
 """Evaluation of a detector on a split: pictures -> detections -> VOC's and COCO's figures."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from ssd_jax import config as config_lib
+from ssd_jax import build, distributed, errors, visualize
 from ssd_jax import detector as detector_lib
-from ssd_jax import distributed, errors, visualize
 from ssd_jax.data import annotations, datasets, images, loader
 from ssd_jax.evaluation import coco, results, voc
 
@@ -203,7 +202,7 @@ def draw_samples(
 
     def decoded() -> Iterator[np.ndarray]:
         for index in range(min(count, len(split.source))):
-            image = image_of(split.source[index], detector.config.data)
+            image = build.image(detector.config.data, split.source[index])
             small = images.shrink(image, height=SAMPLE_SIDE, width=SAMPLE_SIDE)
             scale = np.divide(small.shape[1::-1], image.shape[1::-1], dtype=np.float32)
             shown.append((small, np.tile(scale, 2)))
@@ -217,60 +216,12 @@ def draw_samples(
     ]
 
 
-def image_of(
-    record: Mapping[str, Any],
-    options: config_lib.DataConfig,
-    *,
-    fit: tuple[int, int] | None = None,
-) -> np.ndarray:
-    """`[H, W, 3]` uint8 of a record of a split.
-
-    Args:
-      record: As `datasets.load` gives it.
-      options: Of the data.
-      fit: As of `images.decode`.
-
-    Raises:
-      UserError: If it does not decode.
-    """
-    return images.decode(
-        record["image"], name=record["name"], fit=fit, max_megapixels=options.max_megapixels
-    )
-
-
 def draw(
     picture: np.ndarray, found: detector_lib.Detections, *, class_names: Sequence[str]
 ) -> np.ndarray:
     """`[H, W, 3]` uint8 copy of a picture with its detections, whose boxes are in its pixels."""
     boxes, scores, labels = map(np.asarray, found)
     return visualize.draw(picture, boxes, labels, scores, class_names=class_names)
-
-
-def open_split(
-    config: config_lib.DataConfig, split: str, *, training: bool = False, prepare: bool = True
-) -> datasets.Split:
-    """Opens a split of a config's dataset, which is prepared first where it is not yet.
-
-    Args:
-      config: Which dataset.
-      split: Which of its splits.
-      prepare: Whether it may be prepared, and downloaded, now.
-      training: Leave out what cannot be read, up to `config.max_bad_share`; evaluation skips none.
-
-    Raises:
-      UserError: If the dataset or the split does not exist, is broken, or may not be prepared.
-    """
-    return datasets.load(
-        config.dataset,
-        split,
-        path=config.path,
-        archives=config.archives,
-        cache_dir=config.cache_dir,
-        max_bad_share=config.max_bad_share if training else None,
-        memory_gib=config.memory_gib,
-        max_megapixels=config.max_megapixels,
-        prepare=prepare,
-    )
 
 
 def check_classes(detector: detector_lib.Detector, split: datasets.Split) -> None:

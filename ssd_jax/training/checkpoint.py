@@ -1,22 +1,10 @@
-"""Checkpoints of a run: the latest and the best, written in the background by Orbax.
+"""A run's checkpoints: the latest and the best, written in the background by Orbax."""
 
-A workdir holds `config.json` and `checkpoints/STEP/`, each with the items `params` and, if the run
-keeps one, `ema` (one of them is all that detection needs), `training` (step and optimiser) and
-`run` (config, classes, position in the data, a checksum of every array). A checkpoint is there
-whole or not at all: Orbax renames it when all is written.
-"""
-
-import contextlib
 import dataclasses
-import functools
 import json
-import logging as std_logging
 import math
 import os
-import sys
-import warnings
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +13,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
+from ssd_jax import checkpoints, distributed, errors, files
 from ssd_jax import config as config_lib
-from ssd_jax import distributed, errors, files
 from ssd_jax.training import step as step_lib
 
-FOLDER = "checkpoints"
 DAMAGED = "damaged"  # where checkpoints go that do not load
 _ITEMS = ("params", "ema", "training", "run")
-_METRIC = "mean_ap"
-_LARGEST_METRICS = 2**20  # bytes of the file of a checkpoint's mAP
-
-
-_TEXTS = ("_CHECKPOINT_METADATA", "_METADATA", "_sharding", "metadata", "metrics")
-_LARGEST_TEXT = 64 * 2**20  # bytes of each of these, which Orbax reads whole
-
-
-class _DamagedError(Exception):
-    """A checkpoint that does not hold what was written."""
 
 
 def open_manager(
@@ -64,7 +41,7 @@ def open_manager(
         [
             ocp.checkpoint_managers.LatestN(keep),
             ocp.checkpoint_managers.BestN(
-                get_metric_fn=_quality,
+                get_metric_fn=checkpoints.quality,
                 n=1,
                 keep_checkpoints_without_metrics=False,
             ),
@@ -73,16 +50,16 @@ def open_manager(
     # Without best_fn, Orbax writes no metrics, and the best is forgotten with the process.
     options = ocp.CheckpointManagerOptions(
         preservation_policy=policy,
-        best_fn=_quality,
+        best_fn=checkpoints.quality,
         cleanup_tmp_directories=clean,
     )
-    _quieten()
-    directory = (Path(workdir) / FOLDER).absolute()
+    checkpoints.quieten()
+    directory = (Path(workdir) / checkpoints.FOLDER).absolute()
     if clean:
         _check_no_links(directory)
         _mend_metrics(directory)
-        for folder in _folders(directory):
-            _check_files(folder)
+        for folder in checkpoints.folders(directory):
+            checkpoints.check_files(folder)
     return ocp.CheckpointManager(directory, options=options, item_names=_ITEMS)
 
 
@@ -106,15 +83,16 @@ def save(
     """
     known = mean_ap is not None and not math.isnan(mean_ap)
     items = _items(state)
-    facts = {"version": config_lib.VERSION, **run, "checksums": checksums(items)}
-    with room_for(manager.directory):
+    facts = {"version": config_lib.VERSION, **run, "checksums": checkpoints.checksums(items)}
+    with checkpoints.room_for(manager.directory):
         manager.save(
             int(state.step),
             args=ocp.args.Composite(
                 **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
                 run=ocp.args.JsonSave(facts),
             ),
-            metrics={_METRIC: mean_ap if known else None},  # without any, Orbax warns at each step
+            # Without any, Orbax warns at each step.
+            metrics={checkpoints.METRIC: mean_ap if known else None},
             force=True,
         )
 
@@ -125,7 +103,7 @@ def wait(manager: ocp.CheckpointManager) -> None:
     Raises:
       UserError: If there was no room for it.
     """
-    with room_for(manager.directory):
+    with checkpoints.room_for(manager.directory):
         manager.wait_until_finished()
 
 
@@ -154,8 +132,8 @@ def restore(
             except errors.UserError:
                 raise
             except Exception as error:  # Orbax and TensorStore have a dozen for broken files
-                _check_machine(folder, error)
-                reason = _line(error)
+                checkpoints.check_machine(folder, error)
+                reason = checkpoints.in_one_line(error)
         if distributed.all_true(restored is not None):
             for place, why in damaged.items():
                 logging.warning("the checkpoint %s is damaged and put aside: %s", place, why)
@@ -169,75 +147,6 @@ def restore(
             f"stays there: give another --workdir, or move that folder away to begin anew"
         )
     return None
-
-
-def restore_params(folder: str | Path, like: Any, *, ema: bool = True) -> Any:
-    """Reads the parameters of one checkpoint.
-
-    Args:
-      folder: `WORKDIR/checkpoints/STEP`.
-      like: Parameters, or their `jax.ShapeDtypeStruct`s, of the network that they are for.
-      ema: Their moving average, where the run keeps one.
-
-    Raises:
-      UserError: If there is no such checkpoint, it is damaged, of a newer version or that of
-        another network, or the machine can't read it.
-    """
-    folder = Path(folder).absolute()
-    if not (folder / "params").is_dir():
-        raise errors.UserError(f"{folder} is not a checkpoint: it has no folder 'params'")
-    _check_files(folder)
-    _quieten()
-    item = "ema" if ema and (folder / "ema").is_dir() else "params"
-    try:
-        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-            facts = checkpointer.restore(folder / "run")
-        config_lib.check_version(folder, facts["version"])
-        _check_shapes(folder, like)
-        with ocp.StandardCheckpointer() as checkpointer:
-            params = checkpointer.restore(folder / item, _abstract(like))
-        _verify({item: params}, facts)
-    except errors.UserError:
-        raise
-    except Exception as error:
-        _check_machine(folder, error)
-        raise errors.UserError(
-            f"{folder} is damaged ({_line(error)}): take another checkpoint"
-        ) from error
-    return params
-
-
-def find(path: str | Path) -> Path:
-    """The checkpoint folder that a user means.
-
-    Args:
-      path: A checkpoint (`WORKDIR/checkpoints/STEP`), or a workdir, of which the best checkpoint is
-        taken, or the latest where none was evaluated.
-
-    Raises:
-      UserError: If there is none.
-    """
-    path = Path(path)
-    if (path / "params").is_dir():
-        return path.absolute()
-    if not (path / FOLDER).is_dir():
-        raise errors.UserError(
-            f"{path} holds no checkpoint: give a workdir of train.py, or a folder "
-            f"WORKDIR/{FOLDER}/STEP"
-        )
-    folders = _folders(path / FOLDER)
-    if not folders:
-        raise errors.UserError(f"{path / FOLDER} is empty: train.py has not saved there yet")
-    # Of those that are equally good, and of those without any mAP, the last.
-    return max(reversed(folders), key=lambda folder: _quality(_metrics(folder))).absolute()
-
-
-def checksums(items: Any) -> dict[str, int]:
-    """CRC-32 of the bytes of each array of a tree, by its path."""
-    return {
-        name: zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
-        for name, leaf in _named(jax.device_get(items)).items()
-    }
 
 
 def _items(state: step_lib.TrainState) -> dict[str, Any]:
@@ -254,10 +163,10 @@ def _restore(
     folder = Path(manager.directory) / str(step)
     facts = manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
     config_lib.check_version(folder, facts["version"])
-    _check_shapes(folder, like.params)
+    checkpoints.check_shapes(folder, like.params)
     wanted = _items(like)
     saved = ocp.StandardCheckpointHandler().metadata(folder / "training").tree
-    same_optimizer = _shapes(saved) == _shapes(wanted["training"])
+    same_optimizer = checkpoints.shapes(saved) == checkpoints.shapes(wanted["training"])
     if not same_optimizer:
         wanted["training"] = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=like.step.sharding), saved
@@ -267,10 +176,13 @@ def _restore(
     items = manager.restore(
         step,
         args=ocp.args.Composite(
-            **{name: ocp.args.StandardRestore(_abstract(tree)) for name, tree in wanted.items()}
+            **{
+                name: ocp.args.StandardRestore(checkpoints.abstract(tree))
+                for name, tree in wanted.items()
+            }
         ),
     )
-    _verify({name: items[name] for name in wanted}, facts)
+    checkpoints.verify({name: items[name] for name in wanted}, facts)
     average = like.ema
     if average is not None:
         average = items["ema"] if "ema" in wanted else jax.tree.map(np.copy, items["params"])
@@ -298,47 +210,10 @@ def _fresh(opt_state: Any, saved: Any) -> Any:
     # The schedule stands at the top of `optimizer.make_optimizer`'s chain, Adam's count deeper.
     counts = (
         leaf
-        for name, leaf in _named(saved["opt_state"]).items()
+        for name, leaf in checkpoints.named(saved["opt_state"]).items()
         if name.endswith("/count") and name.count("/") == 1
     )
     return step_lib.with_updates_done(opt_state, next(counts, saved["step"]))
-
-
-def _verify(items: Any, facts: Mapping[str, Any]) -> None:
-    for name, value in checksums(items).items():
-        if facts["checksums"].get(name) != value:
-            raise _DamagedError(f"{name} has another checksum than when it was written")
-
-
-class _RaisedToo(std_logging.Filter):
-    """Leaves out what a thread of Orbax logs of the machine's trouble: its manager raises that."""
-
-    def filter(self, record: std_logging.LogRecord) -> bool:
-        """Whether a record is of something else."""
-        error = record.exc_info[1] if record.exc_info else None
-        return error is None or errors.in_words(str(error)) is None
-
-
-_RAISED_TOO = _RaisedToo()
-
-
-@functools.cache
-def _quieten() -> None:
-    """Keeps to one line what ends in many threads at once, when a checkpoint can't be written.
-
-    When one array fails, Orbax ends the others' reads and writes after their loop.
-    """
-    for logger in (logging.get_absl_logger(), std_logging.getLogger("asyncio")):
-        logger.addFilter(_RAISED_TOO)
-    warnings.filterwarnings("ignore", "coroutine 'async_serialize_from_host", RuntimeWarning)
-    earlier = sys.unraisablehook
-
-    def hook(found: Any) -> None:
-        late = "Event loop is closed" in str(found.exc_value)
-        if not late and "_read_array_index_and_device_put" not in repr(found.object):
-            earlier(found)
-
-    sys.unraisablehook = hook
 
 
 def _put_aside(manager: ocp.CheckpointManager, folder: Path) -> None:
@@ -349,64 +224,6 @@ def _put_aside(manager: ocp.CheckpointManager, folder: Path) -> None:
         folder.rename(place / (f"{folder.name}.{number}" if number else folder.name))
     distributed.wait_for_all(f"put aside {folder.name}")
     manager.reload()
-
-
-@contextlib.contextmanager
-def room_for(folder: str | Path) -> Iterator[None]:
-    """Turns trouble of the machine, which the background thread may have met, into one line.
-
-    Raises:
-      MachineError: If what is done within its `with` finds no room to write, or may not.
-    """
-    try:
-        yield
-    except errors.UserError:
-        raise
-    except Exception as error:
-        _check_machine(folder, error)
-        raise
-
-
-def _check_machine(folder: str | Path, error: Exception) -> None:
-    """Tells what the machine cannot do at the moment from what is damaged.
-
-    Raises:
-      MachineError: If an error, or what it came from, tells of the machine by number or in words.
-    """
-    for each in filter(None, (error, error.__cause__, error.__context__)):
-        if errors.is_of_machine(each):
-            raise errors.of_machine(each, getattr(each, "filename", None) or folder) from error
-        if (found := errors.in_words(str(each))) is not None:
-            raise errors.of_machine(found, folder) from error
-
-
-def _line(error: Exception) -> str:
-    """The beginning of an error's text, in one line."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-def _folders(directory: Path) -> list[Path]:
-    """Of the checkpoints that are committed, by step."""
-    return sorted(
-        (each for each in directory.glob("*") if each.name.isascii() and each.name.isdigit()),
-        key=lambda folder: int(folder.name),
-    )
-
-
-def _metrics(folder: Path) -> Mapping[str, float | None] | None:
-    """What was measured at a checkpoint; None where that is not there or is none.
-
-    Raises:
-      MachineError: If the machine can't read it at the moment.
-    """
-    path = folder / "metrics" / "metrics"
-    try:
-        found = json.loads(files.read(path, at_most=_LARGEST_METRICS))
-        return found if _quality(found) < math.inf else None
-    except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
-        if errors.is_of_machine(error):
-            raise errors.of_machine(error, path) from None
-        return None
 
 
 def _check_no_links(directory: Path) -> None:
@@ -428,76 +245,14 @@ def _check_no_links(directory: Path) -> None:
             )
 
 
-def _check_files(folder: Path) -> None:
-    """Makes sure that a checkpoint, which may be somebody else's, holds files, and texts no novels.
-
-    Raises:
-      UserError: If there is a pipe or device, for which Orbax would wait, or such a text.
-      MachineError: If the machine can't read a file at the moment.
-    """
-    for place, _, names in os.walk(folder):
-        for path in (Path(place, name) for name in names):
-            try:
-                with files.open_regular(path) as file:
-                    size = os.fstat(file.fileno()).st_size
-            except OSError as error:
-                if errors.is_of_machine(error):
-                    raise errors.of_machine(error, path) from None
-                continue  # Orbax says what is wrong
-            if path.name in _TEXTS and size > _LARGEST_TEXT:
-                raise errors.UserError(
-                    f"{path}: larger than {_LARGEST_TEXT} bytes, the most that is read"
-                )
-
-
 def _mend_metrics(directory: Path) -> None:
     """Takes checkpoints whose mAP can't be read as not evaluated: Orbax would open none at all."""
     if distributed.is_primary():
-        for folder in _folders(directory):
-            if (folder / "metrics").is_dir() and _metrics(folder) is None:
+        for folder in checkpoints.folders(directory):
+            if (folder / "metrics").is_dir() and checkpoints.metrics(folder) is None:
                 logging.warning("%s has no mAP that can be read: it is as if not evaluated", folder)
                 path = folder / "metrics" / "metrics"
                 if not path.is_file():
                     path.unlink(missing_ok=True)
-                files.write(path, json.dumps({_METRIC: None}))
+                files.write(path, json.dumps({checkpoints.METRIC: None}))
     distributed.wait_for_all("metrics are read")
-
-
-def _quality(metrics: Mapping[str, float | None] | None) -> float:
-    """The mAP of a checkpoint; less than any where it was not evaluated."""
-    value = metrics[_METRIC] if metrics else None
-    return -math.inf if value is None or math.isnan(value) else float(value)
-
-
-def _abstract(tree: Any) -> Any:
-    """Shapes, types and shardings, which Orbax needs in order to place what it reads."""
-
-    def leaf(x: Any) -> jax.ShapeDtypeStruct:
-        sharding = getattr(x, "sharding", None) or jax.sharding.SingleDeviceSharding(
-            jax.devices()[0]
-        )
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-
-    return jax.tree.map(leaf, tree)
-
-
-def _check_shapes(folder: Path, like: Any) -> None:
-    """Compares names and shapes before Orbax does, whose message names no file."""
-    saved = ocp.StandardCheckpointHandler().metadata(folder / "params").tree
-    there, wanted = _shapes(saved), _shapes(like)
-    for name, shape in wanted.items():
-        if there.get(name) != shape:
-            raise errors.UserError(
-                f"{folder} does not fit this network: {name} has shape {there.get(name)} there and "
-                f"{shape} here; take the run's own config (classes, image size, width)"
-            )
-
-
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(leaf.shape) for name, leaf in _named(tree).items()}
-
-
-def _named(tree: Any) -> dict[str, Any]:
-    """The leaves of a tree by their path."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}

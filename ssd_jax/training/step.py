@@ -12,9 +12,9 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from ssd_jax import augment, boxes, losses, matching, priors
+from ssd_jax import augment, boxes, losses, matching
+from ssd_jax import optimizer as optimizer_lib
 from ssd_jax.models import ssd
-from ssd_jax.training import optimizer as optimizer_lib
 
 AXIS = "data"  # the mapped axis: the batch is split over it
 Batch = dict[str, Any]
@@ -43,6 +43,11 @@ class Targets(NamedTuple):
 
     loc: jax.Array
     labels: jax.Array
+
+
+Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+Prepare = Callable[[Batch], tuple[jax.Array, Targets]]
+Loss = Callable[..., tuple[jax.Array, Metrics]]
 
 
 def init_state(
@@ -125,98 +130,95 @@ def prefetch(batches: Iterator[Batch], mesh: Mesh, *, ahead: int = 2) -> Iterato
     yield from ready
 
 
+def prepare(
+    example: Batch,
+    *,
+    priors_cxcywh: np.ndarray,
+    transform: Callable[..., augment.Augmented],
+    seed: int = 0,
+    mean: Sequence[float] = augment.MEAN,
+    iou_threshold: float = 0.5,
+) -> tuple[jax.Array, Targets]:
+    """Turns one example of a batch into the network's input and what it has to predict.
+
+    Args:
+      example: One of a batch of `loader.training_batches`.
+      priors_cxcywh: `[P, 4]` default boxes of the network.
+      transform: `augment.augment` with its options.
+      seed: The example's key depends on it and on the example's position in the stream.
+      mean: RGB in 0..255 that is subtracted.
+      iou_threshold: From which a prior matches a ground truth.
+    """
+    image, gt_boxes, gt_labels = transform(
+        jax.random.fold_in(jax.random.key(seed), example["position"]),
+        example["image"],
+        example["extent"],
+        example["boxes"],
+        example["labels"],
+    )
+    priors = jnp.asarray(priors_cxcywh)
+    matches = matching.match(gt_boxes, gt_labels, priors, iou_threshold=iou_threshold)
+    targets = Targets(boxes.encode(matches.boxes, priors), matches.labels)
+    return augment.normalize(image, mean=mean), targets
+
+
+def loss_of_priors(loss: Loss, used: np.ndarray) -> Loss:
+    """A loss that takes the predictions of all priors and the targets of some.
+
+    Args:
+      loss: As `losses.multibox_loss`.
+      used: Indices of the priors that have targets. The others neither match nor are negatives.
+    """
+
+    def of_used(loc: jax.Array, conf: jax.Array, *targets: jax.Array, **options: Any) -> Any:
+        return loss(loc[:, used], conf[:, used], *targets, **options)
+
+    return of_used
+
+
 def make_train_step(
     model: ssd.SSD,
     optimizer: optax.GradientTransformation,
-    priors_cxcywh: np.ndarray,
     *,
-    mesh: Mesh,
-    image_size: tuple[int, int],
-    seed: int = 0,
-    policy: str = "ssd",
-    channel_shuffle: bool = False,
-    interpolations: Sequence[str] = augment.INTERPOLATIONS,
-    iou_threshold: float = 0.5,
-    neg_pos_ratio: float = 3.0,
-    loc_weight: float = 1.0,
-    boundary_boxes: bool = True,
+    prepare: Prepare,
+    over_devices: Callable[[Step], Step],
+    loss: Loss = losses.multibox_loss,
     accumulate: int = 1,
     ema_decay: float = 0.0,
     freeze: Sequence[str] = (),
-    mean: Sequence[float] = augment.MEAN,
-    parallel: str = "shard_map",
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+) -> Step:
     """Builds the jit-compiled step that the devices run together on a batch.
 
     Args:
       model: The network.
       optimizer: Made by `optimizer.make_optimizer`.
-      priors_cxcywh: `[P, 4]` default boxes of the network.
-      mesh: The devices; they have to divide the batch.
-      image_size: (height, width) of the network's input.
-      seed: Of the augmentation; an example's key depends on it and on its position in the stream.
-      policy: Of the augmentation, see `augment.augment`.
-      channel_shuffle: Likewise.
-      interpolations: Likewise.
-      iou_threshold: From which a prior matches a ground truth.
-      neg_pos_ratio: Mined negatives for each positive.
-      loc_weight: Weight of the localisation loss.
-      boundary_boxes: False: priors that reach over the picture's edge match nothing and are no
-        negatives, as if they were not there.
+      prepare: From an example of a batch to the network's input and targets, see `step.prepare`.
+      over_devices: `by_shard_map` or `by_pmap` of a mesh, whose devices have to divide the batch.
+      loss: From predictions and targets to the loss and its metrics, as `losses.multibox_loss`.
       accumulate: Parts that a device's share of the batch goes through the network in, one after
         the other; they have to divide it. The result is that of one part, up to rounding.
       ema_decay: Of the moving average, if the state has one; see `_average`.
-      freeze: Patterns of the parameters that do not learn, see `optimizer.matching`; as for
-        `init_state`. No backward pass goes into layers below the first that learns.
-      mean: RGB in 0..255 that is subtracted from pictures, and that surrounds expanded ones.
-      parallel: `"shard_map"`, or `"pmap"` to map the same function by `jax.pmap`.
+      freeze: Patterns of the parameters that are not trained, see `optimizer.matching`; as for
+        `init_state`. No backward pass goes into layers below the first that is.
 
     Returns:
       `step(state, batch) -> (state, metrics)`; the state that goes in is donated under
-      `"shard_map"`. A batch is one of `loader.training_batches`, put there by `shard_batch`, and
+      `by_shard_map`. A batch is one of `loader.training_batches`, put there by `shard_batch`, and
       perhaps `stop`, `[devices]` float32, whose sum is then among the metrics: a process that has
       been told to stop so tells the others. The metrics are those of the global batch: what
       `losses.multibox_loss` gives, `grad_norm`, and `skipped`, which is 1 where the loss, a
-      gradient, a box or an extent is not finite: the step then counts, but
-      changes nothing else.
-
-    Raises:
-      ValueError: If `parallel` is unknown.
+      gradient, a box or an extent is not finite: the step then counts, but changes nothing else.
     """
-    used = slice(None) if boundary_boxes else np.flatnonzero(priors.inside(priors_cxcywh))
-    prepare = functools.partial(
-        _prepare_example,
-        priors_cxcywh=jnp.asarray(priors_cxcywh[used]),
-        transform=functools.partial(
-            augment.augment,
-            size=image_size,
-            policy=policy,
-            channel_shuffle=channel_shuffle,
-            interpolations=interpolations,
-            mean=mean,
-        ),
-        mean=mean,
-        iou_threshold=iou_threshold,
-    )
 
     def loss_fn(
         learnt: Any, params: Any, images: jax.Array, targets: Targets, positives: jax.Array
     ) -> tuple[jax.Array, Metrics]:
-        whole = optimizer_lib.with_learnt(params, learnt)
-        predictions = ssd.apply(model, whole, images)
-        return losses.multibox_loss(
-            predictions.loc[:, used],
-            predictions.conf[:, used],
-            targets.loc,
-            targets.labels,
-            neg_pos_ratio=neg_pos_ratio,
-            loc_weight=loc_weight,
-            positives=positives,
-        )
+        loc, conf = ssd.apply(model, optimizer_lib.with_learnt(params, learnt), images)
+        return loss(loc, conf, targets.loc, targets.labels, positives=positives)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         examples = {name: values for name, values in batch.items() if name != "stop"}
-        images, targets = jax.vmap(prepare, in_axes=(None, 0))(jax.random.key(seed), examples)
+        images, targets = jax.vmap(prepare)(examples)
         # The loss divides by the positives of the global batch, so all of its parts add up.
         positives = jax.lax.psum(jnp.sum(targets.labels > 0), AXIS)
         learnt = optimizer_lib.learnt(state.params, freeze)
@@ -241,7 +243,7 @@ def make_train_step(
             metrics["stop"] = jax.lax.psum(jnp.sum(batch["stop"]), AXIS)
         return TrainState(state.step + 1, params, opt_state, average), metrics
 
-    return _map_over_devices(train_step, mesh, parallel)
+    return over_devices(train_step)
 
 
 def _sum_of_parts(
@@ -275,48 +277,28 @@ def _average(state: TrainState, params: Any, decay: float) -> Any:
     return jax.tree.map(lambda old, new: old + (1 - keep) * (new - old), state.ema, params)
 
 
-def _prepare_example(
-    key: jax.Array,
-    example: Batch,
-    *,
-    priors_cxcywh: jax.Array,
-    transform: Callable[..., augment.Augmented],
-    mean: Sequence[float],
-    iou_threshold: float,
-) -> tuple[jax.Array, Targets]:
-    """One example of a batch to the network's input and what it has to predict."""
-    image, gt_boxes, gt_labels = transform(
-        jax.random.fold_in(key, example["position"]),
-        example["image"],
-        example["extent"],
-        example["boxes"],
-        example["labels"],
+def by_shard_map(train_step: Step, *, mesh: Mesh) -> Step:
+    """Maps a step over the devices of a mesh by `jax.shard_map`; the state is donated."""
+    mapped = jax.shard_map(
+        train_step,
+        mesh=mesh,
+        in_specs=(PartitionSpec(), PartitionSpec(AXIS)),
+        out_specs=PartitionSpec(),
+        check_vma=False,
     )
-    matches = matching.match(gt_boxes, gt_labels, priors_cxcywh, iou_threshold=iou_threshold)
-    targets = Targets(boxes.encode(matches.boxes, priors_cxcywh), matches.labels)
-    return augment.normalize(image, mean=mean), targets
+    return jax.jit(mapped, donate_argnums=0)
 
 
-def _map_over_devices(train_step: Callable, mesh: Mesh, parallel: str) -> Callable:
-    if parallel == "shard_map":
-        mapped = jax.shard_map(
-            train_step,
-            mesh=mesh,
-            in_specs=(PartitionSpec(), PartitionSpec(AXIS)),
-            out_specs=PartitionSpec(),
-            check_vma=False,
-        )
-        return jax.jit(mapped, donate_argnums=0)
-    if parallel == "pmap":
-        pmapped = jax.pmap(
-            train_step,
-            axis_name=AXIS,
-            in_axes=(None, 0),
-            out_axes=None,
-            devices=list(mesh.devices.flat),
-        )
-        return lambda state, batch: pmapped(state, _split(batch, mesh.size))
-    raise ValueError(f"parallel is {parallel!r}; choose shard_map or pmap")
+def by_pmap(train_step: Step, *, mesh: Mesh) -> Step:
+    """Maps the same step over the devices of a mesh by `jax.pmap`."""
+    pmapped = jax.pmap(
+        train_step,
+        axis_name=AXIS,
+        in_axes=(None, 0),
+        out_axes=None,
+        devices=list(mesh.devices.flat),
+    )
+    return lambda state, batch: pmapped(state, _split(batch, mesh.size))
 
 
 def _split(batch: Batch, parts: int) -> Batch:

@@ -12,7 +12,7 @@ from typing import Any
 _SECONDS = 300
 
 
-def calls(program: bytes) -> set[str]:
+def find(program: bytes) -> set[str]:
     """The targets of a program's custom calls, and its operations that wait for somebody else.
 
     Args:

@@ -1,0 +1,236 @@
+"""From a config to what it describes: network, default boxes, splits, optimizer and the like.
+
+The functions that are built take arrays and know no config.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ssd_jax import augment, detection, errors, tta
+from ssd_jax import config as config_lib
+from ssd_jax import optimizer as optimizer_lib
+from ssd_jax import priors as priors_lib
+from ssd_jax.data import datasets, images
+from ssd_jax.models import ssd
+
+# --- The network ---
+
+
+def input_size(config: config_lib.ModelConfig) -> tuple[int, int]:
+    """(height, width) of the network's input in pixels."""
+    return config.image_size, config.image_width or config.image_size
+
+
+def mean(config: config_lib.ModelConfig) -> tuple[float, ...]:
+    """RGB in 0..255 that is subtracted from the network's images."""
+    return config.mean or augment.MEAN
+
+
+def model(config: config_lib.ModelConfig, num_classes: int) -> ssd.SSD:
+    """The network of a config.
+
+    Args:
+      config: Describes the network.
+      num_classes: Number of classes, without the background.
+
+    Raises:
+      UserError: If `config.source_maps`, `aspect_ratios` or `prior_scales` do not fit its maps, or
+        `gaps` its logits.
+    """
+    if config.gaps and config.gaps[-1] > num_classes + len(config.gaps):
+        raise errors.UserError(
+            f"config.model.gaps has {config.gaps[-1]}: {num_classes} classes and the unused have "
+            f"only {num_classes + len(config.gaps)} logits"
+        )
+    network = ssd.SSD(
+        num_classes=num_classes + 1,
+        backbone=config.backbone,
+        width=config.width,
+        atrous=config.atrous,
+        source_maps=config.source_maps,
+        aspect_ratios=config.aspect_ratios,
+        prior_scales=config.prior_scales,
+        padding=config.padding or "torch",
+        prior_sizes=config.prior_sizes,
+        dtype=jnp.dtype(config.dtype),
+        remat=config.remat,
+        layout=ssd.layout_for(config.backbone, input_size(config)),
+        gaps=config.gaps,
+    )
+    if config.source_maps or config.aspect_ratios or config.prior_scales:
+        try:
+            spec = ssd.prior_spec(network, input_size(config))
+        except ValueError as error:
+            raise errors.UserError(f"config.model.{error}") from None
+        try:
+            priors_lib.check_number(spec)
+        except ValueError as error:
+            raise errors.UserError(f"config.model.source_maps, aspect_ratios: {error}") from None
+    return network
+
+
+def abstract_params(config: config_lib.ModelConfig, num_classes: int) -> Any:
+    """Shapes and types of the parameters of the network of a config, by name."""
+    return ssd.abstract_params(model(config, num_classes), input_size(config))
+
+
+def priors(
+    config: config_lib.ModelConfig, network: ssd.SSD, *, at: tuple[int, int] | None = None
+) -> np.ndarray:
+    """`[P, 4]` float32 default boxes (cxcywh) of the network of a config.
+
+    Args:
+      config: Describes the network.
+      network: What `model` made of it.
+      at: (height, width) of another input than the training's, see `ssd.default_boxes`.
+    """
+    return ssd.default_boxes(
+        network,
+        input_size(config),
+        clip=config.clip_priors,
+        clip_sizes=config.clip_prior_sizes,
+        at=at,
+    )
+
+
+# --- Detection ---
+
+
+def views(config: config_lib.Config, network: ssd.SSD) -> list[tta.View]:
+    """The views of an image that `config.eval.flip` and `sizes` name, unmirrored ones first.
+
+    Raises:
+      UserError: If an input is too small for the network.
+    """
+    height, width = input_size(config.model)
+    found = []
+    for side in config.eval.sizes or (min(height, width),):
+        scale = side / min(height, width)
+        size = (round(height * scale), round(width * scale))
+        try:
+            found.append(tta.View(size, priors(config.model, network, at=size)))
+        except ValueError as error:
+            raise errors.UserError(f"config.eval.sizes has {side}: {error}") from None
+    mirrored = [view._replace(mirrored=True) for view in found] if config.eval.flip else []
+    return [*found, *mirrored]
+
+
+def post_processing(config: config_lib.EvalConfig) -> Callable[..., detection.Detections]:
+    """`detection.detect` with the options of a config: offsets, logits and priors to detections."""
+    return functools.partial(
+        detection.detect,
+        score_threshold=config.score_threshold,
+        iou_threshold=config.iou_threshold,
+        top_k=config.top_k,
+        max_detections=config.max_detections,
+        clip_before_nms=config.clip_before_nms,
+    )
+
+
+# --- Data ---
+
+
+def split(
+    config: config_lib.DataConfig, name: str, *, training: bool = False, prepare: bool = True
+) -> datasets.Split:
+    """Opens a split of a config's dataset, which is prepared first where it is not yet.
+
+    Args:
+      config: Describes the dataset.
+      name: Which of its splits.
+      training: Leave out what cannot be read, up to `config.max_bad_share`; evaluation skips none.
+      prepare: Whether it may be prepared, and downloaded, now.
+
+    Raises:
+      UserError: If the dataset or the split does not exist, is broken, or may not be prepared.
+    """
+    return datasets.load(
+        config.dataset,
+        name,
+        path=config.path,
+        archives=config.archives,
+        cache_dir=config.cache_dir,
+        max_bad_share=config.max_bad_share if training else None,
+        memory_gib=config.memory_gib,
+        max_megapixels=config.max_megapixels,
+        prepare=prepare,
+    )
+
+
+def image(
+    config: config_lib.DataConfig, record: Mapping[str, Any], *, fit: tuple[int, int] | None = None
+) -> np.ndarray:
+    """`[H, W, 3]` uint8 RGB of a record of a split.
+
+    Args:
+      config: Says how large an image may be.
+      record: As `datasets.load` gives it.
+      fit: (height, width) that a larger image may be shrunk for, see `images.decode`.
+
+    Raises:
+      UserError: If it does not decode.
+    """
+    return images.decode(
+        record["image"], name=record["name"], fit=fit, max_megapixels=config.max_megapixels
+    )
+
+
+def augmentation(config: config_lib.Config) -> functools.partial[augment.Augmented]:
+    """`augment.augment` with the options of a config: `(key, image, extent, boxes, labels)`."""
+    return functools.partial(
+        augment.augment,
+        size=input_size(config.model),
+        policy=config.data.augment,
+        channel_shuffle=config.data.channel_shuffle,
+        interpolations=config.data.interpolations,
+        mean=mean(config.model),
+    )
+
+
+# --- The optimizer ---
+
+
+def learning_rate(config: config_lib.TrainConfig) -> float:
+    """The base learning rate for the batch size of a config.
+
+    Source: Goyal et al. 2017, "Accurate, large minibatch SGD", section 2.1, linear scaling.
+    """
+    meant_for = config.scale_rate_from or config.batch_size
+    return config.learning_rate * config.batch_size / meant_for
+
+
+def warmup_steps(config: config_lib.Config) -> int:
+    """Steps of warm-up; more without pretrained weights, which the paper always starts from."""
+    fresh = 0 if config.model.pretrained else config.train.fresh_warmup_steps
+    return max(config.train.warmup_steps, fresh)
+
+
+def schedule(config: config_lib.Config) -> optax.Schedule:
+    """The learning rate of a config as a function of the step."""
+    options = config.train
+    return optimizer_lib.make_schedule(
+        learning_rate=learning_rate(options),
+        steps=options.steps,
+        schedule=options.schedule,
+        drops=options.drops,
+        drop_factor=options.drop_factor,
+        warmup_steps=warmup_steps(config),
+    )
+
+
+def optimizer(config: config_lib.TrainConfig, rate: optax.Schedule) -> optax.GradientTransformation:
+    """The optimizer of a config, with a learning rate as `schedule` gives it."""
+    return optimizer_lib.make_optimizer(
+        rate,
+        optimizer=config.optimizer,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        bias_rate=config.bias_rate,
+        clip_norm=config.clip_norm,
+        rates=config_lib.rate_multipliers(config.rates),
+    )

@@ -1,0 +1,220 @@
+"""Finds what has been trained: a run, an exported file or third-party weights, by path or name."""
+
+import copy
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import flax.traverse_util
+import jax
+from absl import logging
+
+from ssd_jax import build, errors, export, third_party
+from ssd_jax import config as config_lib
+from ssd_jax.detector import Detector
+from ssd_jax.weights import hub, layouts, loading, transfer
+
+
+class Trained(NamedTuple):
+    """A trained network that has been found and not built yet.
+
+    Attributes:
+      place: What was found.
+      folder: Where what is written about it belongs.
+      config: The config that it comes with.
+      build: Makes the detector of a config.
+    """
+
+    place: Path
+    folder: Path
+    config: config_lib.Config
+    build: Callable[[config_lib.Config], Detector]
+
+
+def load_detector(
+    path: str | Path, *, flip: bool | None = None, sizes: Sequence[int] | None = None
+) -> Detector:
+    """Loads a trained detector.
+
+    Args:
+      path: A workdir of `train.py` (its best checkpoint is taken), one checkpoint,
+        `WORKDIR/checkpoints/STEP`, a file of `export.py`, a file with the weights of a third-party
+        SSD, or the name of published ones, `ssd300-coco` or `ssdlite320-coco`.
+      flip: Also detect in the mirrored image; None: as the run's `config.eval.flip` says.
+      sizes: Shorter sides of the inputs, in pixels; None: as `config.eval.sizes` says.
+
+    Returns:
+      `detector(images, *, score_threshold=0.5)`, see `Detector`.
+
+    Raises:
+      UserError: If there is no checkpoint, its config is missing, the file is not of an SSD, or
+        `flip` or `sizes` are not for it.
+    """
+    trained = find(path)
+    config = copy.deepcopy(trained.config)
+    config.eval.flip = config.eval.flip if flip is None else flip
+    config.eval.sizes = config.eval.sizes if sizes is None else tuple(sizes)
+    config_lib.validate(config)
+    return trained.build(config)
+
+
+def find(
+    path_or_name: str | Path,
+    *,
+    data: config_lib.DataConfig | None = None,
+    say: third_party.Say = logging.info,
+) -> Trained:
+    """Finds a trained network.
+
+    Args:
+      path_or_name: As `load_detector` takes it.
+      data: Says from where published weights are downloaded, and where they are kept; None: the
+        defaults.
+      say: Called with each line on what became of third-party weights, as they are loaded.
+
+    Raises:
+      UserError: If there is no such network.
+    """
+    if Path(path_or_name).is_dir():
+        return find_run(path_or_name)
+    if export.is_exported(path_or_name):
+        return _find_exported(Path(path_or_name))
+    return _find_third_party(path_or_name, data or config_lib.DataConfig(), say)
+
+
+def find_run(path: str | Path) -> Trained:
+    """Finds a run of `train.py` by its workdir or one of its checkpoints.
+
+    Raises:
+      UserError: If there is no checkpoint, or its config is missing.
+    """
+    from ssd_jax import checkpoints  # not above: it imports Orbax, which takes half a second
+
+    folder = checkpoints.find(path)
+    config, _ = config_lib.load(_config_of(folder))
+    return Trained(
+        folder, _config_of(folder).parent, config, functools.partial(_restore, folder=folder)
+    )
+
+
+def _restore(config: config_lib.Config, folder: Path) -> Detector:
+    """The detector of a config, with the parameters and classes of one checkpoint folder.
+
+    Raises:
+      UserError: If the config describes another network than the checkpoint's.
+    """
+    from ssd_jax import checkpoints
+
+    trained, class_names = config_lib.load(_config_of(folder))
+    for field in (
+        "backbone", "image_size", "image_width", "padding", "width", "atrous", "source_maps",
+        "aspect_ratios", "prior_sizes", "prior_scales", "clip_priors", "clip_prior_sizes", "gaps",
+        "mean",
+    ):  # fmt: skip
+        here, there = getattr(config.model, field), getattr(trained.model, field)
+        if here != there:
+            raise errors.UserError(
+                f"config.model.{field} is {here}, but {folder} was trained with {there}"
+            )
+    like = build.abstract_params(config.model, len(class_names))
+    params = checkpoints.restore_params(folder, like, ema=config.eval.ema)
+    return Detector(config, class_names, params)
+
+
+def _config_of(folder: Path) -> Path:
+    """The `config.json` of the run that a checkpoint belongs to."""
+    return folder.parent.parent / "config.json"
+
+
+def _find_exported(path: Path) -> Trained:
+    """A file of `export.py`, whose config is part of it."""
+    loaded = export.load(path)
+
+    def build_detector(config: config_lib.Config) -> Detector:
+        if config == loaded.config:
+            return loaded
+        if loaded.params is None:
+            raise errors.UserError(
+                f"--config, flip and sizes change nothing in {path}: give the flag to export.py, "
+                f"which writes it"
+            )
+        return Detector(config, loaded.class_names, loaded.params)
+
+    return Trained(path, _folder_for(path), copy.deepcopy(loaded.config), build_detector)
+
+
+def _find_third_party(
+    path_or_name: str | Path, data: config_lib.DataConfig, say: third_party.Say
+) -> Trained:
+    """A detector in a third-party file; its classes are those that its number of logits tells."""
+    weights = loading.read(hub.locate(path_or_name, cache_dir=data.cache_dir, mirror=data.mirror))
+    config, class_names = third_party.describe(weights)
+    build_detector = functools.partial(
+        third_party.build_detector, weights=weights, class_names=class_names, say=say
+    )
+    return Trained(weights.path, _folder_for(path_or_name), config, build_detector)
+
+
+def _folder_for(path_or_name: str | Path) -> Path:
+    """Where what is written about a file belongs."""
+    return Path("runs") / Path(path_or_name).stem
+
+
+class Source(NamedTuple):
+    """What a training starts from.
+
+    Attributes:
+      weights: The weights of the network, or of its backbone.
+      classes: The classes of a detector; None for a backbone, and where they are not known.
+      model: The fields that belong to the weights: the mean and, of a detector, its default boxes.
+      assumed: What of `model` the file does not say and is assumed, in lines.
+    """
+
+    weights: loading.Weights
+    classes: transfer.Classes | None
+    model: config_lib.ModelConfig
+    assumed: tuple[str, ...] = ()
+
+
+def read_source(config: config_lib.Config) -> Source:
+    """Reads what the training of a config starts from, `config.model.pretrained`.
+
+    That is a run's workdir or checkpoint, a safetensors file of `export.py`, a file with
+    third-party weights, or a name of `hub.NAMES`.
+
+    Raises:
+      UserError: If it can't be had or read.
+    """
+    model = config.model
+    path = hub.locate(model.pretrained, cache_dir=config.data.cache_dir, mirror=config.data.mirror)
+    if path.is_dir() or export.is_exported(path):
+        return _source_of(path, load_detector(path))
+    weights = loading.read(path, backbone=model.backbone, atrous=model.atrous)
+    if not loading.has_heads(weights):
+        layout = weights.layout
+        alone = config_lib.ModelConfig(mean=layout.mean, padding=layout.padding)
+        return Source(weights, None, alone)
+    described, names = third_party.describe(weights)
+    known = third_party.knows_classes(weights)
+    return Source(
+        weights,
+        transfer.Classes(names, described.model.gaps) if known else None,
+        described.model,
+        tuple(third_party.assumptions(weights, described.model)),
+    )
+
+
+def _source_of(path: Path, detector: Detector) -> Source:
+    """A detector of our own as what a training starts from."""
+    if detector.params is None:
+        raise errors.UserError(
+            f"{path} cannot be trained further; give the run's workdir, or the safetensors file "
+            f"beside it"
+        )
+    model = dataclasses.replace(detector.config.model, mean=build.mean(detector.config.model))
+    flat = flax.traverse_util.flatten_dict(jax.device_get(detector.params), sep="/")
+    layout = layouts.OURS._replace(title="a detector of ours", mean=model.mean)
+    weights = loading.Weights(path, layout, flat, {name: name for name in flat}, {})
+    return Source(weights, transfer.Classes(detector.class_names, model.gaps), model)

@@ -1,0 +1,129 @@
+"""The workdir of a run: held by one process, and of one config, set of classes and dataset."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+from ssd_jax import checkpoints, console, distributed, errors, files
+from ssd_jax import config as config_lib
+from ssd_jax.data import datasets
+
+_UNSEEN = 60  # seconds that NFS may keep in mind that a file was not there
+
+
+@contextlib.contextmanager
+def claim(
+    workdir: Path, config: config_lib.Config, class_names: tuple[str, ...], *, change_config: bool
+) -> Iterator[None]:
+    """Makes the workdir, keeps other processes out of it and writes the config there.
+
+    Raises:
+      UserError: If the workdir can't be written, is in use, or is that of another model, other
+        classes or, unless it is to be changed, another config. Nothing is written then.
+    """
+    path = workdir / "config.json"
+    with distributed.together():
+        if path.exists():
+            _check_same_run(workdir, config, class_names, change_config=change_config)
+    with contextlib.ExitStack() as stack:
+        with distributed.together():
+            if distributed.is_primary():
+                try:
+                    workdir.mkdir(parents=True, exist_ok=True)
+                    stack.enter_context(_locked(workdir))
+                    config_lib.save(path, config, class_names)
+                except OSError as error:
+                    raise errors.UserError(f"--workdir {workdir}: {error.strerror}") from None
+        with distributed.together():
+            _check_seen(path)
+        yield
+
+
+def _check_seen(path: Path) -> None:
+    """Makes sure that this process has the workdir of process 0, which wrote a file there."""
+    end = time.monotonic() + _UNSEEN
+    while not path.exists():
+        if time.monotonic() > end:
+            raise errors.UserError(
+                f"--workdir {path.parent}: {socket.gethostname()} does not see the {path.name} "
+                f"that process 0 wrote there; give a folder that all machines see"
+            )
+        time.sleep(0.2)
+
+
+def _check_same_run(
+    workdir: Path, config: config_lib.Config, class_names: tuple[str, ...], *, change_config: bool
+) -> None:
+    """Compares a workdir's config with the one to go on with, and says what changes."""
+    earlier, earlier_names = config_lib.load(workdir / "config.json")
+    found = config_lib.differences(earlier, config)
+    if earlier_names != class_names:
+        found["classes"] = f"{', '.join(earlier_names)} there, {', '.join(class_names)} here"
+    another = [n for n in found if n.startswith("model.") and n not in config_lib.CHANGEABLE]
+    fits = not another and "classes" not in found
+    if found and not (fits and change_config):
+        lines = "; ".join(f"{name} {values}" for name, values in found.items())
+        way = ", or --change-config to go on in this one" if fits else ""
+        raise errors.UserError(
+            f"{workdir} is the workdir of another config: {lines}. Give another --workdir{way}"
+        )
+    for name, values in found.items():
+        console.stdout.print(console.plain(f"  changed  {name} {values}"))
+
+
+def position(workdir: Path, run: Mapping[str, Any]) -> int:
+    """Where in the data a checkpoint, which may be somebody else's, goes on."""
+    found = run.get("position")
+    if type(found) is not int or not 0 <= found < 2**62:
+        raise errors.UserError(
+            f"{workdir / checkpoints.FOLDER}: its position in the data is "
+            f"{config_lib.shown(found)}, no number of images: give another --workdir"
+        )
+    return found
+
+
+def check_same_images(
+    workdir: Path, run: Mapping[str, Any], split: datasets.Split, *, change_config: bool
+) -> None:
+    """Compares the size of the data in which a checkpoint has a position with that of today's."""
+    here = len(split.source)
+    there = run.get("pictures", here)  # an older checkpoint does not say
+    if there == here:
+        return
+    found = f"data.train_split has {here} pictures, and had {config_lib.shown(there)}"
+    if not change_config:
+        raise errors.UserError(
+            f"the data of {workdir} have changed: {found}. Give another --workdir, or "
+            f"--change-config to go on in this one"
+        )
+    console.stdout.print(console.plain(f"  changed  {found}"))
+
+
+@contextlib.contextmanager
+def _locked(workdir: Path) -> Iterator[None]:
+    """Holds the workdir; the system lets go of it when the process ends, however it ends."""
+    with files.appending(workdir / ".lock") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise errors.UserError(
+                f"{workdir} is in use by {file.read(200) or 'another process'}: wait until it "
+                f"ends, or give another --workdir"
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            logging.warning("%s: no other run may use it; the system cannot tell", workdir)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
