@@ -6,10 +6,12 @@ functions do not wait for what only files and training need.
 
 from typing import TYPE_CHECKING, Any
 
+from ssd_jax import version
+
 if TYPE_CHECKING:
     from ssd_jax.load import load_detector
 
-__version__ = "0.1.0"
+__version__ = version.VERSION
 __all__ = ["__version__", "load_detector"]
 
 

@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import ssd_jax
-from ssd_jax import build, errors
+from ssd_jax import build, errors, version
 from ssd_jax import config as config_lib
 from ssd_jax import detector as detector_lib
 
@@ -48,7 +47,7 @@ def describe(detector: detector_lib.Detector, content: str) -> dict[str, str]:
         "eval": dataclasses.asdict(dataclasses.replace(config.eval, max_images=0)),
     }
     return {
-        "ssd_jax": ssd_jax.__version__,
+        "ssd_jax": version.VERSION,
         "content": content,
         "input": _TAKES[content],
         "output": _GIVES[content],

@@ -11,8 +11,7 @@ from typing import Any, BinaryIO
 import jax
 import numpy as np
 
-import ssd_jax
-from ssd_jax import build, errors
+from ssd_jax import build, errors, version
 from ssd_jax import detector as detector_lib
 from ssd_jax.export import metadata, runtime
 from ssd_jax.export import network as networks
@@ -59,7 +58,7 @@ def write(detector: detector_lib.Detector, file: BinaryIO, outputs: str) -> None
             max_detections=settings.max_detections,
         )
     model = graph.model(
-        results, metadata=metadata.describe(detector, outputs), version=ssd_jax.__version__
+        results, metadata=metadata.describe(detector, outputs), version=version.VERSION
     )
     file.write(model.SerializeToString())
 
