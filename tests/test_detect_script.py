@@ -212,7 +212,7 @@ def test_where_nothing_is_found_it_says_what_was_looked_for(workdir, tmp_path):
 
 
 def test_no_input_is_refused(workdir):
-    assert refused(detect("--workdir", workdir), "picture")
+    assert refused(detect("--workdir", workdir), "image")
 
 
 def test_a_missing_file_is_named(workdir, tmp_path):

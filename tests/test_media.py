@@ -41,7 +41,6 @@ class FakeDetector:
     """Finds a cross in the upper left quarter of every image, and keeps the sizes of batches."""
 
     class_names = NAMES
-    draw = detector_lib.Detector.draw
 
     def __init__(self, batch_size=4):
         self.config = config_lib.Config(eval=config_lib.EvalConfig(batch_size=batch_size))

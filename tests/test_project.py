@@ -45,6 +45,7 @@ ALLOWED = {
         "files",
         "globs",
         "media",
+        "visualize",
     },
     "onnx_graph": set(),
     "stablehlo": set(),

@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 
 import av
 import numpy as np
+from PIL import Image
 
-from ssd_jax import addresses, errors, files
+from ssd_jax import addresses, errors, files, visualize
 from ssd_jax import detector as detector_lib
 from ssd_jax.data import images as image_files
 from ssd_jax.detection import Detections
@@ -209,6 +210,12 @@ class _Run:
             for one, rows in zip(found, kept, strict=True)
         ]
 
+    def draw(self, image: np.ndarray, found: Detections) -> Image.Image:
+        """The image or frame with the boxes, names and scores of its detections."""
+        boxes, scores, labels = (np.asarray(values) for values in found)
+        names = self.detector.class_names
+        return visualize.draw_image(image, boxes, labels, scores, class_names=names)
+
     def save_crops(self, image: np.ndarray, found: Detections, name: str) -> str | None:
         """Writes the crops of an image or frame if they are wanted, see `Crops.save`."""
         return self._crops.save(image, found, name) if self._crops else None
@@ -245,7 +252,7 @@ def _annotate_images(
         for (path, image), found in zip(batch, detections, strict=True):
             problem = None
             try:
-                outputs.save_image(detector.draw(image, found), targets[path])
+                outputs.save_image(run.draw(image, found), targets[path])
             except OSError as error:
                 problem = f"{path}: {run.not_written(targets[path], error)}"
             crops = run.save_crops(image, found, targets[path].name)
@@ -278,7 +285,7 @@ def _annotate_video(
                 for batch in _batches(taken, most=most):
                     detections = run.detect([image for _, image in batch])
                     for (due, image), found in zip(batch, detections, strict=True):
-                        copy.write(np.asarray(detector.draw(image, found)), due)
+                        copy.write(np.asarray(run.draw(image, found)), due)
                         frames.append(
                             (round(float(due), 6), outputs.as_json(found, detector.class_names))
                         )
