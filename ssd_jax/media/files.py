@@ -240,14 +240,14 @@ def _is_dir(path: Path) -> bool:
 def _numbered(paths: Iterable[Input]) -> list[Input]:
     """Gives addresses that look alike without their secrets a number."""
     taken: dict[str, int] = {}
-    told: list[Input] = []
+    distinct: list[Input] = []
     for path in paths:
         if isinstance(path, addresses.Address):
             taken[path.shown] = number = taken.get(path.shown, 0) + 1
             if number > 1:
                 path = addresses.Address(path.url, f"{path.shown} ({number})")
-        told.append(path)
-    return told
+        distinct.append(path)
+    return distinct
 
 
 class FreePlaces:
