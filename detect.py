@@ -1,18 +1,19 @@
-"""Finds objects in pictures and videos.
+"""Detects objects in images and videos.
 
   python detect.py --weights ssd300-coco PICTURE.jpg
   python detect.py --checkpoint runs/quickstart/checkpoints/500 FOLDER --score_threshold 0.3
-  python detect.py --workdir runs/quickstart PICTURE.jpg FOLDER 'photos/*.png' FILM.mp4
+  python detect.py --workdir runs/quickstart PICTURE.jpg FOLDER 'photos/*.png' VIDEO.mp4
   python detect.py --weights runs/quickstart/export/detector.onnx PICTURE.jpg
   python detect.py --workdir runs/quickstart --camera 0          until Ctrl-C
-  python detect.py --workdir runs/quickstart https://HOST/FILM.mp4 -- --name.jpg
+  python detect.py --workdir runs/quickstart https://HOST/VIDEO.mp4 -- --name.jpg
 
 Writes each with its boxes, and detections.json with all boxes in pixels, into --output, by default
-the first of detections, detections-2, ... that is not there yet. A film's copy has no sound. What
+the first of detections, detections-2, ... that is not there yet. A video's copy has no sound. What
 cannot be read is named at the end, and the exit status is 2; the others are done all the same.
 
-Ctrl-C, SIGTERM and SIGHUP end it after the batch that is begun: the film so far and detections.json
-are written, and the exit status is 130, 143 or 129. A camera ends by Ctrl-C with status 0.
+Ctrl-C, SIGTERM and SIGHUP end it after the batch that is begun: the video so far and
+detections.json are written, and the exit status is 130, 143 or 129. A camera ends by Ctrl-C with
+status 0.
 """
 
 import functools
@@ -27,8 +28,9 @@ from absl import flags
 from ssd_jax import cli, console, errors, stopping
 
 if TYPE_CHECKING:
-    from ssd_jax import adapters, media
+    from ssd_jax import adapters
     from ssd_jax import detector as detector_lib
+    from ssd_jax.media import files, outputs
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", None, "Workdir of the run; its best checkpoint is taken.")
@@ -36,10 +38,8 @@ flags.DEFINE_string("checkpoint", None, "One checkpoint, WORKDIR/checkpoints/STE
 flags.DEFINE_string("weights", None, "A detector's weights: a file of any framework, or a name.")
 flags.DEFINE_string("output", None, "Folder of the results; a new one by default.")
 flags.DEFINE_bool("overwrite", False, "Write into a folder that holds files already.")
-flags.DEFINE_bool("crops", False, "Also write a picture of each object, OUTPUT/crops/CLASS/.")
-flags.DEFINE_string(
-    "coco", None, "COCO's JSON that has the pictures: also write coco_results.json."
-)
+flags.DEFINE_bool("crops", False, "Also write an image of each object, OUTPUT/crops/CLASS/.")
+flags.DEFINE_string("coco", None, "COCO's JSON that has the images: also write coco_results.json.")
 flags.DEFINE_list("classes", [], "Only these, with commas between them: dog,cat.")
 flags.DEFINE_string(
     "camera", None, "A camera: number, device, rtsp://HOST/1, or FFmpeg's FORMAT:NAME."
@@ -60,23 +60,24 @@ def main(argv: Sequence[str]) -> None:
     FLAGS.set_gnu_getopt()  # flags may follow the files
     trained = functools.cache(cli.find_trained)
     names = cli.parse(argv, saved=lambda: trained().config)
-    from ssd_jax import adapters, media
+    from ssd_jax import adapters
+    from ssd_jax.media import annotate, files, outputs
 
     cli.keep_compiled(FLAGS.config.data.cache_dir)
-    inputs = media.find(names) if names or FLAGS.camera is None else media.Inputs([], [])
+    inputs = files.find(names) if names or FLAGS.camera is None else files.Inputs([], [])
     ids = None
     if FLAGS.coco:
         if FLAGS.camera is not None:
             raise errors.UserError("give either --coco or --camera: what a camera sees has no ids")
         ids = adapters.read_coco_ids(Path(FLAGS.coco))
     detector = trained().build(FLAGS.config)
-    media.check_classes(detector, FLAGS.classes)
+    annotate.check_classes(detector, FLAGS.classes)
     if ids:
-        media.check_coco(ids, inputs.paths, FLAGS.classes or detector.class_names)
-    folder = media.output_folder(
+        outputs.check_coco(ids, inputs.paths, FLAGS.classes or detector.class_names)
+    folder = files.output_folder(
         FLAGS.output, default=Path("detections"), overwrite=FLAGS.overwrite
     )
-    outcomes: list[media.Outcome] = []
+    outcomes: list[outputs.Outcome] = []
     trouble = None
     with stopping.Stop() as stop, folder as output:
         try:
@@ -101,15 +102,15 @@ def main(argv: Sequence[str]) -> None:
 
 def found(
     detector: "detector_lib.Detector",
-    paths: "Sequence[media.Input]",
+    paths: "Sequence[files.Input]",
     output: Path,
     stop: stopping.Stop,
-) -> "Iterator[media.Outcome]":
+) -> "Iterator[outputs.Outcome]":
     """Detects in the inputs, then in what the camera sees; writes their copies."""
-    from ssd_jax import media
+    from ssd_jax.media import annotate, files, outputs
 
-    targets = media.places(paths, output)
-    with media.Progress(len(targets) + (FLAGS.camera is not None)) as progress:
+    targets = files.places(paths, output)
+    with outputs.Progress(len(targets) + (FLAGS.camera is not None)) as progress:
         options: Any = {
             "score_threshold": FLAGS.score_threshold,
             "classes": FLAGS.classes,
@@ -117,13 +118,15 @@ def found(
             "on_frame": progress.frame,
             "stopped": stop,
         }
-        for outcome in media.annotate(detector, targets, **options):
+        for outcome in annotate.annotate_inputs(detector, targets, **options):
             yield outcome
             progress.done(outcome)
         if FLAGS.camera is not None and not stop():
             camera = int(FLAGS.camera) if FLAGS.camera.isdecimal() else FLAGS.camera
-            place = media.camera_place(targets, output)
-            seen = media.annotate_camera(detector, camera, place, seconds=FLAGS.seconds, **options)
+            place = files.camera_place(targets, output)
+            seen = annotate.annotate_camera(
+                detector, camera, place, seconds=FLAGS.seconds, **options
+            )
             if seen:
                 yield seen
                 progress.done(seen)
@@ -131,22 +134,22 @@ def found(
 
 def write(
     detector: "detector_lib.Detector",
-    outcomes: "Sequence[media.Outcome]",
+    outcomes: "Sequence[outputs.Outcome]",
     output: Path,
     ids: "adapters.CocoIds | None",
 ) -> tuple[dict[str, Path], list[str]]:
     """Writes everything but the copies; where it lies, and a line for what was not written."""
-    from ssd_jax import media
+    from ssd_jax.media import outputs
 
     if not outcomes:
         return {}, []
     places, problems = {}, []
     writers: dict[str, tuple[str, Callable[[Path], None]]] = {
-        "detections": ("detections.json", lambda place: media.write_json(place, outcomes))
+        "detections": ("detections.json", lambda place: outputs.write_json(place, outcomes))
     }
     if ids:
         writers["COCO's results"] = (
-            "coco_results.json", lambda place: media.write_coco(place, outcomes, ids)
+            "coco_results.json", lambda place: outputs.write_coco(place, outcomes, ids)
         )  # fmt: skip
     for name, (file, writer) in writers.items():
         try:
@@ -163,14 +166,14 @@ def write(
 
 def say(
     detector: "detector_lib.Detector",
-    outcomes: "Sequence[media.Outcome]",
+    outcomes: "Sequence[outputs.Outcome]",
     places: Mapping[str, Path],
 ) -> None:
     """Says where everything lies, and what helps if nothing was found."""
-    from ssd_jax import media
+    from ssd_jax.media import outputs
 
     read = [outcome.found for outcome in outcomes if outcome.found is not None]
-    if read and not any(map(media.found_labels, read)):
+    if read and not any(map(outputs.found_labels, read)):
         what = FLAGS.classes or [f"object of the {len(detector.class_names)} classes"]
         console.stdout.print(
             f"No {' or '.join(what)} scores more than {FLAGS.score_threshold:g}: a lower "
@@ -180,7 +183,7 @@ def say(
     cli.show_places(places)
 
 
-def is_camera_ended(outcomes: "Sequence[media.Outcome]", number: signal.Signals) -> bool:
+def is_camera_ended(outcomes: "Sequence[outputs.Outcome]", number: signal.Signals) -> bool:
     """Whether Ctrl-C ended a camera, for which it is the usual end."""
     return number == signal.SIGINT and bool(outcomes) and isinstance(outcomes[-1].path, str)
 

@@ -118,14 +118,14 @@ def make_folder(home: Path) -> Path:
     Raises:
       UserError: It can't be written to, or is an --output that holds files.
     """
-    from ssd_jax import media
+    from ssd_jax.media import files as media_files
 
     if FLAGS.output or of_run():
         folder = Path(FLAGS.output or home)
-        media.make_folder(folder, overwrite=FLAGS.overwrite or not FLAGS.output)
+        media_files.make_folder(folder, overwrite=FLAGS.overwrite or not FLAGS.output)
     else:
-        folder = media.new_folder(home)
-        atexit.register(media.remove_empty, folder)  # where nothing comes of it
+        folder = media_files.new_folder(home)
+        atexit.register(media_files.remove_empty, folder)  # where nothing comes of it
     try:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:

@@ -46,7 +46,8 @@ def main(argv: Sequence[str]) -> None:
     FLAGS.set_gnu_getopt()  # flags may follow the pictures
     trained = functools.cache(cli.find_trained)
     names = cli.parse(argv, saved=lambda: trained().config)
-    from ssd_jax import export, media
+    from ssd_jax import export
+    from ssd_jax.media import files as media_files
 
     config = FLAGS.config
     cli.keep_compiled(config.data.cache_dir)
@@ -55,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
     output = Path(FLAGS.output or trained().folder / "export")
     if not FLAGS.output and output.is_symlink():  # in a workdir that may be somebody else's
         output.unlink()
-    media.make_folder(output, overwrite=FLAGS.overwrite)
+    media_files.make_folder(output, overwrite=FLAGS.overwrite)
     places = {name: output / f"detector.{name}" for name in FLAGS.formats}
     console.stdout.print(console.plain(f"exporting {trained().place}"))
     for path in places.values():
@@ -69,14 +70,14 @@ def main(argv: Sequence[str]) -> None:
 
 def pictures_of(names: Sequence[str]) -> list[Path]:
     """The picture files that a command line names."""
-    from ssd_jax import media
+    from ssd_jax.media import files as media_files
 
-    inputs = media.find(names)
+    inputs = media_files.find(names)
     for line in inputs.problems:
         console.warn(line)
     pictures = [path for path in inputs.paths if isinstance(path, Path)]
     for path in inputs.paths:
-        if media.is_video(path):
+        if media_files.is_video(path):
             raise errors.UserError(f"{path}: a video; name pictures to compare on")
     return pictures
 

@@ -1,8 +1,8 @@
-"""Detections as others have them: COCO's results and `supervision.Detections`, there and back."""
+"""Detections in other forms: COCO results, their one writer, and `supervision.Detections`."""
 
 import importlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,11 +15,11 @@ _MOST_BYTES = 2 << 30  # of COCO's JSON; the largest of COCO's own has 0.5 GB
 
 
 class CocoIds(NamedTuple):
-    """What COCO's results refer to.
+    """What COCO results refer to.
 
     Attributes:
       file: The JSON that gives the ids.
-      images: Of each picture, by the last part of its file name.
+      images: Of each image, by the last part of its file name.
       categories: Of each class, by its name.
     """
 
@@ -29,7 +29,7 @@ class CocoIds(NamedTuple):
 
 
 def read_coco_ids(path: Path) -> CocoIds:
-    """The ids of pictures and classes in COCO's JSON, `instances_*` or `image_info_*`.
+    """The ids of images and classes in COCO's JSON, `instances_*` or `image_info_*`.
 
     Raises:
       UserError: If it cannot be read, is no file or larger than 2 GiB, is not in COCO's form, or
@@ -70,16 +70,15 @@ def _ids_of(content: Any, part: str, field: str, path: Path) -> dict[str, int]:
 def to_coco(
     found: Detections, *, image_id: int, category_ids: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """The detections of one picture as COCO's results have them.
+    """The detections of one image as COCO results have them.
 
     Args:
       found: As a detector gives it: corners in pixels, used rows only.
-      image_id: Of the picture.
+      image_id: COCO's id of the image.
       category_ids: The id of label k is `category_ids[k - 1]`.
 
     Returns:
-      For each detection `image_id`, `category_id`, `bbox` (x, y, width, height in pixels) and
-      `score`.
+      See `coco_rows`.
 
     Raises:
       ValueError: If a label has no id.
@@ -89,20 +88,67 @@ def to_coco(
     if any(not 1 <= label <= len(category_ids) for label in labels):
         raise ValueError(f"labels reach from 1 to {len(category_ids)}; these are {set(labels)}")
     bboxes = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
-    columns = bboxes.tolist(), np.asarray(found.scores, np.float64).tolist(), labels
-    return [
-        {"image_id": image_id, "category_id": category_ids[label - 1], "bbox": bbox, "score": score}
-        for bbox, score, label in zip(*columns, strict=True)
-    ]
+    return list(
+        coco_rows(
+            bboxes.tolist(),
+            np.asarray(found.scores, np.float64).tolist(),
+            [category_ids[label - 1] for label in labels],
+            image_id=image_id,
+        )
+    )
+
+
+def coco_rows(
+    bboxes: Iterable[Sequence[float]],
+    scores: Iterable[float],
+    categories: Iterable[int],
+    *,
+    image_id: int,
+) -> Iterator[dict[str, Any]]:
+    """The detections of one image as COCO results.
+
+    Args:
+      bboxes: x, y, width and height in pixels, of each detection.
+      scores: Of each detection.
+      categories: COCO's id of the class of each detection.
+      image_id: COCO's id of the image.
+
+    Yields:
+      For each detection `image_id`, `category_id`, `bbox` and `score`.
+    """
+    for bbox, score, category in zip(bboxes, scores, categories, strict=True):
+        yield {
+            "image_id": image_id, "category_id": category, "bbox": list(bbox), "score": score
+        }  # fmt: skip
+
+
+def write_coco(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes COCO results as JSON, a detection a line, in place of an earlier file.
+
+    Args:
+      path: Of the file, whose folder is there.
+      rows: As of `to_coco` or `coco_rows`; of their numbers nine digits are written, which is all
+        that float32 holds.
+
+    Raises:
+      OSError: If the file cannot be written. What was at `path` is then as it was before.
+    """
+    with files.replacing(path) as file:
+        file.write(b"[")
+        for number, row in enumerate(rows):
+            bbox, score = [_nine(value) for value in row["bbox"]], _nine(row["score"])
+            line = json.dumps({**row, "bbox": bbox, "score": score})
+            file.write(((",\n" if number else "") + line).encode())
+        file.write(b"]\n")
 
 
 def from_coco(
     results: Iterable[Mapping[str, Any]], *, category_ids: Sequence[int]
 ) -> dict[int, Detections]:
-    """COCO's results as the detections of each picture, best first.
+    """COCO results as the detections of each image, best first.
 
     Args:
-      results: As of `to_coco`, of any number of pictures.
+      results: As of `to_coco`, of any number of images.
       category_ids: Label k is that of `category_ids[k - 1]`.
 
     Returns:
@@ -125,7 +171,7 @@ def from_coco(
 
 
 def to_supervision(found: Detections, class_names: Sequence[str]) -> Any:
-    """The detections of one picture as `supervision.Detections`.
+    """The detections of one image as `supervision.Detections`.
 
     Args:
       found: As a detector gives it: corners in pixels, used rows only.
@@ -162,6 +208,10 @@ def _detections(boxes: Any, scores: Any, labels: Any) -> Detections:
     columns: Any = (np.asarray(boxes, np.float32).reshape(-1, 4), np.asarray(scores, np.float32))
     order = np.argsort(-columns[1], kind="stable")
     return Detections(*(column[order] for column in (*columns, np.asarray(labels, np.int32))))
+
+
+def _nine(value: float) -> float:
+    return float(f"{value:.9g}")
 
 
 def _supervision() -> Any:

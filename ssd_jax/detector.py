@@ -157,8 +157,7 @@ class Detector:
         """
         boxes, scores, labels = (np.asarray(values) for values in found)
         picture = read_picture(image, max_megapixels=self.config.data.max_megapixels)
-        drawn = visualize.draw(picture, boxes, labels, scores, class_names=self.class_names)
-        return Image.fromarray(drawn)
+        return visualize.draw_image(picture, boxes, labels, scores, class_names=self.class_names)
 
     def _place(self, picture: Picture) -> _Placed:
         image = read_picture(picture, max_megapixels=self.config.data.max_megapixels)

@@ -67,6 +67,20 @@ def draw(
     Raises:
       ValueError: The labels are no integers, such as scores in their place.
     """
+    options: Any = {"class_names": class_names, "score_format": score_format}
+    return _pixels(draw_image(image, boxes, labels, scores, **options))
+
+
+def draw_image(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    scores: np.ndarray | None = None,
+    *,
+    class_names: Sequence[str],
+    score_format: str = ".2f",
+) -> Image.Image:
+    """The same as `draw`, as the PIL image that it is drawn on: RGB, to be saved or shown."""
     labels = np.asarray(labels)
     if not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"labels must be integers, not {labels.dtype}: are they the scores?")
@@ -84,7 +98,7 @@ def draw(
         score = "" if scores is None else f" {float(scores[k]):{score_format}}"
         caption, font = _caption(class_names[label - 1], label, score, size)
         _tag(pen, corners[k][:2], caption, class_color(label), font, canvas.size)
-    return _pixels(canvas)
+    return canvas
 
 
 def grid(

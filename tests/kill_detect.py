@@ -32,7 +32,7 @@ def trial(folder, output, chance):
     names = [str(path) for path in sorted(folder.glob("*.jpg"))]
     command = [
         sys.executable, scripts.ROOT / "detect.py", "--workdir", folder / "workdir",
-        "--score_threshold", "0", "--output", output, *names, folder / "film.mp4",
+        "--score_threshold", "0", "--output", output, *names, folder / "video.mp4",
     ]  # fmt: skip
     sent = chance.choice([[signal.SIGTERM], [signal.SIGHUP], [signal.SIGHUP, signal.SIGTERM]])
     after = chance.randrange(IMAGES + 1)
@@ -78,7 +78,7 @@ def main():
         test_detect_script.write_workdir(folder / "workdir")
         for number in range(IMAGES):
             test_detect_script.noise(folder / f"{number:03d}.jpg", size=(400, 300))
-        test_media.film(folder / "film.mp4", frames=FRAMES)
+        test_media.video_file(folder / "video.mp4", frames=FRAMES)
         for number in range(options.trials):
             print(trial(folder, folder / f"out_{number}", chance), flush=True)
 

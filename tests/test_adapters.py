@@ -1,5 +1,6 @@
-"""Detections as others have them, and back."""
+"""Detections in other forms, and back."""
 
+import json
 import sys
 import types
 
@@ -34,7 +35,7 @@ def test_coco_by_hand():
     assert adapters.to_coco(NOTHING, image_id=7, category_ids=(1,)) == []
 
 
-def test_coco_there_and_back_of_several_pictures():
+def test_coco_there_and_back_of_several_images():
     rows = [
         row
         for image_id in (7, 3)
@@ -44,6 +45,27 @@ def test_coco_there_and_back_of_several_pictures():
     assert set(found) == {3, 7}
     for one in found.values():
         assert_same(one, FOUND)
+
+
+def test_coco_results_are_written_with_nine_digits_a_detection_a_line(tmp_path):
+    rows = adapters.coco_rows(
+        [[1 / 3, 0, 10.3 - 0.1, 2e6 / 3], (0, 0, 1, 1)], [1 / 7, 0.5], [90, 1], image_id=7
+    )
+    adapters.write_coco(tmp_path / "a.json", rows)
+    assert (tmp_path / "a.json").read_text(encoding="utf-8") == (
+        '[{"image_id": 7, "category_id": 90, "bbox": [0.333333333, 0.0, 10.2, 666666.667], '
+        '"score": 0.142857143},\n'
+        '{"image_id": 7, "category_id": 1, "bbox": [0.0, 0.0, 1.0, 1.0], "score": 0.5}]\n'
+    )
+    adapters.write_coco(tmp_path / "a.json", [])
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == []
+
+
+def test_coco_results_that_fail_leave_the_earlier_file(tmp_path):
+    (tmp_path / "a.json").write_text("[]")
+    with pytest.raises(ZeroDivisionError):
+        adapters.write_coco(tmp_path / "a.json", (1 // 0 for _ in range(1)))
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.json", "[]")]
 
 
 def test_pycocotools_takes_them():

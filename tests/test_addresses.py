@@ -12,7 +12,11 @@ import numpy as np
 import pytest
 import test_media
 
-from ssd_jax import addresses, errors, media
+from ssd_jax import addresses, errors
+from ssd_jax.media import annotate as annotate_lib
+from ssd_jax.media import files as media_files
+from ssd_jax.media import outputs
+from ssd_jax.media import video as video_lib
 
 SECRET = "s3cret"
 
@@ -53,11 +57,11 @@ def server(tmp_path):
 
 
 @pytest.fixture
-def film(server, tmp_path):
+def video(server, tmp_path):
     """A served video whose index is at its end; it is larger than a buffer."""
-    path = tmp_path / "served/film.mp4"
+    path = tmp_path / "served/video.mp4"
     pixels = np.random.default_rng(0)
-    with media.video_writer(path, (96, 128), rate=Fraction(10)) as write:
+    with video_lib.video_writer(path, (96, 128), rate=Fraction(10)) as write:
         for number in range(20):
             write(pixels.integers(0, 256, (96, 128, 3), dtype=np.uint8), Fraction(number, 10))
     assert path.stat().st_size > 1 << 17
@@ -67,14 +71,14 @@ def film(server, tmp_path):
 @pytest.mark.parametrize(
     ("address", "shown"),
     [
-        ("http://host/a/film.mp4", "http://host/a/film.mp4"),
+        ("http://host/a/video.mp4", "http://host/a/video.mp4"),
         ("RTSP://user:s3cret@host:554/1", "RTSP://...@host:554/1"),
         ("rtsp://user:s3@cret@host/1", "rtsp://...@host/1"),
         ("rtsp://user:s3/cret@host/1", "rtsp://..."),
         ("rtsp://user:s3?cret@host/1", "rtsp://..."),
         ("rtsp://user:s#3@cret@host/1", "rtsp://..."),
-        ("https://host/film.mp4?token=s3cret#s3cret", "https://host/film.mp4?..."),
-        ("https://host/film.mp4?token=a@s3cret", "https://..."),
+        ("https://host/video.mp4?token=s3cret#s3cret", "https://host/video.mp4?..."),
+        ("https://host/video.mp4?token=a@s3cret", "https://..."),
         ("rtsp://host/user=admin&password=s3cret/1", "rtsp://host/.../1"),
         ("http://user:s3\ncret@host/1", "http://...@host/1"),
     ],
@@ -102,7 +106,7 @@ def test_other_schemes_are_one_line(scheme):
 @pytest.mark.parametrize(
     ("address", "name"),
     [
-        ("http://u:p@host/a/film.mp4?x=1", "film.mp4"),
+        ("http://u:p@host/a/video.mp4?x=1", "video.mp4"),
         ("rtsp://u:p@camera:554", "camera_554"),
         ("http://host/..%2Fup%2fdown.mp4", "__up_down.mp4"),
         ("http://user:s3/cret@host/a.mp4", "video"),
@@ -113,30 +117,30 @@ def test_copies_are_named_after_the_path(address, name):
     assert addresses.parse(address).name == name
 
 
-def test_a_picture_at_an_address_is_one_line():
+def test_a_image_at_an_address_is_one_line():
     with pytest.raises(errors.UserError, match=r"^https://host/bus.jpg\?...: .*download it"):
-        media.find(["https://host/bus.jpg?size=2"])
+        media_files.find(["https://host/bus.jpg?size=2"])
 
 
-def test_a_video_of_a_server_is_annotated_as_its_file_is(server, film, tmp_path):
-    url = f"http://user:{SECRET}@{server.at}/film.mp4?token={SECRET}"
-    paths = media.find([url, url.replace("token", "other")]).paths
-    [here] = test_media.annotate([film], tmp_path / "here")
+def test_a_video_of_a_server_is_annotated_as_its_file_is(server, video, tmp_path):
+    url = f"http://user:{SECRET}@{server.at}/video.mp4?token={SECRET}"
+    paths = media_files.find([url, url.replace("token", "other")]).paths
+    [here] = test_media.annotate([video], tmp_path / "here")
     there, again = test_media.annotate(paths, tmp_path / "out")
     assert (there.problem, there.found) == (None, here.found)
     assert [str(one.path) for one in (there, again)] == [
-        f"http://...@{server.at}/film.mp4?...",
-        f"http://...@{server.at}/film.mp4?... (2)",
+        f"http://...@{server.at}/video.mp4?...",
+        f"http://...@{server.at}/video.mp4?... (2)",
     ]
-    assert [one.place.name for one in (there, again)] == ["film.mp4", "film-2.mp4"]
-    assert server.asked[0] == (f"/film.mp4?token={SECRET}", "Basic dXNlcjpzM2NyZXQ=")
-    media.write_json(tmp_path / "d.json", [there, again])
+    assert [one.place.name for one in (there, again)] == ["video.mp4", "video-2.mp4"]
+    assert server.asked[0] == (f"/video.mp4?token={SECRET}", "Basic dXNlcjpzM2NyZXQ=")
+    outputs.write_json(tmp_path / "d.json", [there, again])
     assert SECRET not in (tmp_path / "d.json").read_text() + repr(there)
 
 
-def test_a_password_is_not_sent_on_to_another_server(server, film, tmp_path):
-    address = f"http://user:{SECRET}@{server.at}/to/http://{server.at}/film.mp4"
-    [outcome] = test_media.annotate(media.find([address]).paths, tmp_path / "out")
+def test_a_password_is_not_sent_on_to_another_server(server, video, tmp_path):
+    address = f"http://user:{SECRET}@{server.at}/to/http://{server.at}/video.mp4"
+    [outcome] = test_media.annotate(media_files.find([address]).paths, tmp_path / "out")
     assert outcome.problem is None
     assert [bool(code) for _, code in server.asked] == [True, False]
 
@@ -152,7 +156,7 @@ def test_a_password_is_not_sent_on_to_another_server(server, film, tmp_path):
 def test_a_server_that_gives_no_video_is_one_line(server, tmp_path, path, reason):
     (tmp_path / "served/text.mp4").write_text("no video")
     address = f"http://user:{SECRET}@{server.at}/{path}"
-    [outcome] = test_media.annotate(media.find([address]).paths, tmp_path / "out")
+    [outcome] = test_media.annotate(media_files.find([address]).paths, tmp_path / "out")
     assert outcome.found is None
     assert outcome.problem.endswith((f"not a readable video ({reason})", "of no known format)"))
     assert SECRET not in outcome.problem
@@ -160,32 +164,32 @@ def test_a_server_that_gives_no_video_is_one_line(server, tmp_path, path, reason
 
 def test_no_server_is_one_line_without_the_password(tmp_path):
     for address in (f"http://u:{SECRET}@127.0.0.1:1/a.mp4", f"http://u:{SECRET}/x@127.0.0.1/a.mp4"):
-        [outcome] = test_media.annotate(media.find([address]).paths, tmp_path / "out")
+        [outcome] = test_media.annotate(media_files.find([address]).paths, tmp_path / "out")
         assert "not a readable video (" in outcome.problem
         assert SECRET not in outcome.problem
 
 
 def test_a_playlist_of_a_server_leads_to_its_parts_and_to_no_file(server, tmp_path):
-    part = test_media.film(tmp_path / "served/part.ts", frames=5)
+    part = test_media.video_file(tmp_path / "served/part.ts", frames=5)
     text = "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:0.2,\n{}\n#EXT-X-ENDLIST\n"
     (tmp_path / "served/good.m3u8").write_text(text.format("part.ts"))
     (tmp_path / "served/evil.m3u8").write_text(text.format(part.as_uri()))
     names = [f"http://{server.at}/{name}.m3u8" for name in ("good", "evil")]
-    good, evil = test_media.annotate(media.find(names).paths, tmp_path / "out")
+    good, evil = test_media.annotate(media_files.find(names).paths, tmp_path / "out")
     assert len(good.found["frames"]) == 5
     assert evil.found is None
 
 
 @pytest.mark.parametrize("kind", ["", "mov:"])
-def test_a_camera_at_an_address_keeps_its_password(server, film, tmp_path, kind):
-    camera = f"{kind}http://user:{SECRET}@{server.at}/film.mp4"
-    outcome = media.annotate_camera(
+def test_a_camera_at_an_address_keeps_its_password(server, video, tmp_path, kind):
+    camera = f"{kind}http://user:{SECRET}@{server.at}/video.mp4"
+    outcome = annotate_lib.annotate_camera(
         test_media.FakeDetector(), camera, tmp_path / "c.mp4", score_threshold=0.5
     )
     assert SECRET not in repr(outcome)
-    assert outcome.path == f"camera {kind}http://...@{server.at}/film.mp4"
-    missing = media.annotate_camera(
-        test_media.FakeDetector(), camera.replace("film", "none"), tmp_path / "c.mp4",
+    assert outcome.path == f"camera {kind}http://...@{server.at}/video.mp4"
+    missing = annotate_lib.annotate_camera(
+        test_media.FakeDetector(), camera.replace("video", "none"), tmp_path / "c.mp4",
         score_threshold=0.5,
     )  # fmt: skip
     assert "404" in missing.problem

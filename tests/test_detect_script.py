@@ -15,9 +15,10 @@ import pytest
 import scripts
 from PIL import Image
 
-from ssd_jax import build, media
+from ssd_jax import build
 from ssd_jax import config as config_lib
 from ssd_jax.data import synthetic
+from ssd_jax.media import video as video_lib
 from ssd_jax.training import checkpoint, step
 
 
@@ -53,25 +54,29 @@ def noise(path, *, size):
     return path
 
 
-def test_pictures_and_videos_are_annotated_and_listed(workdir, tmp_path):
+def test_images_and_videos_are_annotated_and_listed(workdir, tmp_path):
     photos, output = tmp_path / "photos", tmp_path / "out"
     photos.mkdir()
     sizes = {"a.jpg": (90, 60), "b.png": (50, 70)}
     for name, size in sizes.items():
         noise(photos / name, size=size)
-    with media.video_writer(tmp_path / "film.mp4", (48, 64), rate=Fraction(10)) as write:
+    with video_lib.video_writer(tmp_path / "video.mp4", (48, 64), rate=Fraction(10)) as write:
         for level in range(6):
             write(np.full((48, 64, 3), 40 * level, np.uint8), Fraction(level, 10))
     done = detect(
-        "--workdir", workdir, photos, tmp_path / "film.mp4", "--output", output,
+        "--workdir", workdir, photos, tmp_path / "video.mp4", "--output", output,
         "--score_threshold", 0,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     found = json.loads((output / "detections.json").read_text(encoding="utf-8"))
-    assert list(found) == [str(photos / "a.jpg"), str(photos / "b.png"), str(tmp_path / "film.mp4")]
-    film = found.pop(str(tmp_path / "film.mp4"))
-    assert (film["fps"], film["size"], len(film["frames"])) == (10, [64, 48], 6)
-    assert (output / "film.mp4").exists()
+    assert list(found) == [
+        str(photos / "a.jpg"),
+        str(photos / "b.png"),
+        str(tmp_path / "video.mp4"),
+    ]
+    video = found.pop(str(tmp_path / "video.mp4"))
+    assert (video["fps"], video["size"], len(video["frames"])) == (10, [64, 48], 6)
+    assert (output / "video.mp4").exists()
     for path, size in zip(found, sizes.values(), strict=True):
         boxes = np.array(found[path]["boxes"])
         assert boxes.shape == (len(found[path]["scores"]), 4)
@@ -103,7 +108,7 @@ def test_cocos_results_have_the_ids_of_the_annotations(workdir, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-def test_a_broken_picture_is_named_and_the_others_are_done(workdir, tmp_path):
+def test_a_broken_image_is_named_and_the_others_are_done(workdir, tmp_path):
     """One whose name begins like a flag is named behind two dashes."""
     good, broken = noise(tmp_path / "--good.png", size=(40, 40)), tmp_path / "broken.jpg"
     broken.write_text("no picture")
@@ -119,9 +124,9 @@ def test_a_broken_picture_is_named_and_the_others_are_done(workdir, tmp_path):
 
 
 def test_a_broken_video_is_named_and_its_beginning_done(workdir, tmp_path):
-    path = tmp_path / "film.mp4"
+    path = tmp_path / "video.mp4"
     pixels = np.random.default_rng(0)
-    with media.video_writer(path, (48, 64), rate=Fraction(10)) as write:
+    with video_lib.video_writer(path, (48, 64), rate=Fraction(10)) as write:
         for k in range(20):
             write(pixels.integers(0, 256, (48, 64, 3), dtype=np.uint8), Fraction(k, 10))
     data = bytearray(path.read_bytes())
@@ -143,8 +148,8 @@ def test_a_second_run_gets_a_folder_of_its_own(workdir, tmp_path):
     assert refused(detect("--workdir", workdir, path, "--output", "detections", cwd=tmp_path))
 
 
-def test_a_camera_replaces_no_film_of_its_name(workdir, tmp_path):
-    with media.video_writer(tmp_path / "camera.mp4", (48, 64), rate=Fraction(10)) as write:
+def test_a_camera_replaces_no_video_of_its_name(workdir, tmp_path):
+    with video_lib.video_writer(tmp_path / "camera.mp4", (48, 64), rate=Fraction(10)) as write:
         write(np.zeros((48, 64, 3), np.uint8), Fraction(0))
     done = detect(
         "--workdir", workdir, "camera.mp4", "--camera", "lavfi:testsrc=size=32x32:rate=10",
@@ -152,7 +157,7 @@ def test_a_camera_replaces_no_film_of_its_name(workdir, tmp_path):
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     found = json.loads((tmp_path / "out" / "detections.json").read_text())
-    sizes = [film["size"] for film in found.values()]
+    sizes = [video["size"] for video in found.values()]
     assert sizes == [[64, 48], [32, 32]]
     for name, size in zip(("camera.mp4", "camera-2.mp4"), sizes, strict=True):
         with av.open(str(tmp_path / "out" / name)) as container:
@@ -181,9 +186,9 @@ def test_a_signal_ends_a_camera_whole(workdir, tmp_path, number):
         _, said = process.communicate()
     assert process.returncode == (0 if number == signal.SIGINT else 143), said
     assert said.count("\n") == (number == signal.SIGTERM)
-    [film] = json.loads((tmp_path / "out/detections.json").read_text()).values()
+    [video] = json.loads((tmp_path / "out/detections.json").read_text()).values()
     with av.open(str(tmp_path / "out/camera.mp4")) as container:
-        assert sum(1 for _ in container.decode(video=0)) == len(film["frames"]) > 0
+        assert sum(1 for _ in container.decode(video=0)) == len(video["frames"]) > 0
 
 
 def test_where_nothing_is_found_it_says_what_was_looked_for(workdir, tmp_path):
@@ -207,7 +212,7 @@ def test_where_nothing_is_found_it_says_what_was_looked_for(workdir, tmp_path):
 
 
 def test_no_input_is_refused(workdir):
-    assert refused(detect("--workdir", workdir), "picture")
+    assert refused(detect("--workdir", workdir), "image")
 
 
 def test_a_missing_file_is_named(workdir, tmp_path):

@@ -48,6 +48,38 @@ def test_the_page_of_the_configuration_is_that_of_the_dataclasses(monkeypatch):
     assert not re.findall(r"^\| (`config\S+`) .*\|\s*\|$", written, re.MULTILINE)
 
 
+def test_the_walk_of_one_photo_names_functions_that_are_there_and_none_twice():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    section = text.partition("## The walk of one photo\n")[2].partition("\n## ")[0]
+    hops = re.findall(r"^- `([\w.]+)`: \S", section, re.MULTILINE)
+    assert len(hops) == len(set(hops)) == section.count("\n- ")
+    for hop in hops:
+        assert is_defined(hop), hop
+
+
+def is_defined(name):
+    """Whether `MODULE.FUNCTION` or `MODULE.CLASS.METHOD` of the package or a script is there."""
+    parts = name.split(".")
+    for count in range(1, len(parts)):
+        for folder in (ROOT / "ssd_jax", ROOT):
+            path = folder.joinpath(*parts[:count]).with_suffix(".py")
+            if path.is_file() and has(ast.parse(path.read_text("utf-8")), parts[count:]):
+                return True
+    return False
+
+
+def has(node, names):
+    """Whether a definition, or an attribute of a class, of these nested names is in a body."""
+    if not names:
+        return True
+    for child in node.body:
+        target = getattr(child, "target", None)
+        name = getattr(child, "name", None) or getattr(target, "id", None)
+        if name == names[0]:
+            return has(child, names[1:])
+    return False
+
+
 def test_links_between_files_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):

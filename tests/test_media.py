@@ -8,6 +8,7 @@ import subprocess
 import sys
 import types
 import unicodedata
+from collections import Counter
 from concurrent import futures
 from fractions import Fraction
 from pathlib import Path
@@ -21,21 +22,25 @@ from PIL import Image
 from rich import console
 
 import ssd_jax
-from ssd_jax import adapters, build, errors, load, media
+from ssd_jax import adapters, build, errors, load
 from ssd_jax import config as config_lib
 from ssd_jax import detector as detector_lib
 from ssd_jax.data import synthetic
 from ssd_jax.detection import Detections
+from ssd_jax.media import annotate as annotate_lib
+from ssd_jax.media import crops as crops_lib
+from ssd_jax.media import files as media_files
+from ssd_jax.media import outputs
+from ssd_jax.media import video as video_lib
 
 ROOT = Path(__file__).parent.parent
 NAMES = ("ring", "cross")
 
 
 class FakeDetector:
-    """Finds a cross in the upper left quarter of every picture, and keeps the sizes of batches."""
+    """Finds a cross in the upper left quarter of every image, and keeps the sizes of batches."""
 
     class_names = NAMES
-    draw = detector_lib.Detector.draw
 
     def __init__(self, batch_size=4):
         self.config = config_lib.Config(eval=config_lib.EvalConfig(batch_size=batch_size))
@@ -57,7 +62,7 @@ class FakeDetector:
 
 @pytest.fixture(scope="module")
 def tiny():
-    """A network with random parameters, and 8 pictures a batch."""
+    """A network with random parameters, and 8 images a batch."""
     config = config_lib.Config()
     config.model.width, config.data.canvas = 0.125, 64
     config.eval.batch_size, config.eval.max_detections = 8, 5
@@ -69,7 +74,7 @@ def tiny():
     return detector_lib.Detector(config, NAMES, params)
 
 
-def picture(path, *, size=(40, 30), mode="RGB", **options):
+def image_file(path, *, size=(40, 30), mode="RGB", **options):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new(mode, size, 200 if mode in ("L", "I;16") else None).save(path, **options)
     return path
@@ -78,7 +83,7 @@ def picture(path, *, size=(40, 30), mode="RGB", **options):
 CODECS = {".flv": "flv", ".mpeg": "mpeg2video", ".mpg": "mpeg2video", ".webm": "libvpx"}
 
 
-def film(
+def video_file(
     path, *, frames=20, size=(64, 48), rate=Fraction(30000, 1001), rotation=0, seed=0, times=None,
     aspect=None,
 ):  # fmt: skip
@@ -116,7 +121,7 @@ def film(
 def read(path):
     """Frames, rate and problem of a video."""
     with av.open(str(path)) as container:
-        video = media.VideoReader(container)
+        video = video_lib.VideoReader(container)
         return [image for _, image in video], video.rate, video.problem
 
 
@@ -130,54 +135,60 @@ def times_of(path):
 
 def annotate(paths, output, detector=None, **options):
     output.mkdir(exist_ok=True)
-    targets = media.places(paths, output)
-    return list(media.annotate(detector or FakeDetector(), targets, score_threshold=0.5, **options))
+    targets = media_files.places(paths, output)
+    return list(
+        annotate_lib.annotate_inputs(
+            detector or FakeDetector(), targets, score_threshold=0.5, **options
+        )
+    )
 
 
-def test_a_folder_gives_its_pictures_sorted_and_nothing_else(tmp_path):
+def test_a_folder_gives_its_images_sorted_and_nothing_else(tmp_path):
     for name in ("b.PNG", "a.jpg", "sub/c.jpg"):
-        picture(tmp_path / name)
-    for name in ("notes.txt", ".hidden.jpg", "film.mp4"):
+        image_file(tmp_path / name)
+    for name in ("notes.txt", ".hidden.jpg", "video.mp4"):
         (tmp_path / name).touch()
-    assert media.find([str(tmp_path)]).paths == [tmp_path / "a.jpg", tmp_path / "b.PNG"]
+    assert media_files.find([str(tmp_path)]).paths == [tmp_path / "a.jpg", tmp_path / "b.PNG"]
 
 
-def test_a_glob_gives_pictures_and_videos_sorted(tmp_path):
+def test_a_glob_gives_images_and_videos_sorted(tmp_path):
     for name in ("b.jpg", "a.mp4", "c.txt", "deep/d.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert media.find([f"{tmp_path}/*"]).paths == [tmp_path / "a.mp4", tmp_path / "b.jpg"]
-    assert tmp_path / "deep/d.jpg" in media.find([f"{tmp_path}/**"]).paths
+    assert media_files.find([f"{tmp_path}/*"]).paths == [tmp_path / "a.mp4", tmp_path / "b.jpg"]
+    assert tmp_path / "deep/d.jpg" in media_files.find([f"{tmp_path}/**"]).paths
 
 
 def test_files_come_once_in_the_order_of_their_names(tmp_path):
-    b, a = picture(tmp_path / "b[1].jpg"), picture(tmp_path / "a.jpg")
-    assert media.find([str(b), str(tmp_path), str(a)]).paths == [b, a]
+    b, a = image_file(tmp_path / "b[1].jpg"), image_file(tmp_path / "a.jpg")
+    assert media_files.find([str(b), str(tmp_path), str(a)]).paths == [b, a]
 
 
 @pytest.mark.parametrize("name", ["missing.jpg", "*.jpg", "empty", "text/*", "x" * 300])
-def test_a_name_without_pictures_is_named(tmp_path, monkeypatch, name):
+def test_a_name_without_images_is_named(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
     Path("text").mkdir()
     Path("text/notes.txt").touch()
     with pytest.raises(errors.UserError) as error:
-        media.find([name])
+        media_files.find([name])
     assert str(error.value).startswith(f"{name}: ")
 
 
 def test_copies_never_share_a_name():
     paths = [Path("one/a.jpg"), Path("two/a.jpg"), Path("two/A.JPG"), Path("a-2.jpg")]
-    chosen = list(media.places(paths, Path("out")).values())
+    chosen = list(media_files.places(paths, Path("out")).values())
     assert chosen[:2] == [Path("out/a.jpg"), Path("out/a-2.jpg")]
     assert len({str(place).lower() for place in chosen}) == len(paths)
 
 
 def test_copies_of_many_files_of_one_name_take_their_places_at_once(monkeypatch):
-    looked, real = [], media.os.path.islink
-    monkeypatch.setattr(media.os.path, "islink", lambda path: looked.append(path) or real(path))
+    looked, real = [], media_files.os.path.islink
+    monkeypatch.setattr(
+        media_files.os.path, "islink", lambda path: looked.append(path) or real(path)
+    )
     paths = [Path(f"{k}/a.jpg") for k in range(2000)]
-    assert len(set(media.places(paths, Path("out")).values())) == 2000
+    assert len(set(media_files.places(paths, Path("out")).values())) == 2000
     assert len(looked) < 5 * 2000
 
 
@@ -186,7 +197,7 @@ def test_copies_of_many_files_of_one_name_take_their_places_at_once(monkeypatch)
 def test_copies_of_the_longest_names_can_be_written(tmp_path, ending, letter):
     size = len(os.fsencode(letter))
     names = [f"{letter * ((250 - len(ending)) // size)}{k}{ending}" for k in range(2)]
-    places = list(media.places([tmp_path / name for name in names], tmp_path).values())
+    places = list(media_files.places([tmp_path / name for name in names], tmp_path).values())
     assert len(set(places)) == 2
     for place in places:
         place.with_name(f"{place.name}-000001-100.jpg").touch()
@@ -197,56 +208,58 @@ def test_names_that_some_file_systems_take_for_one_are_two():
     names = [unicodedata.normalize(form, "\u00c9.jpg") for form in ("NFC", "NFD")]
     names.append(names[0].lower())
     paths = [Path(f"{k}/{name}") for k, name in enumerate(names)]
-    chosen = [place.name for place in media.places(paths, Path("out")).values()]
+    chosen = [place.name for place in media_files.places(paths, Path("out")).values()]
     folded = {unicodedata.normalize("NFC", name).casefold() for name in chosen}
     assert len(folded) == 3
 
 
 def test_a_copy_replaces_no_file_that_an_input_leads_to(tmp_path):
     (tmp_path / "out").mkdir()
-    real = picture(tmp_path / "out/a.jpg")
+    real = image_file(tmp_path / "out/a.jpg")
     (tmp_path / "a.jpg").symlink_to(real)
-    assert list(media.places([tmp_path / "a.jpg"], tmp_path / "out").values()) != [real]
+    assert list(media_files.places([tmp_path / "a.jpg"], tmp_path / "out").values()) != [real]
 
 
 def test_an_empty_name_is_not_the_folder_here(tmp_path, monkeypatch):
-    monkeypatch.chdir(picture(tmp_path / "a.jpg").parent)
+    monkeypatch.chdir(image_file(tmp_path / "a.jpg").parent)
     with pytest.raises(errors.UserError, match="empty"):
-        media.find([""])
+        media_files.find([""])
 
 
 def test_a_folder_that_cannot_be_searched_is_told_with_what_was_found(tmp_path, monkeypatch):
-    found = media.globs.Matches([tmp_path / "a.jpg"], ["b: what is in it cannot be listed: no"])
-    monkeypatch.setattr(media.globs, "expand", lambda name: found)
-    assert media.find(["*.jpg", "**/*.jpg"]) == (found.paths, found.problems)
-    monkeypatch.setattr(media.globs, "expand", lambda name: found._replace(paths=[]))
+    found = media_files.globs.Matches(
+        [tmp_path / "a.jpg"], ["b: what is in it cannot be listed: no"]
+    )
+    monkeypatch.setattr(media_files.globs, "expand", lambda name: found)
+    assert media_files.find(["*.jpg", "**/*.jpg"]) == (found.paths, found.problems)
+    monkeypatch.setattr(media_files.globs, "expand", lambda name: found._replace(paths=[]))
     with pytest.raises(errors.UserError, match=r"^b: what is in it"):
-        media.find(["*.jpg"])
+        media_files.find(["*.jpg"])
 
 
 def test_a_copy_never_replaces_an_input(tmp_path):
     paths = [tmp_path / "a.jpg", tmp_path / "a-2.jpg", tmp_path / "a.mp4"]
-    assert not set(media.places(paths, tmp_path).values()) & set(paths)
+    assert not set(media_files.places(paths, tmp_path).values()) & set(paths)
 
 
 def test_a_camera_has_a_place_of_its_own(tmp_path):
     paths = [Path("camera.mp4"), tmp_path / "camera-2.mp4"]
-    targets = media.places(paths, tmp_path)
-    assert media.camera_place({}, tmp_path) == tmp_path / "camera.mp4"
-    assert media.camera_place(targets, tmp_path) not in {*paths, *targets.values()}
+    targets = media_files.places(paths, tmp_path)
+    assert media_files.camera_place({}, tmp_path) == tmp_path / "camera.mp4"
+    assert media_files.camera_place(targets, tmp_path) not in {*paths, *targets.values()}
 
 
-@pytest.mark.parametrize("ending", media.VIDEOS)
-def test_films_of_every_ending_are_videos(tmp_path, ending):
+@pytest.mark.parametrize("ending", media_files.VIDEOS)
+def test_videos_of_every_ending_are_videos(tmp_path, ending):
     path = tmp_path / f"a{ending.upper()}"
     path.touch()
-    assert media.is_video(path)
-    assert media.find([f"{tmp_path}/*"]).paths == [path]
+    assert media_files.is_video(path)
+    assert media_files.find([f"{tmp_path}/*"]).paths == [path]
 
 
-def test_usual_endings_of_films_are_known():
+def test_usual_endings_of_videos_are_known():
     asked = {".3gp", ".flv", ".mpeg", ".mpg", ".mts", ".ts", ".wmv"}
-    assert asked <= set(media.VIDEOS)
+    assert asked <= set(media_files.VIDEOS)
 
 
 @pytest.mark.parametrize(
@@ -254,15 +267,15 @@ def test_usual_endings_of_films_are_known():
     [("a.JPEG", "a.JPEG"), ("a.gif", "a.png"), ("a", "a.png"), ("a.webm", "a.mp4")],
 )
 def test_copies_are_of_kinds_that_can_be_written(name, copy):
-    assert media.places([Path(name)], Path("out")) == {Path(name): Path("out") / copy}
+    assert media_files.places([Path(name)], Path("out")) == {Path(name): Path("out") / copy}
 
 
 @pytest.mark.parametrize(
     ("name", "mode"),
     [("a.jpg", "L"), ("a.jpg", "CMYK"), ("a.png", "I;16"), ("a.png", "RGBA"), ("a.gif", "P")],
 )
-def test_pictures_of_every_mode_are_annotated(tmp_path, name, mode):
-    [outcome] = annotate([picture(tmp_path / name, mode=mode)], tmp_path / "out")
+def test_images_of_every_mode_are_annotated(tmp_path, name, mode):
+    [outcome] = annotate([image_file(tmp_path / name, mode=mode)], tmp_path / "out")
     assert outcome.problem is None
     assert outcome.found == {"boxes": [[0, 0, 20, 15]], "scores": [0.75], "labels": ["cross"]}
     with Image.open(outcome.place) as copy:
@@ -272,13 +285,15 @@ def test_pictures_of_every_mode_are_annotated(tmp_path, name, mode):
 @pytest.mark.parametrize(
     "size", [(1, 1), (1, 900), pytest.param((8000, 6000), marks=pytest.mark.slow)]
 )
-def test_pictures_of_any_size_are_annotated(tmp_path, tiny, size):
-    path = picture(tmp_path / "a.png", size=size)
+def test_images_of_any_size_are_annotated(tmp_path, tiny, size):
+    path = image_file(tmp_path / "a.png", size=size)
     width, height = size
     [outcome] = annotate([path], tmp_path / "fake")
     assert outcome.found["boxes"] == [[0, 0, width / 2, height / 2]]
     (tmp_path / "out").mkdir()
-    [outcome] = media.annotate(tiny, media.places([path], tmp_path / "out"), score_threshold=0.0)
+    [outcome] = annotate_lib.annotate_inputs(
+        tiny, media_files.places([path], tmp_path / "out"), score_threshold=0.0
+    )
     assert outcome.problem is None
     boxes = np.array(outcome.found["boxes"])
     assert 1 <= len(boxes) <= 5
@@ -288,7 +303,7 @@ def test_pictures_of_any_size_are_annotated(tmp_path, tiny, size):
         assert copy.size == size
 
 
-def test_boxes_belong_to_the_upright_picture(tmp_path):
+def test_boxes_belong_to_the_upright_image(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # orientation: the stored rows are columns
     stored = Image.new("RGB", (40, 30))
@@ -303,10 +318,38 @@ def test_boxes_belong_to_the_upright_picture(tmp_path):
     assert pixels[28:, :20].max() < 40
 
 
-def test_broken_pictures_stop_nothing(tmp_path):
-    paths = [picture(tmp_path / f"{k}.png") for k in range(6)]
+def test_an_image_is_read_decoded_and_converted_once(tmp_path, monkeypatch):
+    """From the file to the drawn boxes; of a larger image the detector shrinks a copy."""
+    path = image_file(tmp_path / "a.jpg", size=(400, 300))
+    one = Detections(np.float32([[[0, 0, 0.5, 0.5]]]), np.float32([[0.75]]), np.int32([[2]]))
+    detector = detector_lib.Detector(config_lib.Config(), NAMES, {}, predict=lambda *_: one)
+    assert detector.config.data.canvas >= 400
+    counts = Counter()
+
+    def count(owner, name):
+        counted = getattr(owner, name)
+
+        def call(*args, **options):
+            counts[name] += 1
+            return counted(*args, **options)
+
+        monkeypatch.setattr(owner, name, call)
+
+    count(annotate_lib.files, "open_regular")
+    count(annotate_lib.image_files, "decode")
+    count(annotate_lib.image_files, "rgb")
+    count(Image, "fromarray")  # copies an array's pixels
+    count(Image.Image, "tobytes")  # copies an image's pixels, as `np.asarray` of it does
+    count(Image.Image, "convert")
+    [outcome] = annotate([path], tmp_path / "out", detector)
+    assert outcome.found["labels"] == ["cross"]
+    assert counts == {"open_regular": 1, "decode": 1, "fromarray": 1}
+
+
+def test_broken_images_stop_nothing(tmp_path):
+    paths = [image_file(tmp_path / f"{k}.png") for k in range(6)]
     paths[1].write_bytes(paths[1].read_bytes()[:50])
-    paths[3].write_text("no picture")
+    paths[3].write_text("no image")
     paths[5].unlink()
     outcomes = {outcome.path: outcome for outcome in annotate(paths, tmp_path / "out")}
     assert list(outcomes) == [paths[k] for k in (0, 2, 4, 1, 3, 5)]
@@ -316,7 +359,7 @@ def test_broken_pictures_stop_nothing(tmp_path):
 
 
 def test_a_copy_that_cannot_be_written_keeps_what_was_found(tmp_path):
-    path = picture(tmp_path / "a.png")
+    path = image_file(tmp_path / "a.png")
     (tmp_path / "out" / "a.png").mkdir(parents=True)
     [outcome] = annotate([path], tmp_path / "out")
     assert outcome.found["labels"] == ["cross"]
@@ -324,18 +367,18 @@ def test_a_copy_that_cannot_be_written_keeps_what_was_found(tmp_path):
 
 
 def test_batches_are_bounded_in_number_and_in_pixels(tmp_path, monkeypatch):
-    paths = [picture(tmp_path / f"{k}.png") for k in range(7)]
+    paths = [image_file(tmp_path / f"{k}.png") for k in range(7)]
     detector = FakeDetector(batch_size=3)
     annotate(paths, tmp_path / "out", detector)
     assert detector.batches == [3, 3, 1]
-    monkeypatch.setattr(media, "_BATCH_PIXELS", 2 * 40 * 30)
+    monkeypatch.setattr(annotate_lib, "_BATCH_PIXELS", 2 * 40 * 30)
     detector = FakeDetector(batch_size=3)
     annotate(paths, tmp_path / "out", detector)
     assert detector.batches == [2, 2, 2, 1]
 
 
 class SeeingDetector(FakeDetector):
-    """Finds, as a ring, the one thing in a picture that is brighter than its ground."""
+    """Finds, as a ring, the one thing in a image that is brighter than its ground."""
 
     def _find(self, image, score_threshold):
         rows, columns = np.nonzero(image.min(axis=2) > 100)
@@ -347,15 +390,15 @@ def test_twenty_seconds_of_moving_objects_keep_their_frames_and_get_boxes(tmp_pa
     shape = synthetic.silhouette(np.random.default_rng(0), "ring", 40).coverage[..., None]
     rows, columns = shape.shape[:2]
     rate, size = Fraction(10), (160, 240)
-    with media.video_writer(tmp_path / "film.mp4", size, rate=rate) as write:
+    with video_lib.video_writer(tmp_path / "video.mp4", size, rate=rate) as write:
         for k in range(200):
             frame = np.full((*size, 3), 40.0)
             top = 50 + round(40 * np.sin(k / 7))
             left = 20 + round(k * (size[1] - columns - 40) / 200)
             frame[top : top + rows, left : left + columns] += 200 * shape
             write(np.clip(frame, 0, 255).astype(np.uint8), k / rate)
-    before, *_ = read(tmp_path / "film.mp4")
-    [outcome] = annotate([tmp_path / "film.mp4"], tmp_path / "out", SeeingDetector())
+    before, *_ = read(tmp_path / "video.mp4")
+    [outcome] = annotate([tmp_path / "video.mp4"], tmp_path / "out", SeeingDetector())
     after, copied_rate, problem = read(outcome.place)
     assert (outcome.problem, problem, copied_rate) == (None, None, rate)
     assert len(after) == len(before) == len(outcome.found["frames"]) == 200
@@ -381,8 +424,8 @@ def test_twenty_seconds_of_moving_objects_keep_their_frames_and_get_boxes(tmp_pa
 def test_a_video_keeps_its_frames_rate_and_size(tmp_path, monkeypatch, name, encoder):
     if encoder not in av.codecs_available:
         pytest.skip(f"this FFmpeg has no {encoder}")
-    monkeypatch.setattr(media, "_ENCODERS", {encoder: media._ENCODERS[encoder]})
-    source = film(tmp_path / name, frames=10)
+    monkeypatch.setattr(video_lib, "_ENCODERS", {encoder: video_lib._ENCODERS[encoder]})
+    source = video_file(tmp_path / name, frames=10)
     before, rate, _ = read(source)
     seen, detector = [], FakeDetector(batch_size=4)
     [outcome] = annotate([source], tmp_path / "out", detector, on_frame=lambda *a: seen.append(a))
@@ -409,10 +452,10 @@ def test_a_video_keeps_its_frames_rate_and_size(tmp_path, monkeypatch, name, enc
 def test_a_video_of_uneven_times_keeps_its_length(tmp_path, monkeypatch, name, encoder):
     if encoder not in av.codecs_available:
         pytest.skip(f"this FFmpeg has no {encoder}")
-    monkeypatch.setattr(media, "_ENCODERS", {encoder: media._ENCODERS[encoder]})
+    monkeypatch.setattr(video_lib, "_ENCODERS", {encoder: video_lib._ENCODERS[encoder]})
     gaps = np.linspace(20, 210, 69).astype(int)
     stamps = [0, *np.cumsum(gaps).tolist()]  # of 8 s, where 30 a second would be 2.3 s
-    source = film(tmp_path / name, frames=70, rate=Fraction(30), times=stamps)
+    source = video_file(tmp_path / name, frames=70, rate=Fraction(30), times=stamps)
     np.testing.assert_allclose(times_of(source)[0], np.array(stamps) / 1000, atol=1e-3)
     [outcome] = annotate([source], tmp_path / "out")
     times, length = times_of(outcome.place)
@@ -425,7 +468,7 @@ def test_a_video_of_uneven_times_keeps_its_length(tmp_path, monkeypatch, name, e
 
 def test_times_that_begin_anew_are_counted_on(tmp_path):
     """As in recordings that are strung together."""
-    source = film(tmp_path / "a.ts", frames=10, rate=Fraction(25))
+    source = video_file(tmp_path / "a.ts", frames=10, rate=Fraction(25))
     source.write_bytes(2 * source.read_bytes())
     [outcome] = annotate([source], tmp_path / "out")
     times, length = times_of(outcome.place)
@@ -437,7 +480,7 @@ def test_times_that_begin_anew_are_counted_on(tmp_path):
 @pytest.mark.parametrize("color", [(220, 40, 90), (30, 200, 60), (40, 60, 230)])
 def test_a_written_video_keeps_colors_and_odd_sizes(tmp_path, color):
     image = np.full((65, 97, 3), color, np.uint8)
-    with media.video_writer(tmp_path / "a.mp4", (65, 97), rate=Fraction(24)) as write:
+    with video_lib.video_writer(tmp_path / "a.mp4", (65, 97), rate=Fraction(24)) as write:
         write(image, Fraction(0))
     frames, rate, _ = read(tmp_path / "a.mp4")
     assert (len(frames), rate, frames[0].shape) == (1, 24, (66, 98, 3))
@@ -454,7 +497,7 @@ def test_a_written_video_keeps_colors_and_odd_sizes(tmp_path, color):
     ],
 )
 def test_a_video_is_turned_the_way_up_that_it_says(tmp_path, rotation, size, corner):
-    frames, *_ = read(film(tmp_path / "a.mp4", rotation=rotation))
+    frames, *_ = read(video_file(tmp_path / "a.mp4", rotation=rotation))
     image = frames[-1].astype(float)
     assert image.shape[:2] == size[::-1]
     assert image[corner].mean() < 20 < image.mean()
@@ -462,7 +505,7 @@ def test_a_video_is_turned_the_way_up_that_it_says(tmp_path, rotation, size, cor
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.avi", "a.mkv", "a.webm"])
 def test_a_video_that_breaks_off_keeps_the_frames_before(tmp_path, name):
-    path = film(tmp_path / name, frames=60)
+    path = video_file(tmp_path / name, frames=60)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     [outcome] = annotate([path], tmp_path / "out")
     frames, _, problem = read(outcome.place)
@@ -481,8 +524,8 @@ def test_a_file_that_is_no_video_is_named(tmp_path):
 
 
 def test_a_video_copy_that_cannot_be_written_keeps_what_was_found(tmp_path):
-    source = film(tmp_path / "film.mp4")
-    place = tmp_path / "out" / "film.mp4"
+    source = video_file(tmp_path / "video.mp4")
+    place = tmp_path / "out" / "video.mp4"
     place.mkdir(parents=True)
     [outcome] = annotate([source], tmp_path / "out")
     assert outcome.problem == f"{source}: {place} was not written: Is a directory"
@@ -494,7 +537,9 @@ def until_trouble(targets, output, **options):
     output.mkdir(exist_ok=True)
     outcomes = []
     try:
-        for outcome in media.annotate(FakeDetector(), targets, score_threshold=0.5, **options):
+        for outcome in annotate_lib.annotate_inputs(
+            FakeDetector(), targets, score_threshold=0.5, **options
+        ):
             outcomes.append(outcome)
     except errors.MachineError as error:
         return outcomes, str(error)
@@ -502,7 +547,7 @@ def until_trouble(targets, output, **options):
 
 
 @pytest.mark.parametrize("frames", [9, 20])
-def test_a_full_disk_is_not_the_films_fault(tmp_path, monkeypatch, frames):
+def test_a_full_disk_is_not_the_videos_fault(tmp_path, monkeypatch, frames):
     """At the 10th frame, after which nothing may be written, and in what is written at the end."""
     ended = []
 
@@ -519,9 +564,9 @@ def test_a_full_disk_is_not_the_films_fault(tmp_path, monkeypatch, frames):
         ended.append(path)
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(media, "video_writer", full)
-    source = film(tmp_path / "film.mp4")
-    place = tmp_path / "out" / "film.mp4"
+    monkeypatch.setattr(video_lib, "video_writer", full)
+    source = video_file(tmp_path / "video.mp4")
+    place = tmp_path / "out" / "video.mp4"
     [outcome], line = until_trouble({source: place}, tmp_path / "out")
     assert line.startswith(f"{place}: No space left on device: make room")
     assert len(outcome.found["frames"]) == len(outcome.found["times"]) == 20
@@ -532,7 +577,7 @@ def test_a_full_disk_is_not_the_films_fault(tmp_path, monkeypatch, frames):
 @pytest.mark.parametrize("frames", [2, 60])
 def test_a_device_that_is_full_ends_a_copy_alone(tmp_path, frames):
     """With 2 frames at the end, with 60 amid them."""
-    source = film(tmp_path / "film.mp4", frames=frames, size=(320, 240))
+    source = video_file(tmp_path / "video.mp4", frames=frames, size=(320, 240))
     outcomes, line = until_trouble({source: Path("/dev/full")}, tmp_path / "out")
     assert line == ("/dev/full: No space left on device: make room, and run the same command again")
     assert [len(outcome.found["frames"]) for outcome in outcomes] == [frames]
@@ -554,12 +599,12 @@ def test_a_file_is_a_file_whatever_it_is_called(tmp_path, monkeypatch, name):
     """FFmpeg takes these names for addresses, numbers and pipes; the copy has them too."""
     monkeypatch.chdir(tmp_path)
     Path(name).parent.mkdir(exist_ok=True)
-    film(tmp_path / "film.mp4", frames=3).rename(name)
-    [outcome] = annotate(media.find([name]).paths, Path("out"))
+    video_file(tmp_path / "video.mp4", frames=3).rename(name)
+    [outcome] = annotate(media_files.find([name]).paths, Path("out"))
     assert (outcome.problem, len(outcome.found["frames"])) == (None, 3)
     assert str(outcome.path) == name
-    with (tmp_path / outcome.place).open("rb") as file, media.open_file(file) as copy:
-        assert len(list(media.VideoReader(copy))) == 3
+    with (tmp_path / outcome.place).open("rb") as file, video_lib.open_file(file) as copy:
+        assert len(list(video_lib.VideoReader(copy))) == 3
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.ts", "a.avi"])
@@ -572,7 +617,7 @@ def test_a_file_is_a_file_whatever_it_is_called(tmp_path, monkeypatch, name):
     ],
 )
 def test_a_file_that_leads_to_others_is_no_video(tmp_path, name, text):
-    (tmp_path / name).write_text(text.format(film(tmp_path / "part.ts", frames=3)))
+    (tmp_path / name).write_text(text.format(video_file(tmp_path / "part.ts", frames=3)))
     [outcome] = annotate([tmp_path / name], tmp_path / "out")
     assert outcome.found is None
     assert outcome.problem.startswith(f"{tmp_path / name}: not a readable video (")
@@ -592,7 +637,7 @@ def test_what_is_no_regular_file_is_named_and_not_waited_for(tmp_path):
 
 def test_the_first_size_holds_for_all_frames_and_boxes(tmp_path):
     pixels = [(64, 48), (160, 120), (64, 48)]
-    parts = [film(tmp_path / f"{k}.ts", frames=6, size=size) for k, size in enumerate(pixels)]
+    parts = [video_file(tmp_path / f"{k}.ts", frames=6, size=size) for k, size in enumerate(pixels)]
     (tmp_path / "joined.ts").write_bytes(b"".join(part.read_bytes() for part in parts))
     [outcome] = annotate([tmp_path / "joined.ts"], tmp_path / "out")
     assert outcome.found["size"] == [64, 48]
@@ -642,22 +687,22 @@ def test_the_shared_videos_keep_size_and_aspect(tmp_path, shared):
 def test_pixels_that_are_not_square_stay_so(tmp_path, monkeypatch, encoder, rotation, size, aspect):
     if encoder not in av.codecs_available:
         pytest.skip(f"this FFmpeg has no {encoder}")
-    monkeypatch.setattr(media, "_ENCODERS", {encoder: media._ENCODERS[encoder]})
-    source = film(tmp_path / "a.mp4", frames=3, rotation=rotation, aspect=Fraction(64, 45))
+    monkeypatch.setattr(video_lib, "_ENCODERS", {encoder: video_lib._ENCODERS[encoder]})
+    source = video_file(tmp_path / "a.mp4", frames=3, rotation=rotation, aspect=Fraction(64, 45))
     [outcome] = annotate([source], tmp_path / "out")
     assert outcome.found["size"] == list(size)
     assert aspect_of(outcome.place)[:3] == (*size, aspect)
 
 
 def test_an_absurd_aspect_is_not_believed(tmp_path):
-    source = film(tmp_path / "a.mp4", frames=3, aspect=Fraction(250))
+    source = video_file(tmp_path / "a.mp4", frames=3, aspect=Fraction(250))
     [outcome] = annotate([source], tmp_path / "out")
     assert (outcome.problem, aspect_of(outcome.place)[2]) == (None, 1)
 
 
 def test_frames_of_absurd_size_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
-    monkeypatch.setattr(media, "_MOST_VIDEO_PIXELS", 64 * 48 - 1)
-    [outcome] = annotate([film(tmp_path / "a.mp4")], tmp_path / "out")
+    monkeypatch.setattr(video_lib, "_MOST_PIXELS", 64 * 48 - 1)
+    [outcome] = annotate([video_file(tmp_path / "a.mp4")], tmp_path / "out")
     assert outcome.found is None
     assert "frames of 64 x 48 pixels; at most 3071 are read" in outcome.problem
 
@@ -698,13 +743,13 @@ def test_a_cover_is_not_the_video(tmp_path):
     with av.open(str(streams(tmp_path / "a.mkv", (128, 128), (64, 48)))) as container:
         cover, video = map(stand_in, container.streams.video)
     cover.disposition |= av.stream.Disposition.attached_pic
-    assert media._main_stream(holding([cover, video])) is video
-    with pytest.raises(errors.UserError, match="no pictures"):
-        media._main_stream(holding([cover]))
+    assert video_lib._main_stream(holding([cover, video])) is video
+    with pytest.raises(errors.UserError, match="no images"):
+        video_lib._main_stream(holding([cover]))
 
 
 def test_a_video_of_an_unknown_codec_is_one_line(tmp_path):
-    path = film(tmp_path / "a.avi", frames=3)
+    path = video_file(tmp_path / "a.avi", frames=3)
     path.write_bytes(path.read_bytes().replace(b"FMP4", b"ZQZQ"))
     [outcome] = annotate([path], tmp_path / "out")
     assert outcome.problem.endswith("coded in a way that FFmpeg does not know)")
@@ -727,7 +772,7 @@ def test_a_title_that_is_not_utf8_costs_nothing(tmp_path):
 
 
 def test_a_stopped_video_keeps_what_was_done(tmp_path):
-    source, other = film(tmp_path / "a.mp4", frames=20), film(tmp_path / "b.mp4")
+    source, other = video_file(tmp_path / "a.mp4", frames=20), video_file(tmp_path / "b.mp4")
     seen = []
     outcomes = annotate(
         [source, other], tmp_path / "out",
@@ -742,8 +787,8 @@ def test_a_stopped_video_keeps_what_was_done(tmp_path):
     assert (len(frames), problem) == (kept, None)
 
 
-def test_pictures_that_are_read_are_done_when_it_is_stopped(tmp_path):
-    paths = [picture(tmp_path / f"{k}.png") for k in range(10)]
+def test_images_that_are_read_are_done_when_it_is_stopped(tmp_path):
+    paths = [image_file(tmp_path / f"{k}.png") for k in range(10)]
     detector = FakeDetector(batch_size=4)
     outcomes = annotate(
         paths, tmp_path / "out", detector, stopped=lambda: len(detector.batches) == 1
@@ -758,16 +803,16 @@ def test_pictures_that_are_read_are_done_when_it_is_stopped(tmp_path):
 def test_trouble_that_the_next_file_would_meet_too_ends_after_what_was_read(
     tmp_path, monkeypatch, number
 ):
-    paths = [picture(tmp_path / f"{k}.png") for k in range(4)]
+    paths = [image_file(tmp_path / f"{k}.png") for k in range(4)]
     failing(monkeypatch, paths[2], number)
-    outcomes, line = until_trouble(media.places(paths, tmp_path / "out"), tmp_path / "out")
+    outcomes, line = until_trouble(media_files.places(paths, tmp_path / "out"), tmp_path / "out")
     assert [outcome.path for outcome in outcomes if outcome.found] == paths[:2]
     assert line.startswith(f"{paths[2]}: {os.strerror(number)}: ")
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO], ids=errno.errorcode.get)
 def test_trouble_with_one_file_is_named_and_the_others_are_done(tmp_path, monkeypatch, number):
-    paths = [picture(tmp_path / f"{k}.png") for k in range(4)]
+    paths = [image_file(tmp_path / f"{k}.png") for k in range(4)]
     failing(monkeypatch, paths[2], number)
     outcomes = annotate(paths, tmp_path / "out")
     problems = {outcome.path: outcome.problem for outcome in outcomes}
@@ -776,20 +821,20 @@ def test_trouble_with_one_file_is_named_and_the_others_are_done(tmp_path, monkey
 
 def failing(monkeypatch, path, number):
     """Reading this file fails with the error of the system."""
-    opened = media.files.open_regular
+    opened = annotate_lib.files.open_regular
 
     def open_regular(name):
         if name == path:
             raise OSError(number, os.strerror(number), str(name))
         return opened(name)
 
-    monkeypatch.setattr(media.files, "open_regular", open_regular)
+    monkeypatch.setattr(annotate_lib.files, "open_regular", open_regular)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
-def test_a_full_disk_ends_after_the_batch_of_pictures(tmp_path):
-    paths = [picture(tmp_path / f"{k}.bmp") for k in range(9)]
-    targets = media.places(paths, tmp_path / "out") | {paths[1]: Path("/dev/full")}
+def test_a_full_disk_ends_after_the_batch_of_images(tmp_path):
+    paths = [image_file(tmp_path / f"{k}.bmp") for k in range(9)]
+    targets = media_files.places(paths, tmp_path / "out") | {paths[1]: Path("/dev/full")}
     original = Image.Image.save
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
@@ -807,14 +852,14 @@ def test_links_in_the_folder_of_results_are_replaced(tmp_path):
     secret, elsewhere = tmp_path / "secret", tmp_path / "elsewhere"
     secret.write_text("keep")
     elsewhere.mkdir()
-    paths = [picture(tmp_path / "a.png"), film(tmp_path / "b.mp4", frames=2)]
+    paths = [image_file(tmp_path / "a.png"), video_file(tmp_path / "b.mp4", frames=2)]
     out = tmp_path / "out"
     (out / "crops").mkdir(parents=True)
     for name in ("a.png", "b.mp4", "detections.json"):
         (out / name).symlink_to(secret)
     (out / "crops/cross").symlink_to(elsewhere)
     outcomes = annotate(paths, out, crops=out / "crops")
-    media.write_json(out / "detections.json", outcomes)
+    outputs.write_json(out / "detections.json", outcomes)
     assert [outcome.problem for outcome in outcomes] == [None, None]
     assert secret.read_text() == "keep"
     assert not list(elsewhere.iterdir())
@@ -822,7 +867,7 @@ def test_links_in_the_folder_of_results_are_replaced(tmp_path):
     assert not any(path.is_symlink() for path in out.rglob("*"))
 
 
-def test_a_film_of_sound_alone_is_named(tmp_path):
+def test_a_video_of_sound_alone_is_named(tmp_path):
     path = tmp_path / "a.mkv"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=8000)
@@ -832,11 +877,11 @@ def test_a_film_of_sound_alone_is_named(tmp_path):
         container.mux(stream.encode(sound))
     [outcome] = annotate([path], tmp_path / "out")
     assert outcome.found is None
-    assert "no pictures" in outcome.problem
+    assert "no images" in outcome.problem
 
 
 def test_only_the_classes_that_are_asked_for(tmp_path):
-    paths = [picture(tmp_path / "a.png")]
+    paths = [image_file(tmp_path / "a.png")]
     (outcome,) = annotate(paths, tmp_path / "out", classes=["ring"])
     assert outcome.found == {"boxes": [], "scores": [], "labels": []}
     (outcome,) = annotate(paths, tmp_path / "out", classes=["cross", "ring"])
@@ -848,11 +893,13 @@ def test_only_the_classes_that_are_asked_for(tmp_path):
 def test_crops_are_the_objects(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    film(tmp_path / "film.mp4", frames=2)
+    video_file(tmp_path / "video.mp4", frames=2)
     annotate(
-        [tmp_path / "a.png", tmp_path / "film.mp4"], tmp_path / "out", crops=tmp_path / "crops"
+        [tmp_path / "a.png", tmp_path / "video.mp4"], tmp_path / "out", crops=tmp_path / "crops"
     )
-    names = [f"cross/{name}.jpg" for name in ("a.png-1", "film.mp4-000001-1", "film.mp4-000002-1")]
+    names = [
+        f"cross/{name}.jpg" for name in ("a.png-1", "video.mp4-000001-1", "video.mp4-000002-1")
+    ]
     found = sorted((tmp_path / "crops").rglob("*.jpg"))
     assert [str(path.relative_to(tmp_path / "crops")) for path in found] == names
     with Image.open(found[0]) as crop:
@@ -862,8 +909,8 @@ def test_crops_are_the_objects(tmp_path):
 
 
 def test_crops_of_files_of_one_stem_are_all_kept(tmp_path):
-    paths = [picture(tmp_path / name) for name in ("a.jpg", "a.png", "film-000001.jpg")]
-    paths.append(film(tmp_path / "film.mp4", frames=1))
+    paths = [image_file(tmp_path / name) for name in ("a.jpg", "a.png", "video-000001.jpg")]
+    paths.append(video_file(tmp_path / "video.mp4", frames=1))
     annotate(paths, tmp_path / "out", crops=tmp_path / "crops")
     assert len(list((tmp_path / "crops/cross").iterdir())) == len(paths)
 
@@ -874,7 +921,7 @@ def test_crops_stay_in_their_folder_whatever_a_class_is_called(tmp_path, name):
         class_names = ("ring", name)
 
     (outcome,) = annotate(
-        [picture(tmp_path / "a.png")], tmp_path / "out", Oddly(), crops=tmp_path / "deep/crops"
+        [image_file(tmp_path / "a.png")], tmp_path / "out", Oddly(), crops=tmp_path / "deep/crops"
     )
     assert outcome.problem is None
     [crop] = tmp_path.rglob("*-1.jpg")
@@ -890,7 +937,7 @@ CLASSES = (
 
 
 def test_every_class_has_a_folder_of_its_own_that_any_system_takes():
-    names = media._folder_names(CLASSES)
+    names = crops_lib.folder_names(CLASSES)
     folded = {unicodedata.normalize("NFC", name).casefold() for name in names}
     assert len(folded) == len(CLASSES)
     assert names[-1] == "\u72ac"
@@ -899,7 +946,7 @@ def test_every_class_has_a_folder_of_its_own_that_any_system_takes():
         assert not set(name) & set('/\\\0:*?"<>| ')
         assert name.strip(".") == name
         assert name.partition(".")[0].upper() not in ("CON", "NUL")
-    assert media._folder_names(CLASSES) == names
+    assert crops_lib.folder_names(CLASSES) == names
 
 
 def test_the_other_crops_are_written_where_one_fails(tmp_path):
@@ -911,7 +958,7 @@ def test_the_other_crops_are_written_where_one_fails(tmp_path):
     (tmp_path / "crops").mkdir()
     (tmp_path / "crops/ring").write_text("a file")
     (outcome,) = annotate(
-        [picture(tmp_path / "a.png")], tmp_path / "out", Two(), crops=tmp_path / "crops"
+        [image_file(tmp_path / "a.png")], tmp_path / "out", Two(), crops=tmp_path / "crops"
     )
     assert (tmp_path / "crops/cross/a.png-2.jpg").exists()
     assert str(tmp_path / "crops/ring") in outcome.problem
@@ -919,7 +966,7 @@ def test_the_other_crops_are_written_where_one_fails(tmp_path):
 
 
 def test_a_crop_has_a_pixel_at_least(tmp_path):
-    """Boxes are clipped to the picture: one may be all edge."""
+    """Boxes are clipped to the image: one may be all edge."""
 
     class Edge(FakeDetector):
         def _find(self, image, score_threshold):
@@ -928,7 +975,7 @@ def test_a_crop_has_a_pixel_at_least(tmp_path):
             return Detections(boxes, np.array([0.9, 0.8], np.float32), np.array([1, 2], np.int32))
 
     (outcome,) = annotate(
-        [picture(tmp_path / "a.png")], tmp_path / "out", Edge(), crops=tmp_path / "crops"
+        [image_file(tmp_path / "a.png")], tmp_path / "out", Edge(), crops=tmp_path / "crops"
     )
     assert outcome.problem is None
     for path in (tmp_path / "crops/ring/a.png-1.jpg", tmp_path / "crops/cross/a.png-2.jpg"):
@@ -938,7 +985,7 @@ def test_a_crop_has_a_pixel_at_least(tmp_path):
 
 def test_crops_that_cannot_be_written_are_named(tmp_path):
     (tmp_path / "crops").write_text("a file")
-    paths = [picture(tmp_path / "a.png")]
+    paths = [image_file(tmp_path / "a.png")]
     (outcome,) = annotate(paths, tmp_path / "out", crops=tmp_path / "crops")
     assert outcome.found["labels"] == ["cross"]
     assert str(tmp_path / "crops") in outcome.problem
@@ -946,7 +993,7 @@ def test_crops_that_cannot_be_written_are_named(tmp_path):
 
 @pytest.fixture
 def annotations(tmp_path):
-    """COCO's JSON of two pictures, whose ids are not their order, and of a detector's classes."""
+    """COCO's JSON of two images, whose ids are not their order, and of a detector's classes."""
     content = {
         "images": [{"id": 7, "file_name": "b.png"}, {"id": 3, "file_name": "val/a.png"}],
         "categories": [{"id": 10 * k, "name": name} for k, name in enumerate(NAMES, start=1)],
@@ -957,11 +1004,11 @@ def annotations(tmp_path):
 
 
 def test_what_is_found_is_written_as_cocos_results(tmp_path, annotations):
-    paths = [picture(tmp_path / name) for name in ("a.png", "b.png")]
+    paths = [image_file(tmp_path / name) for name in ("a.png", "b.png")]
     ids = adapters.read_coco_ids(annotations)
     outcomes = annotate(paths, tmp_path / "out")
-    media.check_coco(ids, paths, NAMES)
-    media.write_coco(tmp_path / "results.json", outcomes, ids)
+    outputs.check_coco(ids, paths, NAMES)
+    outputs.write_coco(tmp_path / "results.json", outcomes, ids)
     rows = json.loads((tmp_path / "results.json").read_text())
     again = adapters.from_coco(rows, category_ids=[10 * k for k in range(1, len(NAMES) + 1)])
     assert list(again) == [3, 7]
@@ -984,7 +1031,7 @@ def test_what_is_found_is_written_as_cocos_results(tmp_path, annotations):
 def test_what_has_no_id_is_named_before_anything_is_done(annotations, paths, names, message):
     ids = adapters.read_coco_ids(annotations)
     with pytest.raises(errors.UserError, match=message):
-        media.check_coco(ids, map(Path, paths), names)
+        outputs.check_coco(ids, map(Path, paths), names)
 
 
 @pytest.mark.parametrize(
@@ -1026,9 +1073,9 @@ def test_annotations_that_are_no_file_or_too_large_are_one_line(tmp_path, monkey
 
 def test_a_camera_is_a_video_of_some_seconds(tmp_path, monkeypatch):
     source = "lavfi:testsrc=size=64x48:rate=10"  # which never ends
-    monkeypatch.setattr(media, "_clock", lambda: 0.0)
+    monkeypatch.setattr(video_lib, "_clock", lambda: 0.0)
     detector = FakeDetector(batch_size=4)
-    outcome = media.annotate_camera(
+    outcome = annotate_lib.annotate_camera(
         detector, source, tmp_path / "c.mp4", score_threshold=0.5, seconds=1.2
     )
     assert outcome.problem is None
@@ -1038,7 +1085,7 @@ def test_a_camera_is_a_video_of_some_seconds(tmp_path, monkeypatch):
 
 
 class SlowDetector(FakeDetector):
-    """Takes half a second for a picture, by its clock."""
+    """Takes half a second for a image, by its clock."""
 
     now = 0.0
 
@@ -1049,8 +1096,8 @@ class SlowDetector(FakeDetector):
 
 def test_a_slow_detector_takes_the_seconds_that_are_asked_for(tmp_path, monkeypatch):
     detector = SlowDetector()
-    monkeypatch.setattr(media, "_clock", lambda: detector.now)
-    outcome = media.annotate_camera(
+    monkeypatch.setattr(video_lib, "_clock", lambda: detector.now)
+    outcome = annotate_lib.annotate_camera(
         detector, "lavfi:testsrc=size=64x48:rate=30", tmp_path / "c.mp4",
         score_threshold=0.5, seconds=10,
     )  # fmt: skip
@@ -1064,17 +1111,17 @@ def test_a_slow_detector_takes_the_seconds_that_are_asked_for(tmp_path, monkeypa
 
 def test_a_camera_whose_own_clock_is_slow_ends_by_ours(tmp_path, monkeypatch):
     readings = itertools.count()
-    monkeypatch.setattr(media, "_clock", lambda: next(readings) / 2)
-    outcome = media.annotate_camera(
+    monkeypatch.setattr(video_lib, "_clock", lambda: next(readings) / 2)
+    outcome = annotate_lib.annotate_camera(
         FakeDetector(), "lavfi:testsrc=size=64x48:rate=2", tmp_path / "c.mp4",
         score_threshold=0.5, seconds=6,
     )  # fmt: skip
     assert len(outcome.found["frames"]) == 4  # with four readings at the first, then three each
 
 
-def test_a_camera_ends_where_its_film_cannot_be_written(tmp_path):
+def test_a_camera_ends_where_its_video_cannot_be_written(tmp_path):
     (tmp_path / "c.mp4").mkdir()
-    outcome = media.annotate_camera(
+    outcome = annotate_lib.annotate_camera(
         FakeDetector(), "lavfi:testsrc=size=64x48:rate=10", tmp_path / "c.mp4", score_threshold=0.5
     )
     assert "c.mp4 was not written: Is a directory" in outcome.problem
@@ -1083,7 +1130,7 @@ def test_a_camera_ends_where_its_film_cannot_be_written(tmp_path):
 
 def test_a_camera_ends_whole_when_stopped(tmp_path):
     seen = []
-    outcome = media.annotate_camera(
+    outcome = annotate_lib.annotate_camera(
         FakeDetector(), "lavfi:testsrc=size=64x48:rate=10", tmp_path / "c.mp4",
         score_threshold=0.5, on_frame=lambda *a: seen.append(a), stopped=lambda: len(seen) == 5,
     )  # fmt: skip
@@ -1096,32 +1143,34 @@ def test_a_camera_ends_whole_when_stopped(tmp_path):
     [97, "v4l2:/dev/none", "/dev/none", "front", "-1", "", "a{b}", "{}", "v4l2:{b}", "C:/x"],
 )
 def test_a_camera_that_is_not_there_is_one_line(tmp_path, camera):
-    outcome = media.annotate_camera(FakeDetector(), camera, tmp_path / "c.mp4", score_threshold=0.5)
+    outcome = annotate_lib.annotate_camera(
+        FakeDetector(), camera, tmp_path / "c.mp4", score_threshold=0.5
+    )
     assert outcome.found is None
     assert outcome.problem.startswith(f"camera {camera}: not a camera that can be opened (")
     assert "\n" not in outcome.problem
 
 
 def test_nothing_is_overwritten_unasked(tmp_path):
-    media.make_folder(tmp_path / "out")
-    media.make_folder(tmp_path / "out")
-    picture(tmp_path / "out/a.png")
+    media_files.make_folder(tmp_path / "out")
+    media_files.make_folder(tmp_path / "out")
+    image_file(tmp_path / "out/a.png")
     with pytest.raises(errors.UserError, match=r"there are files in it.*--overwrite"):
-        media.make_folder(tmp_path / "out")
-    media.make_folder(tmp_path / "out", overwrite=True)
+        media_files.make_folder(tmp_path / "out")
+    media_files.make_folder(tmp_path / "out", overwrite=True)
 
 
 def test_a_folder_of_its_own_for_each_run_that_names_none(tmp_path):
     path = tmp_path / "deep/out"
-    assert media.new_folder(path) == path
+    assert media_files.new_folder(path) == path
     (tmp_path / "deep/out-2").write_text("a file")
     (tmp_path / "deep/out-3").symlink_to("nowhere")
-    assert media.new_folder(path) == tmp_path / "deep/out-4"
+    assert media_files.new_folder(path) == tmp_path / "deep/out-4"
 
 
 def test_commands_that_begin_at_once_have_a_folder_each(tmp_path):
     with futures.ThreadPoolExecutor(8) as pool:
-        made = list(pool.map(media.new_folder, [tmp_path / "out"] * 40))
+        made = list(pool.map(media_files.new_folder, [tmp_path / "out"] * 40))
     assert len(set(made)) == 40
     assert set(made) == set(tmp_path.iterdir())
 
@@ -1130,7 +1179,7 @@ def test_a_folder_in_which_nothing_was_written_is_removed(tmp_path):
     def failed(given, default):
         with (
             contextlib.suppress(ZeroDivisionError),
-            media.output_folder(given, default=default, overwrite=False) as folder,
+            media_files.output_folder(given, default=default, overwrite=False) as folder,
         ):
             assert folder.is_dir()
             1 / 0  # noqa: B018
@@ -1140,7 +1189,7 @@ def test_a_folder_in_which_nothing_was_written_is_removed(tmp_path):
     assert not failed(str(tmp_path / "given"), tmp_path / "out").exists()
     (tmp_path / "mine").mkdir()
     assert failed(str(tmp_path / "mine"), tmp_path / "out").exists()
-    with media.output_folder(None, default=tmp_path / "out", overwrite=False) as folder:
+    with media_files.output_folder(None, default=tmp_path / "out", overwrite=False) as folder:
         (folder / "a.png").touch()
     assert (tmp_path / "out/a.png").exists()
 
@@ -1148,36 +1197,36 @@ def test_a_folder_in_which_nothing_was_written_is_removed(tmp_path):
 def test_a_named_folder_is_one_commands_alone(tmp_path):
     options = {"default": tmp_path / "out", "overwrite": True}
     named = str(tmp_path / "named")
-    with media.output_folder(named, **options) as folder:
+    with media_files.output_folder(named, **options) as folder:
         with pytest.raises(errors.UserError, match="named: another command is writing there"):
-            media.output_folder(named, **options).__enter__()
+            media_files.output_folder(named, **options).__enter__()
         assert folder.exists()
         (folder / "a.png").touch()
-    with media.output_folder(named, **options) as folder:
+    with media_files.output_folder(named, **options) as folder:
         assert folder == tmp_path / "named"
 
 
 def test_counts_in_words():
-    assert media.in_words({"labels": []}) == "nothing"
-    assert media.in_words({"labels": ["person", "dog", "dog"]}) == "2 dog, 1 person"
+    assert outputs.in_words({"labels": []}) == "nothing"
+    assert outputs.in_words({"labels": ["person", "dog", "dog"]}) == "2 dog, 1 person"
     frames = [{"labels": ["dog"]}, {"labels": []}, {"labels": ["dog"]}]
-    assert media.in_words({"frames": frames}) == "3 frames, 2 dog"
+    assert outputs.in_words({"frames": frames}) == "3 frames, 2 dog"
 
 
 def test_json_holds_a_line_for_each_input_that_was_read(tmp_path):
     found = {"boxes": [], "scores": [], "labels": []}
     outcomes = [
-        media.Outcome(Path('a "b".jpg'), Path("x"), found),
-        media.Outcome(Path("c.jpg"), Path("y"), None, "c.jpg: broken"),
+        outputs.Outcome(Path('a "b".jpg'), Path("x"), found),
+        outputs.Outcome(Path("c.jpg"), Path("y"), None, "c.jpg: broken"),
     ]
-    media.write_json(tmp_path / "a.json", outcomes)
+    outputs.write_json(tmp_path / "a.json", outcomes)
     assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {'a "b".jpg': found}
 
 
 def test_an_output_that_is_a_file_is_named(tmp_path):
     (tmp_path / "out").touch()
     with pytest.raises(errors.UserError, match=r"--output .*out"):
-        media.make_folder(tmp_path / "out")
+        media_files.make_folder(tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -1237,11 +1286,11 @@ def test_importing_paper_modules_imports_no_datasets():
 def test_progress_prints_names_as_they_are(monkeypatch, terminal):
     written = io.StringIO()
     screen = console.Console(file=written, force_terminal=terminal, width=200, soft_wrap=True)
-    monkeypatch.setattr(media.console, "stdout", screen)
-    with media.Progress(2) as progress:
-        progress.done(media.Outcome(Path("c.jpg"), Path("out/c.jpg"), None, "c.jpg: broken"))
-        progress.frame(Path("[red]film.mp4"), 8)
-        progress.done(media.Outcome(Path("[red]a\udcff.jpg"), Path("b.jpg"), {"labels": ["dog"]}))
+    monkeypatch.setattr(outputs.console, "stdout", screen)
+    with outputs.Progress(2) as progress:
+        progress.done(outputs.Outcome(Path("c.jpg"), Path("out/c.jpg"), None, "c.jpg: broken"))
+        progress.frame(Path("[red]video.mp4"), 8)
+        progress.done(outputs.Outcome(Path("[red]a\udcff.jpg"), Path("b.jpg"), {"labels": ["dog"]}))
     if terminal:
         assert "2/2" in written.getvalue()
         assert "[red]a\\udcff.jpg: 1 dog -> b.jpg" in written.getvalue()

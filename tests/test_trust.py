@@ -26,12 +26,13 @@ from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import stablehlo
 from PIL import Image
 
-from ssd_jax import build, checkpoints, errors, export, load, media
+from ssd_jax import build, checkpoints, errors, export, load
 from ssd_jax import config as config_lib
 from ssd_jax import detector as detector_lib
 from ssd_jax.data import synthetic
 from ssd_jax.evaluation import evaluated, report
 from ssd_jax.export import metadata, stablehlo_calls
+from ssd_jax.media import annotate, outputs
 from ssd_jax.models import ssd
 from ssd_jax.training import checkpoint, guard, step
 from ssd_jax.training import host as host_lib
@@ -108,9 +109,9 @@ def detect(monkeypatch, tmp_path):
     """detect.py in this process; it detects nothing, which would be compiled first."""
     nothing = {"boxes": [], "scores": [], "labels": []}
     monkeypatch.setattr(
-        media,
-        "annotate",
-        lambda _, targets, **__: (media.Outcome(*each, nothing) for each in targets.items()),
+        annotate,
+        "annotate_inputs",
+        lambda _, targets, **__: (outputs.Outcome(*each, nothing) for each in targets.items()),
     )
     Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
 

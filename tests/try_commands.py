@@ -2,7 +2,7 @@
 
   python tests/try_commands.py [--folder FOLDER] [--only TEXT]
 
-Pictures, a film, COCO's and YOLO's files and weights that the commands name are made; the VOC
+Images, a video, COCO's and YOLO's files and weights that the commands name are made; the VOC
 archives, the kangaroos and the real weights are those of ../shared. A training is cut to two steps,
 and takes the archives that are there; all else stands as it is written. What a cluster is told to
 run is run by two processes, with the variables that it would set. Blocks of Python are run too, and
@@ -269,7 +269,7 @@ def make_stand_ins(folder: Path) -> None:
         place = folder / name
         place.parent.mkdir(exist_ok=True)
         place.write_bytes(voc_tree.jpeg(120, 160, seed=number))
-    test_media.film(folder / "FILM.mp4")
+    test_media.video_file(folder / "VIDEO.mp4")
     voc_tree.write_plain(
         folder / "own_voc", splits={"train": ["000001", "000002"], "val": ["000003"]}
     )

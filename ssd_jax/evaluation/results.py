@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ssd_jax import errors, files
+from ssd_jax import adapters, errors, files
 from ssd_jax.data import annotations, builder, datasets, parsing, paths
 
 _FORMS = "COCO's JSON, or a folder of VOC's comp4_det_SET_CLASS.txt"
@@ -104,20 +104,16 @@ def write(folder: Path, found: Found, key: Key, *, dataset: str, split: str) -> 
 def write_coco(path: Path, found: Found, key: Key) -> None:
     """Writes COCO's JSON, whose folder is there; `key` has to have image ids."""
     rows = (
-        {
-            "image_id": key.image_ids[name],
-            "category_id": key.category_ids[label - 1],
-            "bbox": [_nine(value) for value in bbox],
-            "score": _nine(score),
-        }
-        for name, columns in found.coco.items()
-        for bbox, score, label in zip(*(column.tolist() for column in columns), strict=True)
+        row
+        for name, (bboxes, scores, labels) in found.coco.items()
+        for row in adapters.coco_rows(
+            bboxes.tolist(),
+            scores.tolist(),
+            [key.category_ids[label - 1] for label in labels.tolist()],
+            image_id=key.image_ids[name],
+        )
     )
-    with files.replacing(path) as file:
-        file.write(b"[")
-        for number, row in enumerate(rows):
-            file.write(((",\n" if number else "") + json.dumps(row)).encode())
-        file.write(b"]\n")
+    adapters.write_coco(path, rows)
 
 
 def write_voc(folder: Path, found: Found, key: Key, *, set_name: str) -> None:
@@ -278,10 +274,6 @@ def _found(rows: Mapping[str, Sequence[tuple[float, ...]]], key: Key, *, bboxes:
 
 def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
-
-
-def _nine(value: float) -> float:
-    return float(f"{value:.9g}")
 
 
 def _stem(name: str) -> str:

@@ -1,4 +1,4 @@
-"""A film of moving objects, from training on pictures of them to the boxes in it."""
+"""A video of moving objects, from training on images of them to the boxes in it."""
 
 import json
 from fractions import Fraction
@@ -51,7 +51,7 @@ def scene():
     return at
 
 
-def write_film(path, at):
+def write_video(path, at):
     """Twenty seconds of a scene; its boxes, `[frames, objects, 4]`."""
     truth = []
     with av.open(str(path), "w") as container:
@@ -66,8 +66,8 @@ def write_film(path, at):
     return np.array(truth)
 
 
-def write_pictures(folder, at):
-    """Moments of a scene that its film does not have, in YOLO's form."""
+def write_images(folder, at):
+    """Moments of a scene that its video does not have, in YOLO's form."""
     for split, numbers in (("train", range(40)), ("val", range(40, 44))):
         for name in ("images", "labels"):
             (folder / name / split).mkdir(parents=True)
@@ -85,7 +85,7 @@ def write_pictures(folder, at):
 
 
 def watched(path):
-    """Frames, frames a second and seconds of a film."""
+    """Frames, frames a second and seconds of a video."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         seconds = float(stream.duration * stream.time_base)
@@ -121,17 +121,17 @@ def run(*command):
 
 
 @pytest.mark.slow
-def test_a_short_training_finds_the_objects_of_a_film(tmp_path):
-    config, film, at = tmp_path / "short.py", tmp_path / "film.mp4", scene()
-    write_pictures(tmp_path / "pictures", at)
-    truth = write_film(film, at)
-    paths = {"path": str(tmp_path / "pictures"), "cache": str(tmp_path / "cache")}
+def test_a_short_training_finds_the_objects_of_a_video(tmp_path):
+    config, video, at = tmp_path / "short.py", tmp_path / "video.mp4", scene()
+    write_images(tmp_path / "images", at)
+    truth = write_video(video, at)
+    paths = {"path": str(tmp_path / "images"), "cache": str(tmp_path / "cache")}
     config.write_text(_CONFIG.format(**paths))
     run("train.py", "--config", config, "--workdir", tmp_path / "run")
-    run("detect.py", "--workdir", tmp_path / "run", film, "--output", tmp_path / "out")
-    assert watched(tmp_path / "out/film.mp4") == watched(film) == (200, Fraction(10), 20.0)
+    run("detect.py", "--workdir", tmp_path / "run", video, "--output", tmp_path / "out")
+    assert watched(tmp_path / "out/video.mp4") == watched(video) == (200, Fraction(10), 20.0)
     listed = json.loads((tmp_path / "out/detections.json").read_text(encoding="utf-8"))
-    frames = listed[str(film)]["frames"]
+    frames = listed[str(video)]["frames"]
     for place, name in enumerate(NAMES):
         hits = [
             found(frame, name, boxes[place]) for frame, boxes in zip(frames, truth, strict=True)

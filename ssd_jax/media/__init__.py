@@ -1,0 +1,1 @@
+"""Detection in files: the images and videos that a command line means, and annotated copies."""
