@@ -13,7 +13,7 @@ from pycocotools import coco as oracle
 from pycocotools import cocoeval
 
 from ssd_jax import errors
-from ssd_jax.data import annotations, builder, coco, datasets, loader
+from ssd_jax.data import annotations, builder, coco, datasets, loader, readers
 from ssd_jax.evaluation import coco as coco_evaluation
 from ssd_jax.evaluation import voc as voc_evaluation
 
@@ -488,7 +488,7 @@ def test_collect_of_nothing_has_its_shapes():
     empty = annotations.collect([], height=2, width=3, notes=())
     assert empty.boxes.shape == (0, 4)
     assert empty.crowd.dtype == bool
-    assert builder.NO_IMAGE_ID == -1
+    assert readers.NO_IMAGE_ID == -1
 
 
 def peers_figures(file: Path, found) -> list[float]:

@@ -11,7 +11,7 @@ from test_coco_data import write_plain as write_coco
 from test_yolo_data import write_plain as write_yolo
 
 from ssd_jax import errors
-from ssd_jax.data import annotations, builder, check, datasets
+from ssd_jax.data import annotations, check, datasets, examine
 
 MUTATIONS = 150  # of each format
 SUFFIXES = (".json", ".xml", ".txt", ".yaml")
@@ -113,7 +113,7 @@ def faults(kind, path):
         for file in list_files(path):
             file.stat()
         reader = open_reader(path)
-        examined = builder.examine(reader)
+        examined = examine.examine(reader)
         examples = [item for split in examined.splits.values() for item in split]
         names = {name for item in examples for name in item.annotation.names}
         assert all(annotations.class_name(name, "") == name for name in reader.categories(names))

@@ -19,7 +19,7 @@ from test_datasets import refusal
 from test_yolo_data import write_plain as write_yolo
 
 from ssd_jax import errors
-from ssd_jax.data import annotations, builder, check, coco, parsing, voc, yolo
+from ssd_jax.data import annotations, check, coco, examine, parsing, voc, yolo
 
 
 def nested(last, levels=12, each=10):
@@ -261,7 +261,7 @@ def test_zips_that_cannot_be_unpacked_are_one_line(tmp_path, compression, spoil,
 
     def read():
         reader = coco.read_archives(*coco.find_archives(str(tmp_path), "val2017"), "val2017")
-        (failures,) = builder.examine(reader).skipped.values()
+        (failures,) = examine.examine(reader).skipped.values()
         for failure in failures.values():
             raise errors.UserError(failure)
 

@@ -17,7 +17,17 @@ from test_datasets import names, refusal
 from test_yolo_data import write_plain as write_yolo
 
 from ssd_jax import errors, files
-from ssd_jax.data import builder, check, datasets, loader, locks, synthetic, voc
+from ssd_jax.data import (
+    check,
+    datasets,
+    examine,
+    loader,
+    locks,
+    metadata,
+    readers,
+    synthetic,
+    voc,
+)
 
 PASSING = [errno.EACCES, errno.EMFILE, errno.ENOMEM, errno.EIO, errno.ESTALE]
 
@@ -99,7 +109,7 @@ def test_memory_that_runs_out_while_decoding_is_no_fault_of_the_picture(
 ):
     path = str(write_voc(tmp_path / "own"))
     with monkeypatch.context() as patch:
-        patch.setattr(builder, "decode_size", lambda *_, **__: (_ for _ in ()).throw(trouble))
+        patch.setattr(readers, "decode_size", lambda *_, **__: (_ for _ in ()).throw(trouble))
         assert "free memory" in refusal(load, "folder", "all", path=path)
     assert len(load("folder", "all", path=path).source) == 3
 
@@ -137,7 +147,7 @@ def test_threads_that_cannot_be_started_are_no_fault_of_the_data(load, tmp_path,
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", start)
         with pytest.raises(errors.MachineError, match="ulimit -u"):
-            builder.examine(voc.read_folder(path))
+            examine.examine(voc.read_folder(path))
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(load, tmp_path):
@@ -231,7 +241,7 @@ def test_preparing_needs_no_name_of_the_user(load, tmp_path, monkeypatch):
 
 def test_what_another_decoder_may_read_is_tried_again(load, tmp_path, monkeypatch):
     path = str(write_voc(tmp_path / "own"))
-    real = builder.decode_size
+    real = readers.decode_size
 
     def decode_size(data, *, name, **options):
         if name.endswith("000002.jpg"):
@@ -239,8 +249,8 @@ def test_what_another_decoder_may_read_is_tried_again(load, tmp_path, monkeypatc
         return real(data, name=name, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(builder, "conditions", lambda: {"pillow": "0.1"})
-        patch.setattr(builder, "decode_size", decode_size)
+        patch.setattr(metadata, "conditions", lambda: {"pillow": "0.1"})
+        patch.setattr(readers, "decode_size", decode_size)
         for _ in range(2):
             assert len(load("folder", "all", path=path).source) == 2
     for _ in range(2):
@@ -250,7 +260,7 @@ def test_what_another_decoder_may_read_is_tried_again(load, tmp_path, monkeypatc
 def test_a_good_dataset_is_not_prepared_again_for_another_decoder(load, tmp_path, monkeypatch):
     path = str(write_voc(tmp_path / "own"))
     first = load("folder", "all", path=path).source._stretches
-    monkeypatch.setattr(builder, "conditions", lambda: {"pillow": "999"})
+    monkeypatch.setattr(metadata, "conditions", lambda: {"pillow": "999"})
     assert load("folder", "all", path=path).source._stretches == first
 
 
@@ -326,7 +336,7 @@ def steps(work, number):
     "work",
     [
         lambda texts: datasets.yolo._distinct(dict(enumerate(texts)), pathlib.Path("a")),
-        lambda texts: builder._split_by_order(texts, {}),
+        lambda texts: examine._split_by_order(texts, {}),
     ],
     ids=["names of YOLO", "splits by order"],
 )

@@ -21,7 +21,7 @@ import voc_tree
 from PIL import Image
 
 from ssd_jax import config, errors
-from ssd_jax.data import annotations, builder, datasets, images, synthetic, voc
+from ssd_jax.data import annotations, builder, datasets, images, metadata, synthetic, voc
 
 ROOT = pathlib.Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
@@ -559,6 +559,38 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     message = refusal(datasets.load, "voc", "2007/train", cache_dir=tmp_path / "file")
     assert f"{tmp_path}/file: the cache cannot be written" in message
+
+
+# What version 1.4.0 of the builder wrote for a folder of two images, one of them broken.
+WRITTEN_BEFORE = """{
+  "by_order": false,
+  "category_ids": [1, 2],
+  "conditions": {"pillow": "11.0.0", "simplejpeg": "1.8.1"},
+  "joined": {"trainval": ["train", "val"]},
+  "object_counts": {"train": [2], "val": [1]},
+  "skipped": {"train": {"b": "b.jpg: the file is empty"}, "trainval": {}, "val": {}},
+  "unannotated": []
+}"""
+
+
+def test_what_is_prepared_says_of_itself_what_it_said_before():
+    content = json.loads(WRITTEN_BEFORE)
+    found = metadata.Metadata.from_json(content)
+    assert found.category_ids == (1, 2)
+    assert found.stored("trainval") == ["train", "val"]
+    assert found.stored("val") == ["val"]
+    assert found.may_be_mended()
+    assert not found._replace(skipped={"train": {}}).may_be_mended()
+    assert not found._replace(conditions=metadata.conditions()).may_be_mended()
+    assert json.loads(json.dumps(found.to_json())) == content
+
+
+def test_a_prepared_dataset_keeps_the_keys_of_its_metadata(load, tmp_path):
+    load("folder", "train", path=str(voc_tree.write_plain(tmp_path / "own", 2)))
+    (written,) = (tmp_path / "cache").rglob("metadata.json")
+    content = json.loads(written.read_text())
+    assert content.keys() == json.loads(WRITTEN_BEFORE).keys()
+    assert content["object_counts"] == {"train": [1, 2]}
 
 
 def test_archives_give_the_splits_they_hold(load, tmp_path):

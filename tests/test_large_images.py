@@ -12,7 +12,7 @@ from PIL import Image
 from ssd_jax import config as config_lib
 from ssd_jax import detector as detector_lib
 from ssd_jax import errors, visualize
-from ssd_jax.data import builder, datasets, images, yolo
+from ssd_jax.data import datasets, examine, images, yolo
 from ssd_jax.detection import Detections
 from ssd_jax.evaluation import gallery, run
 
@@ -152,7 +152,7 @@ def labelled(tmp_path):
 
 
 def test_a_fault_that_costs_no_pixel_is_a_remark(labelled):
-    examined = builder.examine(yolo.Reader(str(labelled / "data")))
+    examined = examine.examine(yolo.Reader(str(labelled / "data")))
     assert [len(split) for split in examined.splits.values()] == [2]
     (remark,) = examined.remarks
     assert "b.jpg: the JPEG has a fault that costs no pixel (Warning: unknown JFIF" in remark

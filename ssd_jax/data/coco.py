@@ -32,7 +32,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from ssd_jax import download, errors
-from ssd_jax.data import annotations, builder, classes, parsing, paths
+from ssd_jax.data import annotations, builder, classes, parsing, paths, readers
 
 HOST = "http://images.cocodataset.org/"  # what comes is verified
 
@@ -255,11 +255,11 @@ def files(path: str) -> list[pathlib.Path]:
     return jsons + [
         file
         for file in below
-        if file.suffix.lower() in builder.PICTURE_SUFFIXES and paths.is_file(file)
+        if file.suffix.lower() in readers.PICTURE_SUFFIXES and paths.is_file(file)
     ]
 
 
-class Reader(builder.Reader):
+class Reader(readers.Reader):
     """COCO JSON files as one dataset; a key is split/file name."""
 
     def __init__(
@@ -294,7 +294,7 @@ class Reader(builder.Reader):
         self.remarks = remarks
         self.unannotated = tuple(unannotated)
 
-    def example(self, key: str) -> builder.Example:
+    def example(self, key: str) -> readers.Example:
         """Decodes one picture and converts its boxes."""
         picture = self._pictures[key]
         if picture.fault:
@@ -308,13 +308,13 @@ class Reader(builder.Reader):
             )
         read = functools.partial(pictures.read, file)
         data = read()
-        height, width, notes = builder.decode_size(
+        height, width, notes = readers.decode_size(
             data, name=file, max_megapixels=self.max_megapixels
         )
         _check_size(image, (height, width), where)
         annotation = self._annotation(picture, height, width, where)
-        number = image.id if type(image.id) is int else builder.NO_IMAGE_ID
-        return builder.Example(image.file_name, read, len(data), annotation, number, notes)
+        number = image.id if type(image.id) is int else readers.NO_IMAGE_ID
+        return readers.Example(image.file_name, read, len(data), annotation, number, notes)
 
     def categories(self, names: Iterable[str]) -> dict[str, int]:
         """All categories, by ascending id, those without an object too."""
@@ -571,9 +571,9 @@ def _find(path: str) -> dict[str, pathlib.Path]:
 def _split_of(file: pathlib.Path) -> str:
     """The split that a file's name tells: `val2017` of instances_val2017.json; else ""."""
     if file.name == _BESIDE:
-        return builder.check_split_name(file.parent.name, str(file.parent))
+        return readers.check_split_name(file.parent.name, str(file.parent))
     if file.stem.startswith(_INSTANCES):
-        return builder.check_split_name(file.stem.removeprefix(_INSTANCES), str(file))
+        return readers.check_split_name(file.stem.removeprefix(_INSTANCES), str(file))
     return ""
 
 

@@ -28,12 +28,25 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from ssd_jax import cache as cache_lib
 from ssd_jax import errors
-from ssd_jax.data import annotations, builder, coco, images, locks, paths, synthetic, voc, yolo
+from ssd_jax.data import (
+    annotations,
+    builder,
+    coco,
+    examine,
+    images,
+    locks,
+    metadata,
+    paths,
+    readers,
+    synthetic,
+    voc,
+    yolo,
+)
 
 DATASETS = ("voc", "folder", "coco", "yolo", "synthetic")
 SYNTHETIC = {"train": 2000, "test": 200, "seed": 0}
 
-OWN: dict[str, tuple[Callable[[str], list[pathlib.Path]], Callable[[str], builder.Reader]]] = {
+OWN: dict[str, tuple[Callable[[str], list[pathlib.Path]], Callable[[str], readers.Reader]]] = {
     "folder": (voc.folder_files, voc.read_folder),
     "coco": (coco.files, coco.read_folder),
     "yolo": (yolo.files, yolo.Reader),
@@ -203,17 +216,18 @@ def load(
     with _blaming_the_machine(cache):
         found = {home: _info(find(home, split)) for home in dict.fromkeys(homes.values())}
     infos = {part: found[home] for part, home in homes.items()}
-    _account(infos, split, max_bad_share)
-    stretches = [item for part in parts for item in _stretches(infos[part], part, split)]
+    facts = {part: metadata.Metadata.from_json(info.metadata) for part, info in infos.items()}
+    _account(facts, split, max_bad_share)
+    stretches = [
+        item for part in parts for item in _stretches(infos[part], facts[part], part, split)
+    ]
     info = infos[parts[0]]
     return Split(
         source=Records(stretches, memory_gib=memory_gib),
         class_names=tuple(info.features["objects"]["labels"].feature.names),
         max_objects=max(1, *(item.most_objects for item in stretches)),
-        category_ids=tuple(info.metadata["category_ids"]),
-        annotated=not any(
-            part.name in info.metadata["unannotated"] for part, info in infos.items()
-        ),
+        category_ids=facts[parts[0]].category_ids,
+        annotated=not any(part.name in fact.unannotated for part, fact in facts.items()),
     )
 
 
@@ -408,8 +422,8 @@ def _prepare(
     if prepare:
         _sweep(data_dir.parent)
     maker = make(data_dir)
-    if _is_prepared(maker) and _may_be_mended(maker.info.metadata):
-        conditions = itertools.chain.from_iterable(builder.conditions().items())
+    if _is_prepared(maker) and metadata.Metadata.from_json(maker.info.metadata).may_be_mended():
+        conditions = itertools.chain.from_iterable(metadata.conditions().items())
         data_dir = data_dir.with_name(f"{data_dir.name}-{_digest(conditions)[:8]}")
         maker = make(data_dir)
     if _is_prepared(maker):
@@ -441,12 +455,6 @@ def _write(maker: tfds.core.DatasetBuilder, downloads: pathlib.Path) -> None:
 def _is_prepared(maker: tfds.core.DatasetBuilder) -> bool:
     """What tfds' own `is_prepared` says, which warns of everything that is not yet."""
     return paths.is_file(os.path.join(maker.data_dir, "dataset_info.json"))
-
-
-def _may_be_mended(metadata: Mapping[str, Any]) -> bool:
-    """Whether a prepared dataset lacks images that could perhaps be used by now."""
-    lacks = any(metadata["skipped"].values())
-    return lacks and metadata["conditions"] != builder.conditions()
 
 
 def _unfinished(data_dir: pathlib.Path) -> list[pathlib.Path]:
@@ -518,9 +526,7 @@ def _open(directory: str, split: str) -> Any:
 
 
 def _account(
-    infos: Mapping[_Part, tfds.core.DatasetInfo],
-    split: str,
-    max_bad_share: float | None,
+    facts: Mapping[_Part, metadata.Metadata], split: str, max_bad_share: float | None
 ) -> None:
     """Sees to it that no more pictures are left out than may be, and names them in the log.
 
@@ -529,64 +535,63 @@ def _account(
     """
     bad: dict[str, str] = {}
     good = 0
-    for part, info in {part._replace(slice=""): info for part, info in infos.items()}.items():
-        metadata = info.metadata
-        bad |= metadata["skipped"].get(part.name, {})
-        stored = metadata["joined"].get(part.name, [part.name])
-        good += sum(len(metadata["object_counts"].get(each, [])) for each in stored)
+    for part, fact in {part._replace(slice=""): fact for part, fact in facts.items()}.items():
+        bad |= fact.skipped.get(part.name, {})
+        good += sum(len(fact.object_counts.get(each, [])) for each in fact.stored(part.name))
     if not bad:
-        _tell_of_others(infos, split)
+        _tell_of_others(facts, split)
         return
     share = len(bad) / (len(bad) + good)
     count = f"split {split!r}: {len(bad)} of {len(bad) + good} pictures cannot be used"
     if max_bad_share is None:
         raise errors.UserError(
-            f"{count}, and an evaluation skips none; repair or remove them: {builder.summary(bad)}"
+            f"{count}, and an evaluation skips none; repair or remove them: {examine.summary(bad)}"
         )
     if share > max_bad_share:
         enough = math.ceil(100 * share) / 100
         raise errors.UserError(
             f"{count}, a share of {share:.1%}, more than config.data.max_bad_share="
             f"{max_bad_share:g}; repair or remove them, or train without them by "
-            f"--config.data.max_bad_share={enough:g}: {builder.summary(bad)}"
+            f"--config.data.max_bad_share={enough:g}: {examine.summary(bad)}"
         )
-    logging.warning("%s and are left out: %s", count, builder.summary(bad))
+    logging.warning("%s and are left out: %s", count, examine.summary(bad))
 
 
-def _tell_of_others(infos: Mapping[_Part, tfds.core.DatasetInfo], split: str) -> None:
+def _tell_of_others(facts: Mapping[_Part, metadata.Metadata], split: str) -> None:
     """Names what is missing in a split by order, which is made of what can be used."""
-    (info, *_) = infos.values()  # who has splits by order is one dataset
-    if info.metadata["by_order"] and (others := info.metadata["skipped"]["all"]):
-        good = sum(map(len, info.metadata["object_counts"].values()))
+    (fact, *_) = facts.values()  # who has splits by order is one dataset
+    if fact.by_order and (others := fact.skipped["all"]):
+        good = sum(map(len, fact.object_counts.values()))
         logging.warning(
             "split %r, made by order: %d of the dataset's %d pictures cannot be used and are not "
             "in it: %s",
             split,
             len(others),
             len(others) + good,
-            builder.summary(others),
+            examine.summary(others),
         )
 
 
-def _stretches(info: tfds.core.DatasetInfo, part: _Part, split: str) -> list[Stretch]:
+def _stretches(
+    info: tfds.core.DatasetInfo, fact: metadata.Metadata, part: _Part, split: str
+) -> list[Stretch]:
     """Where the records of one part of a split are."""
-    joined: Mapping[str, list[str]] = info.metadata["joined"]
-    if part.name not in joined and part.name not in info.splits:
+    if part.name not in fact.joined and part.name not in info.splits:
         prefix = f"{part.year}/" if part.year else ""
-        known = ", ".join(prefix + name for name in sorted([*info.splits, *joined]))
+        known = ", ".join(prefix + name for name in sorted([*info.splits, *fact.joined]))
         archive = voc.ARCHIVES.get(part.year, {}).get(part.name)
         hint = f"; it comes with {archive.filename}" if archive else ""
         raise errors.UserError(
             f"split {split!r}: there is no {prefix}{part.name}, only {known}{hint}"
         )
-    names = joined.get(part.name, [part.name])
+    names = fact.stored(part.name)
     lengths = [info.splits[name].num_examples for name in names]
     start, stop = _bounds(part, sum(lengths), split)
     found = []
     for name, length in zip(names, lengths, strict=True):
         low, high = max(start, 0), min(stop, length)
         if low < high:
-            most = max(info.metadata["object_counts"][name][low:high])
+            most = max(fact.object_counts[name][low:high])
             size = info.splits[name].num_bytes
             found.append(Stretch(os.fspath(info.data_dir), name, low, high, most, size))
         start, stop = start - length, stop - length

