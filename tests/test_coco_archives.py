@@ -58,6 +58,16 @@ def test_the_official_archives_are_read_in_place(load, archives):
     np.testing.assert_array_equal(record["areas"], [100.25, 100.25])
 
 
+def test_archives_are_looked_for_once(load, archives, monkeypatch):
+    folders = []
+    real = coco.find_archives
+    monkeypatch.setattr(
+        coco, "find_archives", lambda folder, split: folders.append(folder) or real(folder, split)
+    )
+    load("val2017", archives=str(archives))
+    assert folders == [str(archives)]
+
+
 def test_the_80_classes_have_the_official_ids(load, archives):
     split = load("train2017", archives=str(archives))
     assert len(split.class_names) == len(split.category_ids) == 80

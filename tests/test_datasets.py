@@ -610,6 +610,17 @@ def test_archives_give_the_splits_they_hold(load, tmp_path):
     assert names(both) == ["000001.jpg", "000011.jpg"]
 
 
+def test_archives_are_looked_for_once(load, tmp_path, monkeypatch):
+    folders = []
+    real = voc.find_archives
+    monkeypatch.setattr(
+        voc, "find_archives", lambda folder, year: folders.append(folder) or real(folder, year)
+    )
+    archives = str(voc_tree.write_archives(tmp_path))
+    load("voc", "2007/trainval", archives=archives)
+    assert folders == [archives]
+
+
 def test_a_trainval_that_is_not_train_and_val_is_kept(load, tmp_path):
     splits = {"train": ["000001"], "trainval": ["000002", "000001", "000003"]}
     voc_tree.pack(

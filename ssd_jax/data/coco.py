@@ -402,12 +402,12 @@ class Coco(builder.Builder):
         tfds.core.BuilderConfig(name=split, description=f"COCO {split}") for split in SPLITS
     ]
 
-    def __init__(self, *, archives: str = "", **kwargs: Any):
-        """Args are those of tfds, and where the archives are.
+    def __init__(self, *, archives: Sequence[pathlib.Path] = (), **kwargs: Any):
+        """Args are those of tfds, and the archives.
 
         Args:
-          archives: Folder with the official archives of the split. Empty: they are downloaded and
-            compared with their known SHA-256.
+          archives: Those of the split, as `find_archives` found them. Empty: they are downloaded
+            and compared with their known SHA-256.
           **kwargs: Of tfds' builders: `config` (the split), `data_dir`, ...
         """
         self._archives = archives
@@ -415,10 +415,8 @@ class Coco(builder.Builder):
 
     def _readers(self, dl_manager: tfds.download.DownloadManager) -> list[Reader]:
         split = self.builder_config.name
-        if self._archives:
-            return [read_archives(*find_archives(self._archives, split), split)]
         folder = pathlib.Path(dl_manager.download_dir)
-        pictures, tables = (_download(folder, archive) for archive in archives_of(split))
+        pictures, tables = self._archives or [_download(folder, a) for a in archives_of(split)]
         return [read_archives(pictures, tables, split)]
 
 

@@ -311,13 +311,13 @@ def _voc(year: str, split: str, *, archives: str, cache: pathlib.Path, prepare: 
     if year not in voc.ARCHIVES:
         years = " or ".join(f"{known}/" for known in voc.ARCHIVES if known.isdigit())
         raise errors.UserError(f"split {split!r}: VOC's splits begin with {years}, {_HELP}")
-    if archives:
-        found = voc.find_archives(archives, year).values()
+    found = voc.find_archives(archives, year) if archives else []
+    if found:
         key = _fingerprint((path.absolute(), paths.status(path)) for path in found)
     else:
         key = _digest([voc.MIRROR, *map(str, voc.ARCHIVES[year].values())])
     return _prepare(
-        functools.partial(voc.Voc, config=year, archives=archives),
+        functools.partial(voc.Voc, config=year, archives=found),
         cache / f"voc{year}-{key}",
         downloads=cache / "downloads",
         prepare=prepare,
@@ -331,13 +331,13 @@ def _coco(name: str, split: str, *, archives: str, cache: pathlib.Path, prepare:
             f"split {split!r}: COCO has {', '.join(coco.SPLITS)}, and no {name}; for your own data "
             "in COCO's form give --config.data.path"
         )
-    if archives:
-        found = coco.find_archives(archives, name)
+    found = coco.find_archives(archives, name) if archives else ()
+    if found:
         key = _fingerprint((path.absolute(), paths.status(path)) for path in found)
     else:
         key = _digest([coco.HOST, *map(str, coco.archives_of(name))])
     return _prepare(
-        functools.partial(coco.Coco, config=name, archives=archives),
+        functools.partial(coco.Coco, config=name, archives=found),
         cache / f"coco-{name}-{key}",
         downloads=cache / "downloads",
         prepare=prepare,

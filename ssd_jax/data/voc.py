@@ -289,12 +289,12 @@ class Voc(builder.Builder):
         tfds.core.BuilderConfig(name=year, description=f"PASCAL VOC {year}") for year in ARCHIVES
     ]
 
-    def __init__(self, *, archives: str = "", **kwargs: Any):
-        """Args are those of tfds, and where the archives are.
+    def __init__(self, *, archives: Sequence[pathlib.Path] = (), **kwargs: Any):
+        """Args are those of tfds, and the archives.
 
         Args:
-          archives: Folder with the official archives, trainval's at least, perhaps packed anew.
-            Empty: they are downloaded and compared with their known SHA-256.
+          archives: As `find_archives` found them, perhaps packed anew. Empty: they are downloaded
+            and compared with their known SHA-256.
           **kwargs: Of tfds' builders: `config` (a key of `ARCHIVES`), `data_dir`, ...
         """
         self._archives = archives
@@ -302,15 +302,11 @@ class Voc(builder.Builder):
 
     def _readers(self, dl_manager: tfds.download.DownloadManager) -> list[Reader]:
         year = self.builder_config.name
-        paths = (
-            list(find_archives(self._archives, year).values())
-            if self._archives
-            else _download(pathlib.Path(dl_manager.download_dir), year)
-        )
-        return [read_archive(path, year) for path in paths]
+        archives = self._archives or _download(pathlib.Path(dl_manager.download_dir), year)
+        return [read_archive(path, year) for path in archives]
 
 
-def find_archives(folder: str, year: str) -> dict[str, pathlib.Path]:
+def find_archives(folder: str, year: str) -> list[pathlib.Path]:
     """The official archives of a year, a key of `ARCHIVES`, that lie in a folder.
 
     Raises:
@@ -327,7 +323,7 @@ def find_archives(folder: str, year: str) -> dict[str, pathlib.Path]:
             f"config.data.archives={folder}: no {archive.filename} in it; put it there "
             f"{_from(archive)}or leave the field empty to download it"
         )
-    return found
+    return list(found.values())
 
 
 def folder_files(path: str) -> list[pathlib.Path]:
