@@ -19,6 +19,7 @@ from test_yolo_data import write_plain as write_yolo
 from ssd_jax import errors, files
 from ssd_jax.data import (
     check,
+    coco_json,
     datasets,
     examine,
     loader,
@@ -346,7 +347,7 @@ def test_twice_as_many_take_twice_as_long(work):
 
 def test_images_of_one_id_are_not_all_named_for_each():
     images_of_one_id = [{"id": 1, "file_name": f"{number}.jpg"} for number in range(1000)]
-    found = datasets.coco._images(images_of_one_id, "a.json", [])
+    found = coco_json.images_of(images_of_one_id, "a.json", [])
     assert len(found) == 1000
     assert max(len(fault) for _, fault in found) < 200
 

@@ -18,7 +18,7 @@ from pycocotools import cocoeval
 from ssd_jax import config as config_lib
 from ssd_jax import detector as detector_lib
 from ssd_jax import errors
-from ssd_jax.data import annotations, coco, datasets, voc
+from ssd_jax.data import annotations, coco_official, datasets, voc
 from ssd_jax.evaluation import results, run
 from ssd_jax.training import checkpoint, loop
 from ssd_jax.training import step as step_lib
@@ -313,7 +313,7 @@ def test_evaluate_writes_cocos_results_and_takes_them_back(tmp_path):
     config.data = dataclasses.replace(
         config.data, dataset="coco", archives=str(archives), cache_dir=str(tmp_path / "cache")
     )
-    workdir = write_run(tmp_path / "run", config, coco.CATEGORIES.values())
+    workdir = write_run(tmp_path / "run", config, coco_official.CATEGORIES.values())
     process = tiny_run.start(
         "evaluate.py", "--workdir", workdir, "--output", tmp_path / "test",
         "--config.data.eval_split=test2017",

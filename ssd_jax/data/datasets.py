@@ -32,6 +32,7 @@ from ssd_jax.data import (
     annotations,
     builder,
     coco,
+    coco_official,
     examine,
     images,
     locks,
@@ -168,7 +169,7 @@ def load(
         on first use), or your own: "folder" (in VOC's form), "coco" (JSON) or "yolo" (text files).
       split: Names joined by "+", each perhaps sliced as tfds does, "train[:16]" or "val[50%:]".
         VOC's names begin with the year: "2007/train", "2007/val", "2007/trainval", "2007/test",
-        "2012/trainval", ... COCO's are "train2017", "val2017" and the others of `coco.SPLITS`.
+        "2012/trainval", ... COCO's are "train2017", "val2017" and the others of `coco_official.SPLITS`.
         Synthetic data have "train" and "test". A folder's are those of its ImageSets/Main, of your
         own JSON those of the files' names, YOLO's those of data.yaml; without, they are "train",
         "val" (every fifth picture) and "all".
@@ -326,18 +327,18 @@ def _voc(year: str, split: str, *, archives: str, cache: pathlib.Path, prepare: 
 
 def _coco(name: str, split: str, *, archives: str, cache: pathlib.Path, prepare: bool) -> str:
     """Prepares one official split of COCO; returns its directory."""
-    if name not in coco.SPLITS:
+    if name not in coco_official.SPLITS:
         raise errors.UserError(
-            f"split {split!r}: COCO has {', '.join(coco.SPLITS)}, and no {name}; for your own data "
-            "in COCO's form give --config.data.path"
+            f"split {split!r}: COCO has {', '.join(coco_official.SPLITS)}, and no {name}; for your "
+            "own data in COCO's form give --config.data.path"
         )
-    found = coco.find_archives(archives, name) if archives else ()
+    found = coco_official.find_archives(archives, name) if archives else ()
     if found:
         key = _fingerprint((path.absolute(), paths.status(path)) for path in found)
     else:
-        key = _digest([coco.HOST, *map(str, coco.archives_of(name))])
+        key = _digest([coco_official.HOST, *map(str, coco_official.archives_of(name))])
     return _prepare(
-        functools.partial(coco.Coco, config=name, archives=found),
+        functools.partial(coco_official.Coco, config=name, archives=found),
         cache / f"coco-{name}-{key}",
         downloads=cache / "downloads",
         prepare=prepare,
