@@ -70,12 +70,12 @@ def main(argv: Sequence[str]) -> None:
 def _data_are_good(config: config_lib.Config) -> bool:
     """Prints what `config.data.path` holds, and how far the config's default boxes fit it."""
     from ssd_jax import detector
-    from ssd_jax.data import check, datasets
+    from ssd_jax.data import check, prepared
 
-    if config.data.dataset not in datasets.OWN or not config.data.path:
+    if config.data.dataset not in prepared.OWN or not config.data.path:
         raise errors.UserError(
             f"--check is for a dataset of your own: give config.data.path, and config.data.dataset "
-            f"as {', '.join(datasets.OWN)}. An official archive: python -m ssd_jax.data.check FILE"
+            f"as {', '.join(prepared.OWN)}. An official archive: python -m ssd_jax.data.check FILE"
         )
     model = detector.build_model(config.model, num_classes=20)
     boxes = detector.default_boxes(config.model, model)

@@ -13,7 +13,7 @@ from test_voc_evaluation import found, objects
 
 from ssd_jax import config as config_lib
 from ssd_jax import download, errors
-from ssd_jax.data import datasets
+from ssd_jax.data import datasets, synthetic
 from ssd_jax.evaluation import (
     analysis,
     coco,
@@ -173,7 +173,7 @@ def written(tmp_path, capsys, config):
 def test_nothing_is_downloaded_for_a_page(tmp_path, capsys, monkeypatch):
     asked = []
     monkeypatch.setattr(download, "fetch", lambda *args, **options: asked.append(args))
-    monkeypatch.setattr(datasets.synthetic, "write", lambda *args, **options: asked.append(args))
+    monkeypatch.setattr(synthetic, "write", lambda *args, **options: asked.append(args))
     for dataset, split, why in (
         ("voc", "2007/test", "is not prepared in"),
         ("coco", "val2017", "is not prepared in"),

@@ -24,10 +24,13 @@ from ssd_jax.data import (
     examine,
     loader,
     locks,
+    machine,
     metadata,
+    prepared,
     readers,
     synthetic,
     voc,
+    yolo,
 )
 
 PASSING = [errno.EACCES, errno.EMFILE, errno.ENOMEM, errno.EIO, errno.ESTALE]
@@ -181,10 +184,10 @@ def test_trouble_that_a_library_tells_in_words_is_the_machines(monkeypatch, word
 
     with (
         pytest.raises(errors.MachineError, match=f"^cache: {words}"),
-        datasets._blaming_the_machine("cache"),
+        machine.blaming("cache"),
     ):
         fail()
-    with pytest.raises(KeyError), datasets._blaming_the_machine("cache"):
+    with pytest.raises(KeyError), machine.blaming("cache"):
         raise KeyError("a mistake of ours")
 
 
@@ -206,7 +209,7 @@ def test_what_killed_preparations_left_is_removed_and_what_lives_is_not(load, tm
 
 
 def test_leftovers_of_the_built_in_dataset_are_removed(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets, "SYNTHETIC", {"train": 2, "test": 1, "seed": 0})
+    monkeypatch.setattr(prepared, "SYNTHETIC", {"train": 2, "test": 1, "seed": 0})
     left = tmp_path / ".synthetic-0123-xyz"
     left.mkdir()
     monkeypatch.setattr(synthetic, "write", lambda folder, **_: shutil.copytree(made, folder))
@@ -336,7 +339,7 @@ def steps(work, number):
 @pytest.mark.parametrize(
     "work",
     [
-        lambda texts: datasets.yolo._distinct(dict(enumerate(texts)), pathlib.Path("a")),
+        lambda texts: yolo._distinct(dict(enumerate(texts)), pathlib.Path("a")),
         lambda texts: examine._split_by_order(texts, {}),
     ],
     ids=["names of YOLO", "splits by order"],

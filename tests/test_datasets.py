@@ -21,7 +21,17 @@ import voc_tree
 from PIL import Image
 
 from ssd_jax import config, errors
-from ssd_jax.data import annotations, builder, datasets, images, metadata, synthetic, voc
+from ssd_jax.data import (
+    annotations,
+    builder,
+    datasets,
+    images,
+    metadata,
+    prepared,
+    records,
+    synthetic,
+    voc,
+)
 
 ROOT = pathlib.Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
@@ -506,8 +516,8 @@ def test_random_access_works_from_threads_and_after_pickling(load, tmp_path):
 
 def test_records_of_a_split_that_fits_are_read_once(load, tmp_path, monkeypatch):
     folder = str(voc_tree.write_plain(tmp_path / "own", 10))  # train of 8, val of 2
-    parse, read = datasets._record, []
-    monkeypatch.setattr(datasets, "_record", lambda data: read.append(data) or parse(data))
+    parse, read = records._record, []
+    monkeypatch.setattr(records, "_record", lambda data: read.append(data) or parse(data))
 
     def reads(split, **options):
         """How many records two rounds through a split and through its pickled copy read."""
@@ -736,8 +746,8 @@ def test_archives_are_downloaded_once(load, mirror, tmp_path):
     assert len(load("voc", "2007/train").source) == 2
     assert mirror.requests > 0
     mirror.requests = 0
-    for prepared in (tmp_path / "cache").glob("voc2007-*"):
-        shutil.rmtree(prepared)
+    for folder in (tmp_path / "cache").glob("voc2007-*"):
+        shutil.rmtree(folder)
     assert len(load("voc", "2007/train").source) == 2
     assert mirror.requests == 0
 
@@ -773,7 +783,7 @@ def test_the_official_archives_are_those_of_tfds():
 
 
 def test_synthetic_data_are_made_once(load, monkeypatch):
-    monkeypatch.setattr(datasets, "SYNTHETIC", {"train": 4, "test": 2, "seed": 0})
+    monkeypatch.setattr(prepared, "SYNTHETIC", {"train": 4, "test": 2, "seed": 0})
     assert len(load("synthetic", "train").source) == 4
     monkeypatch.setattr(synthetic, "write", None)
     split = load("synthetic", "test")

@@ -22,10 +22,10 @@ from ssd_jax import console, errors, priors
 from ssd_jax.data import (
     coco,
     coverage,
-    datasets,
     examine,
     images,
     paths,
+    prepared,
     readers,
     voc,
     yolo,
@@ -80,7 +80,7 @@ def detect_format(path: str) -> str:
     if paths.is_file(place) and place.suffix.lower() in _BY_SUFFIX:
         return _BY_SUFFIX[place.suffix.lower()]
     reasons = []
-    for name, (files, _) in datasets.OWN.items() if paths.is_folder(place) else ():
+    for name, (files, _) in prepared.OWN.items() if paths.is_folder(place) else ():
         try:
             files(path)
             return name
@@ -102,7 +102,7 @@ def open_reader(path: str, kind: str) -> readers.Reader:
       UserError: It is not of that format, or what describes it as a whole is broken.
     """
     if kind != "voc":
-        return datasets.OWN[kind][1](path)
+        return prepared.OWN[kind][1](path)
     if not paths.is_file(pathlib.Path(path).expanduser()):
         raise errors.UserError(f"{path}: voc is an official archive (.tar); give --format folder")
     for year in voc.ARCHIVES:
@@ -259,7 +259,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         prog="python -m ssd_jax.data.check", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("path", metavar="PATH", help="folder, VOC archive, COCO JSON or data.yaml")
-    parser.add_argument("--format", choices=("auto", "voc", *datasets.OWN), default="auto")
+    parser.add_argument("--format", choices=("auto", "voc", *prepared.OWN), default="auto")
     parser.add_argument("--image_size", type=int, choices=(300, 512), default=300)
     parser.add_argument("--prior_sizes", choices=("voc", "coco"), default="voc")
     parser.add_argument("--max_megapixels", type=float, default=images.MAX_MEGAPIXELS)
