@@ -29,12 +29,12 @@ from ssd_jax import config as config_lib
 from ssd_jax import detector as detector_lib
 from ssd_jax import errors, export, media
 from ssd_jax import stablehlo as stablehlo_calls
-from ssd_jax.data import synthetic
+from ssd_jax.data import synthetic_shapes
 from ssd_jax.evaluation import evaluated, report, run
 from ssd_jax.models import ssd
 from ssd_jax.training import checkpoint, guard, loop, step
 
-NAMES = synthetic.CLASS_NAMES
+NAMES = synthetic_shapes.CLASS_NAMES
 FAR = "http://127.0.0.1:9/"  # where nobody listens
 
 

@@ -174,8 +174,7 @@ def _synthetic(year: str, split: str, *, cache: pathlib.Path, prepare: bool) -> 
         if name not in synthetic.SPLITS:
             known = ", ".join(synthetic.SPLITS)
             raise errors.UserError(f"split {split!r}: there is no {name}, only {known}")
-    generator = pathlib.Path(synthetic.__file__).read_text()
-    folder = cache / f"synthetic-{_digest([generator, str(SYNTHETIC)])}"
+    folder = cache / f"synthetic-{_digest([synthetic.code(), str(SYNTHETIC)])}"
     if prepare and not folder.exists():
         with locks.alone(cache / ".synthetic.lock") as alone:
             if alone:
