@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ssd_jax import augment as augment_lib
-from ssd_jax import cache, errors, files
+from ssd_jax import cache, errors, files, resampling
 from ssd_jax.models import ssd
 
 VERSION = 1  # of what a workdir holds, config and checkpoints; a newer one is refused
@@ -92,7 +92,7 @@ class DataConfig:
     difficult: bool = True  # train on objects marked difficult, as the authors do
     augment: str = "ssd"  # ssd (all of the paper's), crop (no expansion) or flip (neither)
     channel_shuffle: bool = False  # with ssd: shuffle colour channels (amdegroot, lufficc)
-    interpolations: tuple[str, ...] = augment_lib.INTERPOLATIONS  # with ssd: one is drawn a picture
+    interpolations: tuple[str, ...] = resampling.INTERPOLATIONS  # with ssd: one is drawn a picture
     canvas: int = 500  # larger pictures are shrunk to this on the host; one as wide saves a copy
     threads: int = 4  # that read and decode, a batch each
     workers: int = 0  # processes that share the decoding, each with so many threads; 0: none
@@ -281,10 +281,10 @@ def validate(config: Config) -> None:
             f"or none"
         )
     drawn = config.data.interpolations
-    if not drawn or set(drawn) - set(augment_lib.INTERPOLATIONS):
+    if not drawn or set(drawn) - set(resampling.INTERPOLATIONS):
         raise errors.UserError(
             f"config.data.interpolations is {shown(drawn)}; give some of "
-            f"{augment_lib.INTERPOLATIONS}"
+            f"{resampling.INTERPOLATIONS}"
         )
     _check_boxes(config.model)
     _check_sizes(config.eval.sizes, least)

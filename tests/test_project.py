@@ -13,7 +13,7 @@ PACKAGE = ROOT / "ssd_jax"
 
 # What a module of each layer may import of ssd_jax; whatever is not named here may import all but
 # the scripts. The arrows of the house point down this list.
-PAPER = {"boxes", "priors", "matching", "losses", "detection", "augment"}
+PAPER = {"boxes", "priors", "matching", "losses", "detection", "augment", "resampling"}
 ALLOWED = {
     "errors": set(),
     "console": {"errors"},
@@ -25,9 +25,10 @@ ALLOWED = {
     "matching": {"boxes", "kernels"},
     "losses": {"kernels"},
     "detection": {"boxes", "kernels"},
-    "augment": {"boxes"},
+    "resampling": set(),
+    "augment": {"boxes", "resampling"},
     "fonts": set(),
-    "config": {"augment", "cache", "errors", "files", "models"},
+    "config": {"augment", "cache", "errors", "files", "models", "resampling"},
     "visualize": {"augment", "console", "fonts"},
     "models": PAPER | {"kernels", "models"},
     "download": {"console", "errors", "files"},

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from ssd_jax import augment, boxes, losses, matching, priors
+from ssd_jax import augment, boxes, losses, matching, priors, resampling
 from ssd_jax.models import ssd
 from ssd_jax.training import optimizer as optimizer_lib
 
@@ -135,7 +135,7 @@ def make_train_step(
     seed: int = 0,
     policy: str = "ssd",
     channel_shuffle: bool = False,
-    interpolations: Sequence[str] = augment.INTERPOLATIONS,
+    interpolations: Sequence[str] = resampling.INTERPOLATIONS,
     iou_threshold: float = 0.5,
     neg_pos_ratio: float = 3.0,
     loc_weight: float = 1.0,
