@@ -16,7 +16,16 @@ from absl import logging
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from PIL import Image
 
-from ssd_jax import augment, detection, errors, files, priors, visualize
+from ssd_jax import (
+    augment,
+    config_checks,
+    config_files,
+    detection,
+    errors,
+    files,
+    priors,
+    visualize,
+)
 from ssd_jax import config as config_lib
 from ssd_jax.data import classes
 from ssd_jax.data import images as image_files
@@ -471,7 +480,7 @@ def load_detector(
     config = copy.deepcopy(trained.config)
     config.eval.flip = config.eval.flip if flip is None else flip
     config.eval.sizes = config.eval.sizes if sizes is None else tuple(sizes)
-    config_lib.validate(config)
+    config_checks.validate(config)
     return trained.build(config)
 
 
@@ -528,7 +537,7 @@ def find_run(path: str | Path) -> Trained:
     from ssd_jax.training import checkpoint  # here, for it imports Orbax, which is slow
 
     folder = checkpoint.find(path)
-    config, _ = config_lib.load(_config_of(folder))
+    config, _ = config_files.load(_config_of(folder))
     return Trained(
         folder, _config_of(folder).parent, config, functools.partial(restore, folder=folder)
     )
@@ -758,7 +767,7 @@ def restore(config: config_lib.Config, folder: Path) -> Detector:
     """
     from ssd_jax.training import checkpoint
 
-    trained, class_names = config_lib.load(_config_of(folder))
+    trained, class_names = config_files.load(_config_of(folder))
     for field in (
         "backbone", "image_size", "image_width", "padding", "width", "atrous", "source_maps",
         "aspect_ratios", "prior_sizes", "prior_scales", "clip_priors", "clip_prior_sizes", "gaps",

@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import ssd_jax
-from ssd_jax import augment, boxes, detection, errors, files, stablehlo
+from ssd_jax import augment, boxes, config_checks, config_files, detection, errors, files, stablehlo
 from ssd_jax import config as config_lib
 from ssd_jax import detector as detector_lib
 from ssd_jax.detection import Detections
@@ -316,7 +316,7 @@ def _read_stablehlo(path: Path) -> detector_lib.Detector:
     try:
         content = path.read_bytes()
         with zipfile.ZipFile(io.BytesIO(content)) as archive, archive.open(_METADATA_FILE) as part:
-            described = config_lib.parse(part.read(config_lib.MOST_BYTES + 1), where=path)
+            described = config_files.parse(part.read(config_files.MOST_BYTES + 1), where=path)
         exported = jax.export.deserialize(bytearray(content))
         takes = [("images", *aval.shape[1:]) for aval in exported.in_avals]
         _check_computes(exported)
@@ -336,7 +336,9 @@ def _check_computes(exported: jax.export.Exported) -> None:
     """
     found = stablehlo.calls(exported.mlir_module_serialized)
     if others := sorted(found.difference(_CALLS)):
-        raise ValueError(f"its program calls {config_lib.shown(others[0])}, which no export does")
+        raise ValueError(
+            f"its program calls {config_checks.shown(others[0])}, which no export does"
+        )
     if exported.nr_devices != 1 or exported.ordered_effects or exported.unordered_effects:
         raise ValueError("its program is for several devices, or has effects")
 
@@ -375,7 +377,7 @@ def _check_parameters(
     found = {name: array.shape for name, array in arrays.items()}
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):
-            there = config_lib.shown(found[name]) if name in found else "nothing"
+            there = config_checks.shown(found[name]) if name in found else "nothing"
             raise errors.UserError(
                 f"{path} has {there} as {name[:80]}, and the network of its metadata "
                 f"{wanted.get(name, 'nothing')}; write it anew with export.py"
@@ -437,11 +439,11 @@ def _described(path: Path, described: Any) -> tuple[config_lib.Config, tuple[str
             f"{path} was not written by export.py: its metadata lack what ssd_jax needs"
         )
     told = {
-        name: config_lib.parse(_text(path, described[name]), where=f"{path}: {name}")
+        name: config_files.parse(_text(path, described[name]), where=f"{path}: {name}")
         for name in ("config", "class_names", "image_size", "mean", "variances")
         if name in described
     }
-    config = config_lib.from_mapping(told["config"], where=path)
+    config = config_files.from_mapping(told["config"], where=path)
     network = {
         "image_size": list(detector_lib.input_size(config.model)),
         "mean": list(detector_lib.picture_mean(config.model)),
@@ -450,15 +452,15 @@ def _described(path: Path, described: Any) -> tuple[config_lib.Config, tuple[str
     for name, value in network.items():
         if told.get(name, value) != value:
             raise errors.UserError(
-                f"{path}: its metadata have {config_lib.shown(told[name])} as {name}, and a config "
-                f"with {value}; write it anew with export.py"
+                f"{path}: its metadata have {config_checks.shown(told[name])} as {name}, and a "
+                f"config with {value}; write it anew with export.py"
             )
-    return config, config_lib.check_class_names(told["class_names"], where=path)
+    return config, config_checks.check_class_names(told["class_names"], where=path)
 
 
 def _text(path: Path, value: Any) -> str:
     if not isinstance(value, str):
-        raise errors.UserError(f"{path}: its metadata have {config_lib.shown(value)} for a text")
+        raise errors.UserError(f"{path}: its metadata have {config_checks.shown(value)} for a text")
     return value
 
 
@@ -495,7 +497,7 @@ def _detector(
     size = detector_lib.input_size(config.model)
     if list(takes) != [("images", *size, 3)]:
         raise errors.UserError(
-            f"{path}: its network takes {config_lib.shown(takes)}, and its config has images of "
+            f"{path}: its network takes {config_checks.shown(takes)}, and its config has images of "
             f"{size}; write it anew with export.py"
         )
     resize = jax.jit(jax.vmap(functools.partial(augment.resize, size=size)))
@@ -511,7 +513,7 @@ def _detector(
         if not _are_outputs(outputs, config, len(class_names), rows=len(resized)):
             shapes = {name: values.shape for name, values in outputs.items()}
             raise errors.UserError(
-                f"{path}: its network gives {config_lib.shown(shapes)}, which is not what its "
+                f"{path}: its network gives {config_checks.shown(shapes)}, which is not what its "
                 f"metadata say; write it anew with export.py"
             )
         found = finish(outputs) if "loc" in outputs else Detections(**outputs)

@@ -12,7 +12,7 @@ from test_report import NASTY, Page, source
 from test_voc_evaluation import found, objects
 
 from ssd_jax import config as config_lib
-from ssd_jax import download, errors
+from ssd_jax import config_files, download, errors
 from ssd_jax.data import datasets, synthetic
 from ssd_jax.evaluation import (
     analysis,
@@ -36,7 +36,7 @@ TRUTH = {
 # The first is correct in image one, the second in image two; both have nothing to say of three.
 FIRST = {"one": found((CAT, 0.9, 1)), "two": found((DOG, 0.8, 1))}
 SECOND = {"one": found((CAT, 0.9, 2)), "two": found((DOG, 0.95, 2))}
-CONFIG = config_lib.to_dict(
+CONFIG = config_files.to_dict(
     config_lib.Config(
         data=config_lib.DataConfig(dataset="folder", path="no such folder", eval_split="val")
     )

@@ -20,7 +20,7 @@ import tiny_run
 import voc_tree
 from PIL import Image
 
-from ssd_jax import config, errors
+from ssd_jax import config, config_checks, errors
 from ssd_jax.data import (
     annotations,
     builder,
@@ -366,10 +366,10 @@ def test_what_cannot_be_read_never_falls_to_a_val_by_order(load, tmp_path):
 def test_the_share_is_one(share):
     cfg = config.Config()
     cfg.data.max_bad_share = share
-    assert "config.data.max_bad_share" in refusal(config.validate, cfg)
+    assert "config.data.max_bad_share" in refusal(config_checks.validate, cfg)
     for fine in (0.0, 1.0):
         cfg.data.max_bad_share = fine
-        config.validate(cfg)
+        config_checks.validate(cfg)
 
 
 def test_training_may_skip_and_evaluation_may_not(tmp_path):

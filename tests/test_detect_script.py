@@ -16,8 +16,8 @@ import scripts
 from PIL import Image
 
 from ssd_jax import config as config_lib
+from ssd_jax import config_files, media
 from ssd_jax import detector as detector_lib
-from ssd_jax import media
 from ssd_jax.data import synthetic_shapes
 from ssd_jax.training import checkpoint, step
 
@@ -35,7 +35,7 @@ def write_workdir(folder):
     config.data.dataset, config.data.canvas = "synthetic", 64
     config.model.width = 0.125
     config.eval.batch_size, config.eval.max_detections = 4, 3
-    config_lib.save(folder / "config.json", config, synthetic_shapes.CLASS_NAMES)
+    config_files.save(folder / "config.json", config, synthetic_shapes.CLASS_NAMES)
     model = detector_lib.build_model(config.model, len(synthetic_shapes.CLASS_NAMES))
     state = step.init_state(model, optax.sgd(0.1), detector_lib.input_size(config.model), seed=0)
     with checkpoint.open_manager(folder) as manager:

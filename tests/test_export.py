@@ -20,7 +20,7 @@ import safetensors.numpy
 import voc_tree
 
 import ssd_jax
-from ssd_jax import augment, detection, errors, export, onnx_graph
+from ssd_jax import augment, config_files, detection, errors, export, onnx_graph
 from ssd_jax import boxes as box_ops
 from ssd_jax import config as config_lib
 from ssd_jax import detector as detector_lib
@@ -579,7 +579,7 @@ def workdir(detector, tmp_path_factory):
     )
     workdir = folder / "workdir"
     workdir.mkdir()
-    config_lib.save(workdir / "config.json", config, NAMES)
+    config_files.save(workdir / "config.json", config, NAMES)
     training = optax.sgd(0.1)
     state = step.TrainState(jnp.int32(0), detector.params, training.init(detector.params))
     with checkpoint.open_manager(workdir) as manager:

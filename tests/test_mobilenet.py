@@ -17,7 +17,7 @@ import weight_files
 from golden import make_mobilenet
 
 import ssd_jax
-from ssd_jax import boxes, detector, errors, export, models, priors
+from ssd_jax import boxes, config_files, detector, errors, export, models, priors
 from ssd_jax import config as config_lib
 from ssd_jax.models import mobilenet, ssd, summary
 from ssd_jax.training import loop, step
@@ -285,7 +285,7 @@ def test_mean_and_padding_come_with_the_weights_and_stay_with_the_run(imagenet, 
     weights = functools.partial(loop._read_source, config)
     settled = loop._settled(config, tmp_path, weights)
     assert (settled.model.mean, settled.model.padding) == ((127.5,) * 3, "tensorflow")
-    config_lib.save(tmp_path / "config.json", settled, ("a",))
+    config_files.save(tmp_path / "config.json", settled, ("a",))
     assert loop._settled(config, tmp_path, lambda: pytest.fail("read again")) == settled
     config.model.mean = (1.0, 2.0, 3.0)
     settled = loop._settled(config, tmp_path / "new", weights)

@@ -11,8 +11,8 @@ from golden import make_other_networks
 from PIL import Image
 
 from ssd_jax import config as config_lib
+from ssd_jax import config_files, errors
 from ssd_jax import detector as detector_lib
-from ssd_jax import errors
 from ssd_jax.data import classes
 from ssd_jax.training import loop
 from ssd_jax.weights import loading
@@ -95,7 +95,7 @@ def test_the_mean_comes_with_the_weights_and_stays_with_the_run(tmp_path):
     settled = loop._settled(config, tmp_path, reads((1.0, 2.0, 3.0)))
     assert settled.model.mean == (1, 2, 3)
     assert config.model.mean == ()
-    config_lib.save(tmp_path / "config.json", settled, ("a",))
+    config_files.save(tmp_path / "config.json", settled, ("a",))
     assert loop._settled(config, tmp_path, read) == settled  # a run that goes on reads no weights
     config.model.mean = (4.0, 5.0, 6.0)
     assert loop._settled(config, tmp_path, read) == config

@@ -16,8 +16,8 @@ from pycocotools import coco as pycoco
 from pycocotools import cocoeval
 
 from ssd_jax import config as config_lib
+from ssd_jax import config_files, errors
 from ssd_jax import detector as detector_lib
-from ssd_jax import errors
 from ssd_jax.data import annotations, coco_official, datasets, voc
 from ssd_jax.evaluation import results, run
 from ssd_jax.training import checkpoint, loop
@@ -300,7 +300,7 @@ def write_run(workdir, config, class_names):
     with checkpoint.open_manager(workdir) as manager:
         checkpoint.save(manager, dataclasses.replace(state, step=state.step + 1), run={})
         manager.wait_until_finished()
-    config_lib.save(workdir / "config.json", config, tuple(class_names))
+    config_files.save(workdir / "config.json", config, tuple(class_names))
     return workdir
 
 

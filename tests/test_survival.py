@@ -20,8 +20,8 @@ import pytest
 import tiny_run
 
 from ssd_jax import config as config_lib
+from ssd_jax import config_files, errors
 from ssd_jax import detector as detector_lib
-from ssd_jax import errors
 from ssd_jax.data import loader
 from ssd_jax.training import checkpoint, guard, loop, signals, watchdog
 from ssd_jax.training import step as step_lib
@@ -475,7 +475,7 @@ def test_the_average_of_the_weights_is_saved_evaluated_and_resumed(config, tmp_p
     average = detector_lib.load_detector(whole / "checkpoints/4").params
     again = detector_lib.load_detector(stopped / "checkpoints/4").params
     jax.tree.map(np.testing.assert_array_equal, evaluated[0], average)
-    settings, _ = config_lib.load(whole / "config.json")
+    settings, _ = config_files.load(whole / "config.json")
     raw = changed(settings, "eval", ema=False)
     params = detector_lib.restore(raw, whole / "checkpoints/4").params
     for one, other, plain in zip(*map(jax.tree.leaves, (average, again, params)), strict=True):

@@ -25,8 +25,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from ssd_jax import config as config_lib
-from ssd_jax import distributed, errors, files
+from ssd_jax import config_files, distributed, errors, files
 from ssd_jax.training import step as step_lib
 
 FOLDER = "checkpoints"
@@ -106,7 +105,7 @@ def save(
     """
     known = mean_ap is not None and not math.isnan(mean_ap)
     items = _items(state)
-    facts = {"version": config_lib.VERSION, **run, "checksums": checksums(items)}
+    facts = {"version": config_files.VERSION, **run, "checksums": checksums(items)}
     with room_for(manager.directory):
         manager.save(
             int(state.step),
@@ -192,7 +191,7 @@ def restore_params(folder: str | Path, like: Any, *, ema: bool = True) -> Any:
     try:
         with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
             facts = checkpointer.restore(folder / "run")
-        config_lib.check_version(folder, facts["version"])
+        config_files.check_version(folder, facts["version"])
         _check_shapes(folder, like)
         with ocp.StandardCheckpointer() as checkpointer:
             params = checkpointer.restore(folder / item, _abstract(like))
@@ -253,7 +252,7 @@ def _restore(
 ) -> tuple[step_lib.TrainState, dict[str, Any]]:
     folder = Path(manager.directory) / str(step)
     facts = manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
-    config_lib.check_version(folder, facts["version"])
+    config_files.check_version(folder, facts["version"])
     _check_shapes(folder, like.params)
     wanted = _items(like)
     saved = ocp.StandardCheckpointHandler().metadata(folder / "training").tree

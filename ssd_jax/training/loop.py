@@ -21,7 +21,17 @@ import orbax.checkpoint as ocp
 from absl import logging
 from PIL import Image
 
-from ssd_jax import augment, console, distributed, download, errors, files, visualize
+from ssd_jax import (
+    augment,
+    config_checks,
+    config_files,
+    console,
+    distributed,
+    download,
+    errors,
+    files,
+    visualize,
+)
 from ssd_jax import config as config_lib
 from ssd_jax import detector as detector_lib
 from ssd_jax.data import datasets, images, loader
@@ -344,7 +354,7 @@ def _with_stop(
 def _run(config: config_lib.Config, data: Data, position: int) -> dict[str, Any]:
     """What a checkpoint keeps beside the state."""
     return {
-        "config": config_lib.to_dict(config),
+        "config": config_files.to_dict(config),
         "class_names": list(data.train.class_names),
         "position": position,
         "pictures": len(data.train.source),
@@ -506,7 +516,7 @@ def _settled(
     if not config.model.pretrained:
         return config
     saved = workdir / "config.json"
-    there = config_lib.load(saved)[0].model if saved.exists() else source().model
+    there = config_files.load(saved)[0].model if saved.exists() else source().model
     default = config_lib.ModelConfig()
     settled = {
         field: getattr(there, field)
@@ -581,7 +591,7 @@ def _check_patterns(options: config_lib.TrainConfig, paths: list[str]) -> None:
     """A pattern that matches nothing is a mistake, which would be found out late."""
     patterns = {
         "freeze": options.freeze,
-        "rates": tuple(config_lib.rate_multipliers(options.rates)),
+        "rates": tuple(config_checks.rate_multipliers(options.rates)),
     }
     for field, given in patterns.items():
         for pattern in given:
@@ -627,7 +637,7 @@ def _settings(config: config_lib.Config) -> list[str]:
 def _shown_settings(config: config_lib.Config) -> dict[str, Any]:
     """The config as others may see it: without the password of an address."""
     data = dataclasses.replace(config.data, mirror=download.public(config.data.mirror))
-    return config_lib.to_dict(dataclasses.replace(config, data=data))
+    return config_files.to_dict(dataclasses.replace(config, data=data))
 
 
 def _contents(data: Data) -> list[str]:
@@ -656,7 +666,7 @@ def _claim(
                 try:
                     workdir.mkdir(parents=True, exist_ok=True)
                     stack.enter_context(_locked(workdir))
-                    config_lib.save(path, config, class_names)
+                    config_files.save(path, config, class_names)
                 except OSError as error:
                     raise errors.UserError(f"--workdir {workdir}: {error.strerror}") from None
         with distributed.together():
@@ -680,7 +690,7 @@ def _check_same_run(
     workdir: Path, config: config_lib.Config, class_names: tuple[str, ...], *, change_config: bool
 ) -> None:
     """Compares a workdir's config with the one to go on with, and says what changes."""
-    earlier, earlier_names = config_lib.load(workdir / "config.json")
+    earlier, earlier_names = config_files.load(workdir / "config.json")
     found = config_lib.differences(earlier, config)
     if earlier_names != class_names:
         found["classes"] = f"{', '.join(earlier_names)} there, {', '.join(class_names)} here"
@@ -702,7 +712,7 @@ def _position(workdir: Path, run: Mapping[str, Any]) -> int:
     if type(position) is not int or not 0 <= position < 2**62:
         raise errors.UserError(
             f"{workdir / checkpoint.FOLDER}: its position in the data is "
-            f"{config_lib.shown(position)}, no number of images: give another --workdir"
+            f"{config_checks.shown(position)}, no number of images: give another --workdir"
         )
     return position
 
@@ -715,7 +725,7 @@ def _check_same_pictures(
     there = run.get("pictures", here)  # an older checkpoint does not say
     if there == here:
         return
-    found = f"data.train_split has {here} pictures, and had {config_lib.shown(there)}"
+    found = f"data.train_split has {here} pictures, and had {config_checks.shown(there)}"
     if not change_config:
         raise errors.UserError(
             f"the data of {workdir} have changed: {found}. Give another --workdir, or "
@@ -829,7 +839,7 @@ def _optimizer(config: config_lib.TrainConfig, rate: Any) -> Any:
         weight_decay=config.weight_decay,
         bias_rate=config.bias_rate,
         clip_norm=config.clip_norm,
-        rates=config_lib.rate_multipliers(config.rates),
+        rates=config_checks.rate_multipliers(config.rates),
     )
 
 
