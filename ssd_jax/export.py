@@ -202,7 +202,7 @@ def candidates(
 def _write_onnx(detector: detector_lib.Detector, file: BinaryIO, outputs: str) -> None:
     """Computes in float32, whatever the config's type: runtimes have no bfloat16 on a CPU."""
     _require("onnx")
-    from ssd_jax import onnx_graph
+    from ssd_jax import onnx_graph, onnx_nms, onnx_trace
 
     config, settings = detector.config.model, detector.config.eval
     network = raw_network(dataclasses.replace(config, dtype="float32"), len(detector.class_names))
@@ -223,11 +223,11 @@ def _write_onnx(detector: detector_lib.Detector, file: BinaryIO, outputs: str) -
     images = graph.input("images", (None, *detector_lib.input_size(config), 3))
     params = jax.device_get(detector.params)
     if outputs == "raw":
-        results = onnx_graph.trace(graph, network, params, images)
+        results = onnx_trace.trace(graph, network, params, images)
     else:
-        results = onnx_graph.suppress(
+        results = onnx_nms.suppress(
             graph,
-            *onnx_graph.trace(graph, unsuppressed, params, images),
+            *onnx_trace.trace(graph, unsuppressed, params, images),
             iou_threshold=settings.iou_threshold,
             top_k=settings.top_k,
             max_detections=settings.max_detections,

@@ -20,7 +20,16 @@ import safetensors.numpy
 import voc_tree
 
 import ssd_jax
-from ssd_jax import augment, config_files, detection, errors, export, onnx_graph
+from ssd_jax import (
+    augment,
+    config_files,
+    detection,
+    errors,
+    export,
+    onnx_graph,
+    onnx_nms,
+    onnx_trace,
+)
 from ssd_jax import boxes as box_ops
 from ssd_jax import config as config_lib
 from ssd_jax import detector as detector_lib
@@ -212,7 +221,7 @@ def test_the_suppression_is_jaxs(kind, top_k, max_detections):
     options = {"iou_threshold": 0.45, "top_k": top_k, "max_detections": max_detections}
     graph = onnx_graph.Graph()
     inputs = graph.input("b", (None, 150, 4)), graph.input("s", (None, 3, 150))
-    model = graph.model(onnx_graph.suppress(graph, *inputs, **options), metadata={}, version="")
+    model = graph.model(onnx_nms.suppress(graph, *inputs, **options), metadata={}, version="")
     names = ["boxes", "scores", "labels"]
     session = session_of(model.SerializeToString())
     found = Detections(*session.run(names, {"b": boxes, "s": scores}))
@@ -233,7 +242,7 @@ def test_the_suppression_is_jaxs(kind, top_k, max_detections):
 def run_traced(function, images, params=()):
     graph = onnx_graph.Graph()
     images_in = graph.input("images", (None, *images.shape[1:]))
-    traced = onnx_graph.trace(graph, function, params, images_in)
+    traced = onnx_trace.trace(graph, function, params, images_in)
     model = graph.model({"result": traced}, metadata={}, version="")
     return session_of(model.SerializeToString()).run(None, {"images": images})[0]
 

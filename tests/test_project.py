@@ -37,6 +37,9 @@ ALLOWED = {
     "data": {"cache", "console", "errors", "files", "download", "data", "priors"},
     "weights": {"cache", "console", "errors", "files", "download", "models", "weights"},
     "onnx_graph": set(),
+    "onnx_operations": {"onnx_graph"},
+    "onnx_trace": {"onnx_graph", "onnx_operations"},
+    "onnx_nms": {"onnx_graph"},
     "stablehlo": set(),
 }
 
