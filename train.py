@@ -19,6 +19,7 @@ from absl import flags
 
 from ssd_jax import cli, console, errors
 from ssd_jax import config as config_lib
+from ssd_jax.data import prepared
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", None, "Where the run is kept; runs/NAME_OF_THE_CONFIG by default.")
@@ -70,12 +71,12 @@ def main(argv: Sequence[str]) -> None:
 def _data_are_good(config: config_lib.Config) -> bool:
     """Prints what `config.data.path` holds, and how far the config's default boxes fit it."""
     from ssd_jax import build
-    from ssd_jax.data import check, datasets
+    from ssd_jax.data import check
 
-    if config.data.dataset not in datasets.OWN or not config.data.path:
+    if config.data.dataset not in prepared.OWN or not config.data.path:
         raise errors.UserError(
             f"--check is for a dataset of your own: give config.data.path, and config.data.dataset "
-            f"as {', '.join(datasets.OWN)}. An official archive: python -m ssd_jax.data.check FILE"
+            f"as {', '.join(prepared.OWN)}. An official archive: python -m ssd_jax.data.check FILE"
         )
     model = build.model(config.model, num_classes=20)
     boxes = build.priors(config.model, model)

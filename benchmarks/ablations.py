@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from ssd_jax import build, cli, console, errors
+from ssd_jax import build, cli, config_checks, console, errors
 from ssd_jax import config as config_lib
 
 ROOT = Path(__file__).parent.parent
@@ -96,7 +96,7 @@ def changed(base: config_lib.Config, names: Sequence[str]) -> dict[str, config_l
             )
         change = known[name] if name in known else get(Path(name), "change")
         found = change(known["full"](copy.deepcopy(base)))
-        config_lib.validate(found)
+        config_checks.validate(found)
         configs[Path(name).stem] = found
     return configs
 

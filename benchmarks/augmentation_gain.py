@@ -13,6 +13,7 @@ Finished runs in the workdir are not trained again, so other test pictures cost 
 
 import argparse
 import json
+import os
 from pathlib import Path
 from unittest import mock
 
@@ -21,7 +22,7 @@ import numpy as np
 from configs import quickstart
 from ssd_jax import cli, config, load
 from ssd_jax import detector as detectors
-from ssd_jax.data import datasets, synthetic
+from ssd_jax.data import datasets, synthetic, synthetic_scenes
 from ssd_jax.evaluation import run as evaluation
 from ssd_jax.training import loop
 
@@ -32,10 +33,11 @@ CUT_SHARE = 0.7  # of the objects may reach over the edge; usually 0.15
 def small_and_cropped(size: float, pictures: int, seed: int, folder: Path) -> datasets.Split:
     """A test set of objects of a size, made at first use."""
     if not folder.exists():
-        with mock.patch.multiple(synthetic, SIZE_MEDIAN=size, CUT_SHARE=CUT_SHARE):
+        with mock.patch.multiple(synthetic_scenes, SIZE_MEDIAN=size, CUT_SHARE=CUT_SHARE):
             for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
                 (folder / part).mkdir(parents=True)
-            synthetic._write_share(str(folder), (0, pictures), seed=seed, first=0, step=1)
+            share = {"first": 0, "step": 1, "parent": os.getppid()}
+            synthetic._write_share(str(folder), (0, pictures), seed=seed, **share)
             names = "".join(f"{synthetic._name('test', n)}\n" for n in range(pictures))
             (folder / "ImageSets/Main/test.txt").write_text(names)
     cache = config.DataConfig().cache_dir

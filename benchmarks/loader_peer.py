@@ -31,7 +31,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from ssd_jax import augment
-from ssd_jax.data import datasets, loader
+from ssd_jax.data import datasets, loader, records
 
 BATCH, SIZE = 32, (300, 300)
 WARM_UP = 8  # batches
@@ -41,7 +41,7 @@ REST = 1.0  # seconds that threads get to end what nobody waits for
 class Pictures(data.Dataset):
     """Records as torchvision's datasets give them, transformed for SSD."""
 
-    def __init__(self, source: datasets.Records):
+    def __init__(self, source: records.Records):
         self._source = source
         self._transform = v2.Compose(
             [

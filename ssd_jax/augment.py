@@ -2,8 +2,8 @@
 
 An image lies in the upper left corner of a fixed uint8 canvas; `extent` is its valid size. The
 expansion, crop, resizing and flip are one axis-aligned affine map of that canvas, so the image is
-resampled once: with one matrix of filter weights for the rows and one for the columns. The
-photometric operations act on the result where the image shows; the mean surrounds it.
+resampled once, by `resampling.warp`. The photometric operations act on the result where the image
+shows; the mean surrounds it.
 
 Source: Liu et al. 2016, section 2.2, "Data augmentation", and section 3.6 (expansion); ranges and
 order as in the authors' release.
@@ -18,15 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssd_jax import boxes as box_ops
+from ssd_jax import resampling
 
 Array = jax.Array | np.ndarray
 
 POLICIES = ("ssd", "crop", "flip")
-INTERPOLATIONS = ("linear", "area", "nearest", "cubic", "lanczos")
 # RGB, 0..255: what the authors' network subtracts, and what surrounds an expanded image.
 MEAN = (123.0, 117.0, 104.0)
-
-_LARGEST_EXPANSION = 4.0  # sides of the expanded image over those of the image
 _LEAST_OVERLAPS = (0.1, 0.3, 0.5, 0.7, 0.9, 0.0)  # of the samplers that draw; 0: unconstrained
 _CROP_SCALE = (0.3, 1.0)  # square root of the crop's share of the area
 _CROP_RATIO = (0.5, 2.0)  # normalized width over normalized height
@@ -34,7 +32,6 @@ _BRIGHTNESS = 32.0  # levels
 _FACTOR = (0.5, 1.5)  # of contrast and of saturation
 _HUE = 36.0  # degrees, 18 of OpenCV's 8-bit units
 _KEYS = ("flip", "expand", "crop", "warp", "color")  # of an example, by what they decide
-_MOST_TAPS = 8  # of the widest kernel, Lanczos-4
 
 
 class Augmented(NamedTuple):
@@ -63,20 +60,6 @@ class Proposals(NamedTuple):
     found: jax.Array
 
 
-class _Window(NamedTuple):
-    """The part of the canvas that the result shows along one axis, in pixels of the canvas.
-
-    The result reaches from `low` to `high`. The image covers `[0, extent)`; the mean surrounds it,
-    up to the whole pixels `[first, last]`.
-    """
-
-    low: jax.Array
-    high: jax.Array
-    extent: jax.Array
-    first: jax.Array
-    last: jax.Array
-
-
 def augment(
     key: jax.Array,
     image: Array,
@@ -87,7 +70,7 @@ def augment(
     size: int | tuple[int, int],
     policy: str = "ssd",
     channel_shuffle: bool = False,
-    interpolations: Sequence[str] = INTERPOLATIONS,
+    interpolations: Sequence[str] = resampling.INTERPOLATIONS,
     mean: Sequence[float] = MEAN,
 ) -> Augmented:
     """Makes a training example of one image.
@@ -134,7 +117,7 @@ def augment(
     boxes, labels = crop_boxes(crop, boxes, labels)
     boxes, labels = _flip_boxes(flip, boxes, labels)
     method = _draw_interpolation(keys["warp"], interpolations)
-    image, coverage = warp(
+    image, coverage = resampling.warp(
         image, extent, canvas=canvas, crop=crop, flip=flip, interpolation=method, size=size
     )
     image = photometric(keys["color"], image, channel_shuffle=channel_shuffle)
@@ -158,7 +141,7 @@ def resize(image: Array, extent: Array, *, size: int | tuple[int, int]) -> jax.A
     """
     extent = jnp.asarray(extent, jnp.float32)
     chex.assert_shape([image, extent], [(None, None, 3), (2,)])
-    return warp(
+    return resampling.warp(
         image,
         extent,
         canvas=jnp.concatenate([jnp.zeros(2), extent[::-1]]),
@@ -275,11 +258,6 @@ def _to_frame(boxes: jax.Array, frame: jax.Array) -> jax.Array:
     return (boxes - jnp.tile(frame[:2], 2)) / jnp.tile(frame[2:] - frame[:2], 2)
 
 
-def _from_frame(boxes: jax.Array, frame: jax.Array) -> jax.Array:
-    """The inverse of `_to_frame`."""
-    return boxes * jnp.tile(frame[2:] - frame[:2], 2) + jnp.tile(frame[:2], 2)
-
-
 def _flip_boxes(
     flip: jax.Array, boxes: jax.Array, labels: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
@@ -297,7 +275,7 @@ def _expansion(key: jax.Array, extent: jax.Array) -> jax.Array:
     Half of the images are not expanded: (0, 0, width, height).
     """
     apply, ratio, place = jax.random.split(key, 3)
-    ratio = jax.random.uniform(ratio, minval=1.0, maxval=_LARGEST_EXPANSION)
+    ratio = jax.random.uniform(ratio, minval=1.0, maxval=resampling.LARGEST_EXPANSION)
     size = jnp.floor(extent[::-1] * ratio)  # (width, height)
     offset = jnp.floor(jax.random.uniform(place, (2,)) * (size - extent[::-1]))
     expanded = jnp.concatenate([-offset, size - offset])
@@ -305,145 +283,17 @@ def _expansion(key: jax.Array, extent: jax.Array) -> jax.Array:
     return jnp.where(jax.random.bernoulli(apply), expanded, whole)
 
 
-def warp(
-    image: Array,
-    extent: Array,
-    *,
-    canvas: Array,
-    crop: Array,
-    size: int | tuple[int, int],
-    flip: Array | bool = False,
-    interpolation: Array | str = "linear",
-    precision: str | None = None,
-) -> tuple[jax.Array, jax.Array]:
-    """Expands, crops, resizes and flips an image: one resampling, separable in rows and columns.
-
-    The filters are OpenCV's, without antialiasing (except `"area"`, the mean of what a pixel
-    covers), with pixel centers at halves. The crop's border repeats. Two filters differ from
-    OpenCV's: `"nearest"` takes the pixel under the center of the new one, not under its first edge;
-    `"area"` is the mean also where a side grows, where OpenCV's is a kind of linear filter.
-
-    Args:
-      image: `[H, W, 3]` uint8 canvas with the image in its upper left corner.
-      extent: `[2]` (height, width) of the image, in whole pixels.
-      canvas: `[4]` corners of the expanded image, in whole pixels of the image.
-      crop: `[4]` corners in [0, 1] of the expanded image.
-      size: Side, or (height, width), of the result in pixels.
-      flip: Whether to mirror the result left to right.
-      interpolation: One of `INTERPOLATIONS`, or an index into them.
-      precision: Of the matrix products, as for `jax.numpy.einsum`; the default precision of a
-        device may change a pixel by half a level.
-
-    Returns:
-      `[height, width, 3]` float32 in 0..255 of the image's pixels, and `[height, width]` in [0, 1]:
-      which share of each pixel is the image; the rest is its surround.
-    """
-    canvas, crop, extent = jnp.asarray(canvas), jnp.asarray(crop), jnp.asarray(extent, jnp.float32)
-    chex.assert_shape(image, (None, None, 3))
-    chex.assert_shape([canvas, crop, extent], [(4,), (4,), (2,)])
-    by_name = isinstance(interpolation, str)
-    method = jnp.asarray(INTERPOLATIONS.index(interpolation) if by_name else interpolation)
-    shape = (size, size) if isinstance(size, int) else size
-    rows, columns = (
-        _weights(window, method, count=count, canvas=side)
-        for window, count, side in zip(
-            _windows(canvas, crop, extent),
-            shape,
-            image.shape[:2],
-            strict=True,
-        )
-    )
-    columns = jnp.where(flip, columns[::-1], columns)
-    (rows, row_share), (columns, column_share) = _only_the_image(rows), _only_the_image(columns)
-    pixels = jnp.asarray(image, jnp.float32)
-    pixels = jnp.einsum("yh,hwc->ywc", rows, pixels, precision=precision)
-    pixels = jnp.einsum("xw,ywc->yxc", columns, pixels, precision=precision)
-    return jnp.clip(pixels, 0, 255), row_share[:, None] * column_share
-
-
-def _windows(canvas: jax.Array, crop: jax.Array, extent: jax.Array) -> tuple[_Window, _Window]:
-    """Where a crop of the expanded image lies, along the rows and along the columns."""
-    corners = _from_frame(crop, canvas)
-    columns, rows = (
-        _Window(
-            low=corners[axis],
-            high=corners[axis + 2],
-            extent=extent[1 - axis],
-            # The crop shows none of the pixels beyond it, and its border repeats, as if cut out.
-            first=jnp.floor(corners[axis]),
-            last=jnp.maximum(jnp.ceil(corners[axis + 2]) - 1, jnp.floor(corners[axis])),
-        )
-        for axis in (0, 1)
-    )
-    return rows, columns
-
-
 def _draw_interpolation(key: jax.Array, names: Sequence[str]) -> jax.Array:
     """Index into `INTERPOLATIONS` of one of the names."""
-    unknown = sorted(set(names) - set(INTERPOLATIONS))
+    unknown = sorted(set(names) - set(resampling.INTERPOLATIONS))
     if unknown or not names:
         raise ValueError(
             f"interpolations: {', '.join(unknown) or 'none'}; "
-            f"choose among {', '.join(INTERPOLATIONS)}"
+            f"choose among {', '.join(resampling.INTERPOLATIONS)}"
         )
-    return jax.random.choice(key, jnp.asarray([INTERPOLATIONS.index(name) for name in names]))
-
-
-def _only_the_image(weights: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Weights whose rows sum to 1, as if nothing surrounded the image, and their sums before."""
-    share = jnp.clip(jnp.sum(weights, axis=1), 0, 1)
-    return weights / jnp.where(share > 0, share, 1)[:, None], share
-
-
-def _weights(window: _Window, method: jax.Array, *, count: int, canvas: int) -> jax.Array:
-    """`[count, canvas]`: how much of each pixel of the canvas is in each pixel of the result.
-
-    A row sums to 1 less the weight of the mean that surrounds the image.
-    """
-    step = (window.high - window.low) / count  # canvas pixels in one of the result
-    start = window.low + jnp.arange(count) * step
-    taps = max(_MOST_TAPS, int(np.ceil(_LARGEST_EXPANSION * canvas / count)) + 1)
-    center = start + step / 2
-    is_area = method == INTERPOLATIONS.index("area")
-    first = jnp.where(is_area, jnp.floor(start), jnp.floor(center - 0.5) - (_MOST_TAPS // 2 - 1))
-    pixel = first[:, None] + jnp.arange(taps)  # [count, taps], cover [pixel, pixel + 1)
-    distance = center[:, None] - 0.5 - pixel
-    weights = jnp.select(
-        [method == index for index in range(len(INTERPOLATIONS))],
-        [
-            jnp.maximum(1 - jnp.abs(distance), 0),
-            _overlap(start[:, None], step, pixel),
-            (pixel == jnp.floor(center)[:, None]).astype(jnp.float32),
-            _cubic(distance),
-            _lanczos(distance),
-        ],
+    return jax.random.choice(
+        key, jnp.asarray([resampling.INTERPOLATIONS.index(name) for name in names])
     )
-    weights /= jnp.sum(weights, axis=1, keepdims=True)
-    pixel = jnp.clip(pixel, window.first, window.last)  # the border repeats
-    shown = (pixel >= 0) & (pixel < window.extent)
-    index = jnp.where(shown, pixel, canvas).astype(jnp.int32)  # beyond the end: dropped
-    return (
-        jnp.zeros((count, canvas)).at[jnp.arange(count)[:, None], index].add(weights, mode="drop")
-    )
-
-
-def _overlap(start: jax.Array, step: jax.Array, pixel: jax.Array) -> jax.Array:
-    """Length that `[start, start + step)` has in common with `[pixel, pixel + 1)`."""
-    return jnp.maximum(jnp.minimum(start + step, pixel + 1) - jnp.maximum(start, pixel), 0)
-
-
-def _cubic(distance: jax.Array) -> jax.Array:
-    """Keys' kernel with a = -0.75, OpenCV's."""
-    x, a = jnp.abs(distance), -0.75
-    near = ((a + 2) * x - (a + 3)) * x * x + 1
-    far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
-    return jnp.where(x < 1, near, jnp.where(x < 2, far, 0))
-
-
-def _lanczos(distance: jax.Array) -> jax.Array:
-    """Lanczos' kernel of eight taps."""
-    inside = jnp.abs(distance) < _MOST_TAPS / 2
-    return jnp.where(inside, jnp.sinc(distance) * jnp.sinc(distance / (_MOST_TAPS / 2)), 0)
 
 
 # --- The colors ---

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ssd_jax import augment, detection, errors, tta
+from ssd_jax import augment, config_checks, detection, errors, tta
 from ssd_jax import config as config_lib
 from ssd_jax import optimizer as optimizer_lib
 from ssd_jax import priors as priors_lib
@@ -232,5 +232,5 @@ def optimizer(config: config_lib.TrainConfig, rate: optax.Schedule) -> optax.Gra
         weight_decay=config.weight_decay,
         bias_rate=config.bias_rate,
         clip_norm=config.clip_norm,
-        rates=config_lib.rate_multipliers(config.rates),
+        rates=config_checks.rate_multipliers(config.rates),
     )

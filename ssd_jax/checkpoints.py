@@ -24,8 +24,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from ssd_jax import config as config_lib
-from ssd_jax import errors, files
+from ssd_jax import config_files, errors, files
 
 FOLDER = "checkpoints"
 METRIC = "mean_ap"
@@ -59,7 +58,7 @@ def restore_params(folder: str | Path, like: Any, *, ema: bool = True) -> Any:
     try:
         with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
             facts = checkpointer.restore(folder / "run")
-        config_lib.check_version(folder, facts["version"])
+        config_files.check_version(folder, facts["version"])
         check_shapes(folder, like)
         with ocp.StandardCheckpointer() as checkpointer:
             params = checkpointer.restore(folder / item, abstract(like))

@@ -14,7 +14,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 from rich import progress, text
 
-from ssd_jax import cache, console, errors, files
+from ssd_jax import cache, config_checks, console, errors, files
 from ssd_jax import config as config_lib
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def parse(
             flags.FLAGS(plain)
             config_flags.DEFINE_config_dataclass("config", saved(), sys_argv=list(argv))
         rest = flags.FLAGS(list(argv))[1:]
-        config_lib.validate(flags.FLAGS.config)
+        config_checks.validate(flags.FLAGS.config)
         return [*rest, *plain_names]
     except flags.Error as error:
         raise _root(error) or errors.UserError(f"{error}; --help lists the flags") from None

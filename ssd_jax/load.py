@@ -11,7 +11,7 @@ import flax.traverse_util
 import jax
 from absl import logging
 
-from ssd_jax import build, errors, export, third_party
+from ssd_jax import build, config_checks, config_files, errors, export, third_party
 from ssd_jax import config as config_lib
 from ssd_jax.detector import Detector
 from ssd_jax.weights import hub, layouts, loading, transfer
@@ -56,7 +56,7 @@ def load_detector(
     config = copy.deepcopy(trained.config)
     config.eval.flip = config.eval.flip if flip is None else flip
     config.eval.sizes = config.eval.sizes if sizes is None else tuple(sizes)
-    config_lib.validate(config)
+    config_checks.validate(config)
     return trained.build(config)
 
 
@@ -93,7 +93,7 @@ def find_run(path: str | Path) -> Trained:
     from ssd_jax import checkpoints  # not above: it imports Orbax, which takes half a second
 
     folder = checkpoints.find(path)
-    config, _ = config_lib.load(_config_of(folder))
+    config, _ = config_files.load(_config_of(folder))
     return Trained(
         folder, _config_of(folder).parent, config, functools.partial(_restore, folder=folder)
     )
@@ -107,7 +107,7 @@ def _restore(config: config_lib.Config, folder: Path) -> Detector:
     """
     from ssd_jax import checkpoints
 
-    trained, class_names = config_lib.load(_config_of(folder))
+    trained, class_names = config_files.load(_config_of(folder))
     for field in (
         "backbone", "image_size", "image_width", "padding", "width", "atrous", "source_maps",
         "aspect_ratios", "prior_sizes", "prior_scales", "clip_priors", "clip_prior_sizes", "gaps",

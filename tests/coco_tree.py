@@ -6,9 +6,9 @@ from pathlib import Path
 
 import voc_tree
 
-from ssd_jax.data import coco
+from ssd_jax.data import coco_official
 
-CATEGORIES = [{"id": number, "name": name} for number, name in coco.CATEGORIES.items()]
+CATEGORIES = [{"id": number, "name": name} for number, name in coco_official.CATEGORIES.items()]
 
 
 def image(number: int) -> dict:
@@ -32,15 +32,15 @@ def write_archives(
 ) -> Path:
     """Both archives of a split, with the official layout; the pictures are 32 x 24."""
     folder.mkdir(parents=True, exist_ok=True)
-    pictures, tables = coco.archives_of(split)
+    pictures, tables = coco_official.archives_of(split)
     inside = pictures.filename.removesuffix(".zip")
     with zipfile.ZipFile(folder / pictures.filename, "w") as archive:
         for number, entry in enumerate(images):
             data = voc_tree.jpeg(seed=number)
             archive.writestr(f"{inside}/{entry['file_name']}", data)
     content = {"info": {}, "images": images, "categories": categories}
-    if coco.SPLITS[split].annotated:
+    if coco_official.SPLITS[split].annotated:
         content["annotations"] = things
     with zipfile.ZipFile(folder / tables.filename, "a", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(f"annotations/{coco.SPLITS[split].json}", json.dumps(content))
+        archive.writestr(f"annotations/{coco_official.SPLITS[split].json}", json.dumps(content))
     return folder

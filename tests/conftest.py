@@ -32,10 +32,10 @@ def config(tmp_path_factory):
     """Four steps of a tiny network on a few built-in pictures."""
     import tiny_run
 
-    from ssd_jax.data import datasets
+    from ssd_jax.data import prepared
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets, "SYNTHETIC", {"train": 12, "test": 6, "seed": 0})
+        patch.setattr(prepared, "SYNTHETIC", {"train": 12, "test": 6, "seed": 0})
         yield tiny_run.config(tmp_path_factory.mktemp("cache"))
 
 

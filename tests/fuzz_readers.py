@@ -19,7 +19,7 @@ import numpy as np
 import weight_files
 from absl import logging
 
-from ssd_jax import config, errors
+from ssd_jax import config, config_files, errors
 from ssd_jax.data import yolo
 from ssd_jax.evaluation import report
 from ssd_jax.training import guard, logs
@@ -152,7 +152,7 @@ def load_altered(rng, count):
 def write_documents(folder):
     """A file of each kind; gives by its name what reads it."""
     folder.mkdir()
-    config.save(folder / "config.json", config.Config(), ("cat", "dog"))
+    config_files.save(folder / "config.json", config.Config(), ("cat", "dog"))
     rows = [{"step": step, "loss": 1 / step, "mean_ap": None} for step in range(1, 9)]
     (folder / "metrics.jsonl").write_text("".join(map(logs.as_json, rows)), encoding="utf-8")
     (folder / "data.yaml").write_text(
@@ -162,7 +162,7 @@ def write_documents(folder):
         (folder / name).mkdir(parents=True)
         (folder / name / "a.jpg").touch()
     return {
-        "config.json": config.load,
+        "config.json": config_files.load,
         "metrics.jsonl": logs.read,
         "data.yaml": lambda path: yolo.Reader(path.parent),
     }

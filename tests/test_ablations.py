@@ -11,7 +11,7 @@ import reference
 import tiny_run
 
 from configs import ablations as ablation_configs
-from ssd_jax import augment, build, errors, models, priors
+from ssd_jax import augment, build, config_checks, config_files, errors, models, priors
 from ssd_jax import config as config_lib
 from ssd_jax.models import ssd
 from ssd_jax.weights import layouts, loading
@@ -173,7 +173,7 @@ def test_bad_fields_are_one_line(fields, message):
     config = config_lib.Config(model=config_lib.ModelConfig(**fields))
 
     def build():
-        config_lib.validate(config)
+        config_checks.validate(config)
         build.model(config.model, 20)
 
     with pytest.raises(errors.UserError, match=rf"^config\.model\.{message}"):
@@ -182,8 +182,8 @@ def test_bad_fields_are_one_line(fields, message):
 
 def test_a_config_comes_back_from_json(tmp_path):
     config = config_of("maps_4")
-    config_lib.save(tmp_path / "config.json", config, ("a",))
-    assert config_lib.load(tmp_path / "config.json")[0] == config
+    config_files.save(tmp_path / "config.json", config, ("a",))
+    assert config_files.load(tmp_path / "config.json")[0] == config
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -225,7 +225,7 @@ def test_one_command_trains_a_set_and_writes_the_table(tmp_path):
         ["maps_5", "8764", "8764", "74.6"],
     ]
     assert all(0 <= float(row[3]) <= 100 for row in cells)
-    config, _ = config_lib.load(runs / "maps_5" / "config.json")
+    config, _ = config_files.load(runs / "maps_5" / "config.json")
     assert (config.data.augment, config.train.steps) == ("crop", 2)
     assert config.model.source_maps == (0, 1, 2, 3, 4, 4)
     # The same command goes on: nothing is trained twice.

@@ -10,12 +10,12 @@ import pytest
 import reference
 import scipy.stats
 
-from ssd_jax import augment
+from ssd_jax import augment, resampling
 
 OPTIONS = ("size", "policy", "channel_shuffle", "interpolations", "mean")
 RESIZE = jax.jit(augment.resize, static_argnames="size")
 AUGMENT = jax.jit(augment.augment, static_argnames=OPTIONS)
-WARP = jax.jit(augment.warp, static_argnames=("size", "interpolation"))
+WARP = jax.jit(resampling.warp, static_argnames=("size", "interpolation"))
 SAMPLE = jax.jit(jax.vmap(augment.sample_crop, in_axes=(0, None, None)))
 PROPOSE = jax.jit(jax.vmap(augment.propose_crops, in_axes=(0, None, None)))
 DRAWS = 20_000
@@ -406,7 +406,7 @@ def far_from_edges(low, high, side):
     return (np.abs(place) >= 4) & (np.abs(place - side) >= 4)
 
 
-@pytest.mark.parametrize("interpolation", augment.INTERPOLATIONS)
+@pytest.mark.parametrize("interpolation", resampling.INTERPOLATIONS)
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize(
     ("canvas", "crop"),

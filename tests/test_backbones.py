@@ -11,7 +11,7 @@ import tiny_run
 import voc_tree
 
 import ssd_jax
-from ssd_jax import boxes, build, detector, errors, export, models
+from ssd_jax import boxes, build, config_checks, detector, errors, export, models
 from ssd_jax import config as config_lib
 from ssd_jax.models import ssd, summary
 from ssd_jax.training import loop, step
@@ -27,7 +27,7 @@ BACKBONES = {**ssd.BACKBONES, **SHOWN["BACKBONES"]}
 @pytest.fixture(autouse=True)
 def shown_one_is_there(monkeypatch):
     monkeypatch.setattr(ssd, "BACKBONES", BACKBONES)
-    monkeypatch.setitem(config_lib._CHOICES, ("model", "backbone"), tuple(BACKBONES))
+    monkeypatch.setitem(config_checks._CHOICES, ("model", "backbone"), tuple(BACKBONES))
 
 
 def flat(params):
@@ -50,19 +50,19 @@ def test_the_least_side_has_all_maps(backbone):
     config = config_lib.Config()
     config.model.backbone = backbone
     config.model.image_size = least = ssd.BACKBONES[backbone].least_side
-    config_lib.validate(config)
+    config_checks.validate(config)
     shapes = ssd.feature_map_shapes(models.SSD(num_classes=3, backbone=backbone), (least, least))
     assert shapes[-1] == (1, 1)
     config.model.image_size = least - 1
     with pytest.raises(errors.UserError, match=f"{backbone} need at least {least} pixels"):
-        config_lib.validate(config)
+        config_checks.validate(config)
 
 
 def test_an_unknown_backbone_is_one_line_with_all_names():
     config = config_lib.Config()
     config.model.backbone = "resnet99"
     with pytest.raises(errors.UserError, match=r"resnet99.*vgg16.*resnet101") as caught:
-        config_lib.validate(config)
+        config_checks.validate(config)
     assert "\n" not in str(caught.value)
 
 
@@ -93,7 +93,7 @@ def test_an_input_need_not_be_square():
     assert outputs.loc.shape == (2, *build.priors(config, model).shape)
     config.image_width = 100
     with pytest.raises(errors.UserError, match="image_width is 100; the maps of vgg16 need"):
-        config_lib.validate(config_lib.Config(model=config))
+        config_checks.validate(config_lib.Config(model=config))
 
 
 @pytest.mark.slow

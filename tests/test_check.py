@@ -15,7 +15,7 @@ import voc_tree
 from test_yolo_data import write_plain as write_yolo
 
 from ssd_jax import boxes, errors, priors
-from ssd_jax.data import annotations, builder, check, coverage, voc
+from ssd_jax.data import annotations, check, coverage, examine, readers, voc
 
 # The VOC2007 development kit's table of `train`: images and objects (difficult ones do not count).
 OFFICIAL_TRAIN = {
@@ -41,12 +41,12 @@ def row(output: str, name: str) -> list[str]:
     return line.strip().removeprefix(name).split()
 
 
-def example(box, size=(200, 100), **flags) -> builder.Example:
+def example(box, size=(200, 100), **flags) -> readers.Example:
     """A picture of `size` (width, height) with one dog."""
     width, height = size
     objects = [annotations.Object("dog", np.array(box, float), **flags)]
     found = annotations.collect(objects, height=height, width=width, notes=())
-    return builder.Example("a.jpg", bytes, 0, found)
+    return readers.Example("a.jpg", bytes, 0, found)
 
 
 def test_a_good_folder_has_nothing_wrong(capsys, tmp_path):
@@ -296,7 +296,7 @@ def test_kangaroos_truncated_picture_is_named(capsys, shared):
 def voc07(shared):
     """What is read of the real archive."""
     reader = voc.read_archive(shared / "voc" / voc_tree.TRAINVAL, "2007")
-    return builder.examine(reader)
+    return examine.examine(reader)
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import optax
 import pytest
 import tiny_run
 
-from ssd_jax import checkpoints, errors, files, optimizer
+from ssd_jax import checkpoints, config_files, errors, files, optimizer
 from ssd_jax import config as config_lib
 from ssd_jax.training import checkpoint, logs
 from ssd_jax.training import step as step_lib
@@ -229,22 +229,22 @@ def test_a_checkpoint_of_a_newer_version_is_refused(workdir):
 
 def test_a_config_of_a_newer_version_is_refused(tmp_path):
     place = tmp_path / "config.json"
-    config_lib.save(place, config_lib.Config(), ("cat",))
+    config_files.save(place, config_lib.Config(), ("cat",))
     content = json.loads(place.read_text())
     assert content["version"] == 1
     content["config"]["train"]["invention"] = 3
     place.write_text(json.dumps({**content, "version": 2}))
     with pytest.raises(errors.UserError, match=r"newer ssd_jax .format 2, this one reads 1.: up"):
-        config_lib.load(place)
+        config_files.load(place)
 
 
 def test_a_config_without_a_version_is_of_the_first(tmp_path):
     place = tmp_path / "config.json"
-    config_lib.save(place, config_lib.Config(seed=3), ("cat",))
+    config_files.save(place, config_lib.Config(seed=3), ("cat",))
     content = json.loads(place.read_text())
     del content["version"]
     place.write_text(json.dumps(content))
-    assert config_lib.load(place) == (config_lib.Config(seed=3), ("cat",))
+    assert config_files.load(place) == (config_lib.Config(seed=3), ("cat",))
 
 
 @pytest.mark.parametrize(
@@ -312,7 +312,7 @@ def test_a_link_is_replaced_and_a_terminal_is_written_to(tmp_path):
 
 def test_without_room_the_files_of_a_run_stay_what_they_were(tmp_path):
     """A limit of nothing on the size of files stands for a full disk."""
-    config_lib.save(tmp_path / "config.json", config_lib.Config(), ("cat",))
+    config_files.save(tmp_path / "config.json", config_lib.Config(), ("cat",))
     log = logs.MetricsLog(tmp_path, step=0)
     for step in range(4):
         log.write(step=step, loss=1.0)
@@ -335,13 +335,13 @@ def test_without_room_the_files_of_a_run_stay_what_they_were(tmp_path):
 _FULL = """
 import pathlib, resource, sys
 
-from ssd_jax import config
+from ssd_jax import config, config_files
 from ssd_jax.training import guard, logs
 
 workdir = pathlib.Path(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 try:
-    config.save(workdir / "config.json", config.Config(seed=7), ("dog",))
+    config_files.save(workdir / "config.json", config.Config(seed=7), ("dog",))
 except OSError:
     print("full")
 logs.MetricsLog(workdir, step=2)

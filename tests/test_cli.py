@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich import console
 
-from ssd_jax import cli
+from ssd_jax import cli, config_files
 from ssd_jax import config as config_lib
 from ssd_jax.evaluation import coco, run, tables, voc
 from ssd_jax.training import workdir as workdir_lib
@@ -144,7 +144,7 @@ def test_class_names_are_printed_as_they_are():
 
 def test_fields_that_changed_are_printed_as_they_are(capsys, tmp_path):
     config = config_lib.Config(data=config_lib.DataConfig(path="my[run]"))
-    config_lib.save(tmp_path / "config.json", config, ("dog",))
+    config_files.save(tmp_path / "config.json", config, ("dog",))
     config.data.path = "my[/run]"
     workdir_lib._check_same_run(tmp_path, config, ("dog",), change_config=True)
     assert "'my[run]' there, 'my[/run]' here" in capsys.readouterr().out

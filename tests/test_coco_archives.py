@@ -12,7 +12,7 @@ import pytest
 from coco_tree import image, thing
 
 from ssd_jax import download, errors
-from ssd_jax.data import builder, coco, datasets
+from ssd_jax.data import builder, coco_official, datasets
 
 
 @pytest.fixture
@@ -58,6 +58,18 @@ def test_the_official_archives_are_read_in_place(load, archives):
     np.testing.assert_array_equal(record["areas"], [100.25, 100.25])
 
 
+def test_archives_are_looked_for_once(load, archives, monkeypatch):
+    folders = []
+    real = coco_official.find_archives
+    monkeypatch.setattr(
+        coco_official,
+        "find_archives",
+        lambda folder, split: folders.append(folder) or real(folder, split),
+    )
+    load("val2017", archives=str(archives))
+    assert folders == [str(archives)]
+
+
 def test_the_80_classes_have_the_official_ids(load, archives):
     split = load("train2017", archives=str(archives))
     assert len(split.class_names) == len(split.category_ids) == 80
@@ -97,7 +109,7 @@ def test_test_splits_have_pictures_and_ids_only(load, tmp_path, split):
     assert [found.source[index]["image_id"] for index in (0, 1)] == [1, 16]
     assert found.source[0]["bboxes"].shape == (0, 4)
     assert found.source[0]["areas"].shape == (0,)
-    assert found.class_names == tuple(coco.CATEGORIES.values())
+    assert found.class_names == tuple(coco_official.CATEGORIES.values())
 
 
 def test_only_test_splits_lack_annotations(load, archives):
@@ -201,7 +213,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def host(archives, monkeypatch):
     """Serves val2017's archives as the official host does."""
-    official = coco.SPLITS["val2017"]
+    official = coco_official.SPLITS["val2017"]
     found = {}
     for field in ("pictures", "tables"):
         archive = getattr(official, field)
@@ -209,12 +221,12 @@ def host(archives, monkeypatch):
         found[f"/{archive.path}"] = data
         own = archive._replace(sha256=hashlib.sha256(data).hexdigest())
         official = official._replace(**{field: own})
-    monkeypatch.setitem(coco.SPLITS, "val2017", official)
+    monkeypatch.setitem(coco_official.SPLITS, "val2017", official)
     Handler.files, Handler.asked, Handler.dying = found, [], 0
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
-    monkeypatch.setattr(coco, "HOST", f"http://127.0.0.1:{server.server_port}/")
+    monkeypatch.setattr(coco_official, "HOST", f"http://127.0.0.1:{server.server_port}/")
     monkeypatch.setattr(download, "_PAUSE_S", 0)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     yield
@@ -252,6 +264,6 @@ def test_the_official_archives_are_those_of_tfds():
 
     table = pathlib.Path(tfds.__file__).parent / "url_checksums" / "coco.txt"
     lines = {line.split("\t")[0]: line.split("\t")[2] for line in table.read_text().splitlines()}
-    for split in coco.SPLITS:
-        for archive in coco.archives_of(split):
-            assert lines[coco.HOST + archive.path] == archive.sha256
+    for split in coco_official.SPLITS:
+        for archive in coco_official.archives_of(split):
+            assert lines[coco_official.HOST + archive.path] == archive.sha256

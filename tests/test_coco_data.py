@@ -13,7 +13,7 @@ from pycocotools import coco as oracle
 from pycocotools import cocoeval
 
 from ssd_jax import errors
-from ssd_jax.data import annotations, builder, coco, datasets, loader
+from ssd_jax.data import annotations, builder, coco, coco_json, datasets, loader, readers
 from ssd_jax.evaluation import coco as coco_evaluation
 from ssd_jax.evaluation import voc as voc_evaluation
 
@@ -479,16 +479,16 @@ def test_a_changed_dataset_is_prepared_anew(load, tmp_path):
 
 
 def test_outlines_are_not_kept():
-    row = coco._slim(thing(5, 6, (1, 2, 3, 4)))
+    row = coco_json._slim(thing(5, 6, (1, 2, 3, 4)))
     assert row == (5, 6, 18, [1, 2, 3, 4], 0, 100.5)
-    assert coco._slim(image(5)) == image(5)
+    assert coco_json._slim(image(5)) == image(5)
 
 
 def test_collect_of_nothing_has_its_shapes():
     empty = annotations.collect([], height=2, width=3, notes=())
     assert empty.boxes.shape == (0, 4)
     assert empty.crowd.dtype == bool
-    assert builder.NO_IMAGE_ID == -1
+    assert readers.NO_IMAGE_ID == -1
 
 
 def peers_figures(file: Path, found) -> list[float]:

@@ -11,9 +11,9 @@ from PIL import Image
 from test_report import NASTY, Page, source
 from test_voc_evaluation import found, objects
 
-from ssd_jax import build, download, errors
+from ssd_jax import build, config_files, download, errors
 from ssd_jax import config as config_lib
-from ssd_jax.data import datasets
+from ssd_jax.data import datasets, synthetic
 from ssd_jax.evaluation import (
     analysis,
     coco,
@@ -36,7 +36,7 @@ TRUTH = {
 # The first is correct in image one, the second in image two; both have nothing to say of three.
 FIRST = {"one": found((CAT, 0.9, 1)), "two": found((DOG, 0.8, 1))}
 SECOND = {"one": found((CAT, 0.9, 2)), "two": found((DOG, 0.95, 2))}
-CONFIG = config_lib.to_dict(
+CONFIG = config_files.to_dict(
     config_lib.Config(
         data=config_lib.DataConfig(dataset="folder", path="no such folder", eval_split="val")
     )
@@ -173,7 +173,7 @@ def written(tmp_path, capsys, config):
 def test_nothing_is_downloaded_for_a_page(tmp_path, capsys, monkeypatch):
     asked = []
     monkeypatch.setattr(download, "fetch", lambda *args, **options: asked.append(args))
-    monkeypatch.setattr(datasets.synthetic, "write", lambda *args, **options: asked.append(args))
+    monkeypatch.setattr(synthetic, "write", lambda *args, **options: asked.append(args))
     for dataset, split, why in (
         ("voc", "2007/test", "is not prepared in"),
         ("coco", "val2017", "is not prepared in"),

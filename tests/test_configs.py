@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from ssd_jax import config as config_lib
+from ssd_jax import config_checks
 
 FOLDER = Path(__file__).parent.parent / "configs"
 
@@ -17,7 +18,7 @@ def get(name: str) -> config_lib.Config:
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.py")), ids=lambda path: path.stem)
 def test_every_config_is_valid(path):
-    config_lib.validate(get(path.stem))
+    config_checks.validate(get(path.stem))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from test_coco_data import write_plain as write_coco
 from test_yolo_data import write_plain as write_yolo
 
 from ssd_jax import errors
-from ssd_jax.data import annotations, builder, check, datasets
+from ssd_jax.data import annotations, check, examine, prepared
 
 MUTATIONS = 150  # of each format
 SUFFIXES = (".json", ".xml", ".txt", ".yaml")
@@ -108,12 +108,12 @@ def damaged(rng, name, content):
 
 def faults(kind, path):
     """What is wrong with a dataset, in lines; asks its reader all that preparing it does."""
-    list_files, open_reader = datasets.OWN[kind]
+    list_files, open_reader = prepared.OWN[kind]
     try:
         for file in list_files(path):
             file.stat()
         reader = open_reader(path)
-        examined = builder.examine(reader)
+        examined = examine.examine(reader)
         examples = [item for split in examined.splits.values() for item in split]
         names = {name for item in examples for name in item.annotation.names}
         assert all(annotations.class_name(name, "") == name for name in reader.categories(names))

@@ -19,7 +19,7 @@ from test_datasets import refusal
 from test_yolo_data import write_plain as write_yolo
 
 from ssd_jax import errors
-from ssd_jax.data import annotations, builder, check, coco, parsing, voc, yolo
+from ssd_jax.data import annotations, check, coco, coco_official, examine, parsing, voc, yolo
 
 
 def nested(last, levels=12, each=10):
@@ -206,7 +206,7 @@ def test_files_larger_than_any_of_their_kind_are_not_read(tmp_path):
 def official(folder, compression=zipfile.ZIP_DEFLATED):
     """Archives of val2017, packed anew with a compression."""
     coco_tree.write_archives(folder, "val2017", [coco_tree.image(1)], [coco_tree.thing(1, 1)])
-    for archive in coco.archives_of("val2017"):
+    for archive in coco_official.archives_of("val2017"):
         with zipfile.ZipFile(folder / archive.filename) as whole:
             content = {name: whole.read(name) for name in whole.namelist()}
         with zipfile.ZipFile(folder / archive.filename, "w", compression) as packed:
@@ -256,12 +256,14 @@ SPOIL = [encrypted, deflate64, damaged, central_damaged, lambda data: data[: len
 @pytest.mark.parametrize("which", [0, 1])
 def test_zips_that_cannot_be_unpacked_are_one_line(tmp_path, compression, spoil, which):
     official(tmp_path, compression)
-    place = tmp_path / coco.archives_of("val2017")[which].filename
+    place = tmp_path / coco_official.archives_of("val2017")[which].filename
     place.write_bytes(spoil(place.read_bytes()))
 
     def read():
-        reader = coco.read_archives(*coco.find_archives(str(tmp_path), "val2017"), "val2017")
-        (failures,) = builder.examine(reader).skipped.values()
+        reader = coco_official.read_archives(
+            *coco_official.find_archives(str(tmp_path), "val2017"), "val2017"
+        )
+        (failures,) = examine.examine(reader).skipped.values()
         for failure in failures.values():
             raise errors.UserError(failure)
 
@@ -272,14 +274,14 @@ def test_zips_that_cannot_be_unpacked_are_one_line(tmp_path, compression, spoil,
 
 def test_a_small_zip_that_unpacks_to_a_large_table_is_not_unpacked(tmp_path, monkeypatch):
     official(tmp_path)
-    tables = tmp_path / coco.archives_of("val2017")[1].filename
+    tables = tmp_path / coco_official.archives_of("val2017")[1].filename
     with zipfile.ZipFile(tables, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("annotations/instances_val2017.json", b" " * (coco._ROOM + 1))
+        archive.writestr("annotations/instances_val2017.json", b" " * (coco_official._ROOM + 1))
     monkeypatch.setattr(zipfile.ZipFile, "read", None)
-    paths = coco.find_archives(str(tmp_path), "val2017")
-    message = refusal(coco.read_archives, *paths, "val2017")
+    paths = coco_official.find_archives(str(tmp_path), "val2017")
+    message = refusal(coco_official.read_archives, *paths, "val2017")
     assert f"unpacks from {65_000}"[:-4] in message
-    assert f"to {coco._ROOM + 1} bytes, more than is read of such a file" in message
+    assert f"to {coco_official._ROOM + 1} bytes, more than is read of such a file" in message
 
 
 def tar_of(path, members):

@@ -17,7 +17,21 @@ from test_datasets import names, refusal
 from test_yolo_data import write_plain as write_yolo
 
 from ssd_jax import errors, files
-from ssd_jax.data import builder, check, datasets, loader, locks, synthetic, voc
+from ssd_jax.data import (
+    check,
+    coco_json,
+    datasets,
+    examine,
+    loader,
+    locks,
+    machine,
+    metadata,
+    prepared,
+    readers,
+    synthetic,
+    voc,
+    yolo,
+)
 from ssd_jax.training import data as data_lib
 
 PASSING = [errno.EACCES, errno.EMFILE, errno.ENOMEM, errno.EIO, errno.ESTALE]
@@ -100,7 +114,7 @@ def test_memory_that_runs_out_while_decoding_is_no_fault_of_the_picture(
 ):
     path = str(write_voc(tmp_path / "own"))
     with monkeypatch.context() as patch:
-        patch.setattr(builder, "decode_size", lambda *_, **__: (_ for _ in ()).throw(trouble))
+        patch.setattr(readers, "decode_size", lambda *_, **__: (_ for _ in ()).throw(trouble))
         assert "free memory" in refusal(load, "folder", "all", path=path)
     assert len(load("folder", "all", path=path).source) == 3
 
@@ -138,7 +152,7 @@ def test_threads_that_cannot_be_started_are_no_fault_of_the_data(load, tmp_path,
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", start)
         with pytest.raises(errors.MachineError, match="ulimit -u"):
-            builder.examine(voc.read_folder(path))
+            examine.examine(voc.read_folder(path))
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(load, tmp_path):
@@ -171,10 +185,10 @@ def test_trouble_that_a_library_tells_in_words_is_the_machines(monkeypatch, word
 
     with (
         pytest.raises(errors.MachineError, match=f"^cache: {words}"),
-        datasets._blaming_the_machine("cache"),
+        machine.blaming("cache"),
     ):
         fail()
-    with pytest.raises(KeyError), datasets._blaming_the_machine("cache"):
+    with pytest.raises(KeyError), machine.blaming("cache"):
         raise KeyError("a mistake of ours")
 
 
@@ -196,7 +210,7 @@ def test_what_killed_preparations_left_is_removed_and_what_lives_is_not(load, tm
 
 
 def test_leftovers_of_the_built_in_dataset_are_removed(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets, "SYNTHETIC", {"train": 2, "test": 1, "seed": 0})
+    monkeypatch.setattr(prepared, "SYNTHETIC", {"train": 2, "test": 1, "seed": 0})
     left = tmp_path / ".synthetic-0123-xyz"
     left.mkdir()
     monkeypatch.setattr(synthetic, "write", lambda folder, **_: shutil.copytree(made, folder))
@@ -232,7 +246,7 @@ def test_preparing_needs_no_name_of_the_user(load, tmp_path, monkeypatch):
 
 def test_what_another_decoder_may_read_is_tried_again(load, tmp_path, monkeypatch):
     path = str(write_voc(tmp_path / "own"))
-    real = builder.decode_size
+    real = readers.decode_size
 
     def decode_size(data, *, name, **options):
         if name.endswith("000002.jpg"):
@@ -240,8 +254,8 @@ def test_what_another_decoder_may_read_is_tried_again(load, tmp_path, monkeypatc
         return real(data, name=name, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(builder, "conditions", lambda: {"pillow": "0.1"})
-        patch.setattr(builder, "decode_size", decode_size)
+        patch.setattr(metadata, "conditions", lambda: {"pillow": "0.1"})
+        patch.setattr(readers, "decode_size", decode_size)
         for _ in range(2):
             assert len(load("folder", "all", path=path).source) == 2
     for _ in range(2):
@@ -251,7 +265,7 @@ def test_what_another_decoder_may_read_is_tried_again(load, tmp_path, monkeypatc
 def test_a_good_dataset_is_not_prepared_again_for_another_decoder(load, tmp_path, monkeypatch):
     path = str(write_voc(tmp_path / "own"))
     first = load("folder", "all", path=path).source._stretches
-    monkeypatch.setattr(builder, "conditions", lambda: {"pillow": "999"})
+    monkeypatch.setattr(metadata, "conditions", lambda: {"pillow": "999"})
     assert load("folder", "all", path=path).source._stretches == first
 
 
@@ -325,8 +339,8 @@ def steps(work, number):
 @pytest.mark.parametrize(
     "work",
     [
-        lambda texts: datasets.yolo._distinct(dict(enumerate(texts)), pathlib.Path("a")),
-        lambda texts: builder._split_by_order(texts, {}),
+        lambda texts: yolo._distinct(dict(enumerate(texts)), pathlib.Path("a")),
+        lambda texts: examine._split_by_order(texts, {}),
     ],
     ids=["names of YOLO", "splits by order"],
 )
@@ -336,7 +350,7 @@ def test_twice_as_many_take_twice_as_long(work):
 
 def test_images_of_one_id_are_not_all_named_for_each():
     images_of_one_id = [{"id": 1, "file_name": f"{number}.jpg"} for number in range(1000)]
-    found = datasets.coco._images(images_of_one_id, "a.json", [])
+    found = coco_json.images_of(images_of_one_id, "a.json", [])
     assert len(found) == 1000
     assert max(len(fault) for _, fault in found) < 200
 

@@ -20,8 +20,18 @@ import tiny_run
 import voc_tree
 from PIL import Image
 
-from ssd_jax import config, errors
-from ssd_jax.data import annotations, builder, datasets, images, synthetic, voc
+from ssd_jax import config, config_checks, errors
+from ssd_jax.data import (
+    annotations,
+    builder,
+    datasets,
+    images,
+    metadata,
+    prepared,
+    records,
+    synthetic,
+    voc,
+)
 from ssd_jax.training import data as data_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -357,10 +367,10 @@ def test_what_cannot_be_read_never_falls_to_a_val_by_order(load, tmp_path):
 def test_the_share_is_one(share):
     cfg = config.Config()
     cfg.data.max_bad_share = share
-    assert "config.data.max_bad_share" in refusal(config.validate, cfg)
+    assert "config.data.max_bad_share" in refusal(config_checks.validate, cfg)
     for fine in (0.0, 1.0):
         cfg.data.max_bad_share = fine
-        config.validate(cfg)
+        config_checks.validate(cfg)
 
 
 def test_training_may_skip_and_evaluation_may_not(tmp_path):
@@ -505,8 +515,8 @@ def test_random_access_works_from_threads_and_after_pickling(load, tmp_path):
 
 def test_records_of_a_split_that_fits_are_read_once(load, tmp_path, monkeypatch):
     folder = str(voc_tree.write_plain(tmp_path / "own", 10))  # train of 8, val of 2
-    parse, read = datasets._record, []
-    monkeypatch.setattr(datasets, "_record", lambda data: read.append(data) or parse(data))
+    parse, read = records._record, []
+    monkeypatch.setattr(records, "_record", lambda data: read.append(data) or parse(data))
 
     def reads(split, **options):
         """How many records two rounds through a split and through its pickled copy read."""
@@ -560,6 +570,38 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path):
     assert f"{tmp_path}/file: the cache cannot be written" in message
 
 
+# What version 1.4.0 of the builder wrote for a folder of two images, one of them broken.
+WRITTEN_BEFORE = """{
+  "by_order": false,
+  "category_ids": [1, 2],
+  "conditions": {"pillow": "11.0.0", "simplejpeg": "1.8.1"},
+  "joined": {"trainval": ["train", "val"]},
+  "object_counts": {"train": [2], "val": [1]},
+  "skipped": {"train": {"b": "b.jpg: the file is empty"}, "trainval": {}, "val": {}},
+  "unannotated": []
+}"""
+
+
+def test_what_is_prepared_says_of_itself_what_it_said_before():
+    content = json.loads(WRITTEN_BEFORE)
+    found = metadata.Metadata.from_json(content)
+    assert found.category_ids == (1, 2)
+    assert found.stored("trainval") == ["train", "val"]
+    assert found.stored("val") == ["val"]
+    assert found.may_be_mended()
+    assert not found._replace(skipped={"train": {}}).may_be_mended()
+    assert not found._replace(conditions=metadata.conditions()).may_be_mended()
+    assert json.loads(json.dumps(found.to_json())) == content
+
+
+def test_a_prepared_dataset_keeps_the_keys_of_its_metadata(load, tmp_path):
+    load("folder", "train", path=str(voc_tree.write_plain(tmp_path / "own", 2)))
+    (written,) = (tmp_path / "cache").rglob("metadata.json")
+    content = json.loads(written.read_text())
+    assert content.keys() == json.loads(WRITTEN_BEFORE).keys()
+    assert content["object_counts"] == {"train": [1, 2]}
+
+
 def test_archives_give_the_splits_they_hold(load, tmp_path):
     archives = voc_tree.write_archives(tmp_path)
     split = load("voc", "2007/trainval", archives=str(archives))
@@ -575,6 +617,17 @@ def test_archives_give_the_splits_they_hold(load, tmp_path):
     assert names(load("voc", "2007/test", archives=str(archives))) == ["000011.jpg"]
     both = load("voc", "2007/train[:1]+2007/test", archives=str(archives))
     assert names(both) == ["000001.jpg", "000011.jpg"]
+
+
+def test_archives_are_looked_for_once(load, tmp_path, monkeypatch):
+    folders = []
+    real = voc.find_archives
+    monkeypatch.setattr(
+        voc, "find_archives", lambda folder, year: folders.append(folder) or real(folder, year)
+    )
+    archives = str(voc_tree.write_archives(tmp_path))
+    load("voc", "2007/trainval", archives=archives)
+    assert folders == [archives]
 
 
 def test_a_trainval_that_is_not_train_and_val_is_kept(load, tmp_path):
@@ -692,8 +745,8 @@ def test_archives_are_downloaded_once(load, mirror, tmp_path):
     assert len(load("voc", "2007/train").source) == 2
     assert mirror.requests > 0
     mirror.requests = 0
-    for prepared in (tmp_path / "cache").glob("voc2007-*"):
-        shutil.rmtree(prepared)
+    for folder in (tmp_path / "cache").glob("voc2007-*"):
+        shutil.rmtree(folder)
     assert len(load("voc", "2007/train").source) == 2
     assert mirror.requests == 0
 
@@ -729,7 +782,7 @@ def test_the_official_archives_are_those_of_tfds():
 
 
 def test_synthetic_data_are_made_once(load, monkeypatch):
-    monkeypatch.setattr(datasets, "SYNTHETIC", {"train": 4, "test": 2, "seed": 0})
+    monkeypatch.setattr(prepared, "SYNTHETIC", {"train": 4, "test": 2, "seed": 0})
     assert len(load("synthetic", "train").source) == 4
     monkeypatch.setattr(synthetic, "write", None)
     split = load("synthetic", "test")

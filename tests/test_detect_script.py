@@ -15,9 +15,9 @@ import pytest
 import scripts
 from PIL import Image
 
-from ssd_jax import build
+from ssd_jax import build, config_files
 from ssd_jax import config as config_lib
-from ssd_jax.data import synthetic
+from ssd_jax.data import synthetic_shapes
 from ssd_jax.media import video as video_lib
 from ssd_jax.training import checkpoint, step
 
@@ -35,8 +35,8 @@ def write_workdir(folder):
     config.data.dataset, config.data.canvas = "synthetic", 64
     config.model.width = 0.125
     config.eval.batch_size, config.eval.max_detections = 4, 3
-    config_lib.save(folder / "config.json", config, synthetic.CLASS_NAMES)
-    model = build.model(config.model, len(synthetic.CLASS_NAMES))
+    config_files.save(folder / "config.json", config, synthetic_shapes.CLASS_NAMES)
+    model = build.model(config.model, len(synthetic_shapes.CLASS_NAMES))
     state = step.init_state(model, optax.sgd(0.1), build.input_size(config.model), seed=0)
     with checkpoint.open_manager(folder) as manager:
         checkpoint.save(manager, state, run={}, mean_ap=0.5)
@@ -83,7 +83,7 @@ def test_images_and_videos_are_annotated_and_listed(workdir, tmp_path):
         assert 1 <= len(boxes) <= 3
         assert (boxes >= 0).all()
         assert (boxes <= [*size, *size]).all()
-        assert set(found[path]["labels"]) <= set(synthetic.CLASS_NAMES)
+        assert set(found[path]["labels"]) <= set(synthetic_shapes.CLASS_NAMES)
         assert f"{path}: " in done.stdout
         with Image.open(output / Path(path).name) as copy:
             assert copy.size == size
@@ -91,7 +91,9 @@ def test_images_and_videos_are_annotated_and_listed(workdir, tmp_path):
 
 def test_cocos_results_have_the_ids_of_the_annotations(workdir, tmp_path):
     path = noise(tmp_path / "b.png", size=(50, 70))
-    categories = [{"id": 3 * k, "name": n} for k, n in enumerate(synthetic.CLASS_NAMES, start=1)]
+    categories = [
+        {"id": 3 * k, "name": n} for k, n in enumerate(synthetic_shapes.CLASS_NAMES, start=1)
+    ]
     content = {"images": [{"id": 42, "file_name": "b.png"}], "categories": categories}
     (tmp_path / "x.json").write_text(json.dumps(content))
     given = "--workdir", workdir, "--coco", tmp_path / "x.json", "--score_threshold", 0
@@ -100,7 +102,7 @@ def test_cocos_results_have_the_ids_of_the_annotations(workdir, tmp_path):
     rows = json.loads((tmp_path / "out" / "coco_results.json").read_text())
     found = json.loads((tmp_path / "out" / "detections.json").read_text())[str(path)]
     assert len(rows) == len(found["scores"]) > 0
-    name_of = {3 * k: n for k, n in enumerate(synthetic.CLASS_NAMES, start=1)}
+    name_of = {3 * k: n for k, n in enumerate(synthetic_shapes.CLASS_NAMES, start=1)}
     assert [name_of[row["category_id"]] for row in rows] == found["labels"]
     assert {row["image_id"] for row in rows} == {42}
     other = noise(tmp_path / "other.png", size=(50, 70))
@@ -193,7 +195,7 @@ def test_a_signal_ends_a_camera_whole(workdir, tmp_path, number):
 
 def test_where_nothing_is_found_it_says_what_was_looked_for(workdir, tmp_path):
     path = noise(tmp_path / "a.png", size=(40, 40))
-    any_name = f"object of the {len(synthetic.CLASS_NAMES)} classes"
+    any_name = f"object of the {len(synthetic_shapes.CLASS_NAMES)} classes"
     for threshold, flags, names in (
         (1, [], any_name),
         (1, ["--classes", "ring,star"], "ring or star"),

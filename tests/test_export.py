@@ -20,13 +20,21 @@ import safetensors.numpy
 import voc_tree
 
 import ssd_jax
-from ssd_jax import augment, build, detection, errors, export, load, onnx_graph
+from ssd_jax import (
+    augment,
+    build,
+    config_files,
+    detection,
+    errors,
+    export,
+    load,
+)
 from ssd_jax import boxes as box_ops
 from ssd_jax import config as config_lib
 from ssd_jax import detector as detector_lib
 from ssd_jax.detection import Detections
 from ssd_jax.evaluation import parity
-from ssd_jax.export import network
+from ssd_jax.export import network, onnx_graph, onnx_nms, onnx_trace
 from ssd_jax.kernels import convolutions
 from ssd_jax.models import layers, ssd
 from ssd_jax.training import checkpoint, step
@@ -212,7 +220,7 @@ def test_the_suppression_is_jaxs(kind, top_k, max_detections):
     options = {"iou_threshold": 0.45, "top_k": top_k, "max_detections": max_detections}
     graph = onnx_graph.Graph()
     inputs = graph.input("b", (None, 150, 4)), graph.input("s", (None, 3, 150))
-    model = graph.model(onnx_graph.suppress(graph, *inputs, **options), metadata={}, version="")
+    model = graph.model(onnx_nms.suppress(graph, *inputs, **options), metadata={}, version="")
     names = ["boxes", "scores", "labels"]
     session = session_of(model.SerializeToString())
     found = Detections(*session.run(names, {"b": boxes, "s": scores}))
@@ -233,7 +241,7 @@ def test_the_suppression_is_jaxs(kind, top_k, max_detections):
 def run_traced(function, images, params=()):
     graph = onnx_graph.Graph()
     images_in = graph.input("images", (None, *images.shape[1:]))
-    traced = onnx_graph.trace(graph, function, params, images_in)
+    traced = onnx_trace.trace(graph, function, params, images_in)
     model = graph.model({"result": traced}, metadata={}, version="")
     return session_of(model.SerializeToString()).run(None, {"images": images})[0]
 
@@ -579,7 +587,7 @@ def workdir(detector, tmp_path_factory):
     )
     workdir = folder / "workdir"
     workdir.mkdir()
-    config_lib.save(workdir / "config.json", config, NAMES)
+    config_files.save(workdir / "config.json", config, NAMES)
     training = optax.sgd(0.1)
     state = step.TrainState(jnp.int32(0), detector.params, training.init(detector.params))
     with checkpoint.open_manager(workdir) as manager:

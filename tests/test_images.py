@@ -12,7 +12,7 @@ import voc_tree
 from PIL import Image, ImageOps
 
 from ssd_jax import errors
-from ssd_jax.data import images, jpeg
+from ssd_jax.data import images, jpeg, pillow
 
 ORIENTATION = 0x0112
 CASES = Path(__file__).parents[2] / "shared" / "cases"
@@ -190,7 +190,7 @@ def test_the_bound_is_the_callers_and_not_that_of_pillow(monkeypatch, kind: str)
     with pytest.raises(errors.UserError, match="32 x 24 pixels are more than 0"):
         images.decode(data, name="a", max_megapixels=0.0007)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)  # where Pillow would warn, or refuse
-    monkeypatch.setattr(images, "_LARGE", 20)
+    monkeypatch.setattr(pillow, "_LARGE", 20)
     assert images.decode(data, name="a").shape == (24, 32, 3)
     assert images.size(data, name="a") == (24, 32)
     assert Image.MAX_IMAGE_PIXELS == 20
@@ -225,7 +225,7 @@ def test_tiles_that_are_larger_than_the_image_are_refused():
     with Image.open(io.BytesIO(data)) as opened:
         opened.tag_v2[322], opened.tag_v2[323] = 40000, 40000
         with pytest.raises(ValueError, match="tiles of 40000 x 40000 pixels"):
-            images._check_tiles(opened)
+            pillow.check_tiles(opened)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -10,9 +10,9 @@ import voc_tree
 from PIL import Image
 
 from ssd_jax import config as config_lib
+from ssd_jax import config_checks, config_files, errors, visualize
 from ssd_jax import detector as detector_lib
-from ssd_jax import errors, visualize
-from ssd_jax.data import builder, datasets, images, yolo
+from ssd_jax.data import datasets, examine, images, yolo
 from ssd_jax.detection import Detections
 from ssd_jax.evaluation import gallery, run
 
@@ -127,7 +127,7 @@ def test_a_bound_that_is_none_is_refused(most):
     with pytest.raises(
         errors.UserError, match=r"config\.data\.max_megapixels is (0|-1|nan); it must be"
     ):
-        config_lib.validate(config(max_megapixels=most))
+        config_checks.validate(config(max_megapixels=most))
 
 
 def test_a_run_can_go_on_with_another_bound():
@@ -152,7 +152,7 @@ def labelled(tmp_path):
 
 
 def test_a_fault_that_costs_no_pixel_is_a_remark(labelled):
-    examined = builder.examine(yolo.Reader(str(labelled / "data")))
+    examined = examine.examine(yolo.Reader(str(labelled / "data")))
     assert [len(split) for split in examined.splits.values()] == [2]
     (remark,) = examined.remarks
     assert "b.jpg: the JPEG has a fault that costs no pixel (Warning: unknown JFIF" in remark
@@ -214,4 +214,4 @@ def test_what_the_machine_denies_is_not_the_files_fault(tmp_path, monkeypatch):
 def test_the_config_of_before_has_the_bound_of_today():
     values = dataclasses.asdict(config_lib.Config())
     del values["data"]["max_megapixels"]
-    assert config_lib.from_mapping(values, where="a").data.max_megapixels == images.MAX_MEGAPIXELS
+    assert config_files.from_mapping(values, where="a").data.max_megapixels == images.MAX_MEGAPIXELS

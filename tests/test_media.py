@@ -25,7 +25,7 @@ import ssd_jax
 from ssd_jax import adapters, build, errors, load
 from ssd_jax import config as config_lib
 from ssd_jax import detector as detector_lib
-from ssd_jax.data import synthetic
+from ssd_jax.data import synthetic_shapes
 from ssd_jax.detection import Detections
 from ssd_jax.media import annotate as annotate_lib
 from ssd_jax.media import crops as crops_lib
@@ -387,7 +387,7 @@ class SeeingDetector(FakeDetector):
 
 
 def test_twenty_seconds_of_moving_objects_keep_their_frames_and_get_boxes(tmp_path):
-    shape = synthetic.silhouette(np.random.default_rng(0), "ring", 40).coverage[..., None]
+    shape = synthetic_shapes.silhouette(np.random.default_rng(0), "ring", 40).coverage[..., None]
     rows, columns = shape.shape[:2]
     rate, size = Fraction(10), (160, 240)
     with video_lib.video_writer(tmp_path / "video.mp4", size, rate=rate) as write:

@@ -18,7 +18,7 @@ import weight_files
 from golden import make_mobilenet
 
 import ssd_jax
-from ssd_jax import augment, boxes, detector, errors, export, load, models, priors
+from ssd_jax import augment, boxes, config_files, detector, errors, export, load, models, priors
 from ssd_jax import config as config_lib
 from ssd_jax.export import network
 from ssd_jax.models import mobilenet, ssd, summary
@@ -295,7 +295,7 @@ def test_mean_and_padding_come_with_the_weights_and_stay_with_the_run(imagenet, 
     weights = functools.partial(load.read_source, config)
     settled = start_lib.settled(config, tmp_path, weights)
     assert (settled.model.mean, settled.model.padding) == ((127.5,) * 3, "tensorflow")
-    config_lib.save(tmp_path / "config.json", settled, ("a",))
+    config_files.save(tmp_path / "config.json", settled, ("a",))
     assert start_lib.settled(config, tmp_path, lambda: pytest.fail("read again")) == settled
     config.model.mean = (1.0, 2.0, 3.0)
     settled = start_lib.settled(config, tmp_path / "new", weights)

@@ -11,7 +11,7 @@ from golden import make_other_networks
 from PIL import Image
 
 from ssd_jax import config as config_lib
-from ssd_jax import errors, load, third_party
+from ssd_jax import config_files, errors, load, third_party
 from ssd_jax.data import classes
 from ssd_jax.training import start as start_lib
 from ssd_jax.weights import loading
@@ -94,7 +94,7 @@ def test_the_mean_comes_with_the_weights_and_stays_with_the_run(tmp_path):
     settled = start_lib.settled(config, tmp_path, reads((1.0, 2.0, 3.0)))
     assert settled.model.mean == (1, 2, 3)
     assert config.model.mean == ()
-    config_lib.save(tmp_path / "config.json", settled, ("a",))
+    config_files.save(tmp_path / "config.json", settled, ("a",))
     assert (
         start_lib.settled(config, tmp_path, read) == settled
     )  # a run that goes on reads no weights

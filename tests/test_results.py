@@ -15,9 +15,9 @@ import voc_tree
 from pycocotools import coco as pycoco
 from pycocotools import cocoeval
 
-from ssd_jax import build, errors
+from ssd_jax import build, config_files, errors
 from ssd_jax import config as config_lib
-from ssd_jax.data import annotations, coco, datasets, voc
+from ssd_jax.data import annotations, coco_official, datasets, voc
 from ssd_jax.evaluation import results, run
 from ssd_jax.training import checkpoint
 from ssd_jax.training import data as data_lib
@@ -300,7 +300,7 @@ def write_run(workdir, config, class_names):
     with checkpoint.open_manager(workdir) as manager:
         checkpoint.save(manager, dataclasses.replace(state, step=state.step + 1), run={})
         manager.wait_until_finished()
-    config_lib.save(workdir / "config.json", config, tuple(class_names))
+    config_files.save(workdir / "config.json", config, tuple(class_names))
     return workdir
 
 
@@ -313,7 +313,7 @@ def test_evaluate_writes_cocos_results_and_takes_them_back(tmp_path):
     config.data = dataclasses.replace(
         config.data, dataset="coco", archives=str(archives), cache_dir=str(tmp_path / "cache")
     )
-    workdir = write_run(tmp_path / "run", config, coco.CATEGORIES.values())
+    workdir = write_run(tmp_path / "run", config, coco_official.CATEGORIES.values())
     process = tiny_run.start(
         "evaluate.py", "--workdir", workdir, "--output", tmp_path / "test",
         "--config.data.eval_split=test2017",

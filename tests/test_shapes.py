@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from ssd_jax import augment, boxes, detection, losses, matching, priors
+from ssd_jax import augment, boxes, detection, losses, matching, priors, resampling
 
 P, G, C = 5, 3, 4
 KEY = jax.random.key(0)
@@ -44,7 +44,7 @@ EXACT = {
     ),
     "resize": (functools.partial(augment.resize, size=8), IMAGE | {"extent": (2,)}),
     "warp": (
-        functools.partial(augment.warp, size=8),
+        functools.partial(resampling.warp, size=8),
         IMAGE | {"extent": (2,), "canvas": (4,), "crop": (4,)},
     ),
     "sample_crop": (functools.partial(augment.sample_crop, KEY), OBJECTS),

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import tiny_run
 
-from ssd_jax import build, errors, load
+from ssd_jax import build, config_files, errors, load
 from ssd_jax import config as config_lib
 from ssd_jax.data import loader
 from ssd_jax.training import checkpoint, checks, guard, loop, signals, watchdog
@@ -477,7 +477,7 @@ def test_the_average_of_the_weights_is_saved_evaluated_and_resumed(config, tmp_p
     average = load.load_detector(whole / "checkpoints/4").params
     again = load.load_detector(stopped / "checkpoints/4").params
     jax.tree.map(np.testing.assert_array_equal, evaluated[0], average)
-    settings, _ = config_lib.load(whole / "config.json")
+    settings, _ = config_files.load(whole / "config.json")
     raw = changed(settings, "eval", ema=False)
     params = load._restore(raw, whole / "checkpoints/4").params
     for one, other, plain in zip(*map(jax.tree.leaves, (average, again, params)), strict=True):

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from ssd_jax import errors
-from ssd_jax.data import synthetic
+from ssd_jax.data import synthetic, synthetic_scenes, synthetic_shapes
 
 
 def _scene(number):
-    return synthetic.scene(np.random.default_rng([0, 0, number]))
+    return synthetic_scenes.scene(np.random.default_rng([0, 0, number]))
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +74,8 @@ def test_boxes_lie_inside_the_picture_and_have_an_area(scenes):
 
 def test_pictures_are_portrait_and_landscape_within_the_stated_sides(scenes):
     heights, widths = np.array([scene.image.shape[:2] for scene in scenes]).T
-    assert min(heights.min(), widths.min()) >= synthetic.PICTURE_SIDES[0]
-    assert max(heights.max(), widths.max()) <= synthetic.PICTURE_SIDES[1]
+    assert min(heights.min(), widths.min()) >= synthetic_scenes.PICTURE_SIDES[0]
+    assert max(heights.max(), widths.max()) <= synthetic_scenes.PICTURE_SIDES[1]
     assert 0.3 < (heights > widths).mean() < 0.7
     assert all(scene.image.dtype == np.uint8 for scene in scenes)
 
@@ -95,13 +95,13 @@ def test_sizes_reach_from_5_to_90_percent_and_are_mostly_medium(scenes):
 def test_every_class_and_every_kind_of_trouble_occurs(scenes):
     objects = [one for scene in scenes for one in scene.objects]
     names = [one.name for one in objects]
-    assert min(names.count(name) for name in synthetic.CLASS_NAMES) > len(names) / 10
-    assert set(names) == set(synthetic.CLASS_NAMES)
+    assert min(names.count(name) for name in synthetic_shapes.CLASS_NAMES) > len(names) / 10
+    assert set(names) == set(synthetic_shapes.CLASS_NAMES)
     assert 0.01 < np.mean([one.difficult for one in objects]) < 0.2
     assert any(one.truncated for one in objects)
     assert any(one.occluded and not one.difficult for one in objects)
     assert 0.01 < np.mean([not scene.objects for scene in scenes]) < 0.12
-    assert 6 <= max(len(scene.objects) for scene in scenes) <= synthetic.MAX_OBJECTS
+    assert 6 <= max(len(scene.objects) for scene in scenes) <= synthetic_scenes.MAX_OBJECTS
 
 
 def test_objects_overlap(scenes):
@@ -116,10 +116,10 @@ def test_objects_overlap(scenes):
     assert np.mean(np.array(overlaps) > 0) > 0.1
 
 
-@pytest.mark.parametrize("name", synthetic.CLASS_NAMES)
+@pytest.mark.parametrize("name", synthetic_shapes.CLASS_NAMES)
 @pytest.mark.parametrize("size", [15.0, 60.0, 200.0])
 def test_the_longer_side_of_a_shape_is_its_size(name, size):
-    shape = synthetic.silhouette(np.random.default_rng(0), name, size)
+    shape = synthetic_shapes.silhouette(np.random.default_rng(0), name, size)
     rows, columns = np.nonzero(shape.coverage >= 0.5)
     assert max(np.ptp(rows), np.ptp(columns)) + 1 == pytest.approx(size, abs=2)
     assert shape.coverage[[0, -1]].max() == 0
@@ -135,11 +135,13 @@ def test_boxes_are_tight_and_flags_right_for_one_object_on_plain_ground(monkeypa
     def white(rng, name, shape, ground, side):
         return np.where(shape.coverage[..., None] >= 0.5, np.float32(1), ground)
 
-    monkeypatch.setattr(synthetic, "_ground", plain)
-    monkeypatch.setattr(synthetic, "_paint", white)
-    monkeypatch.setattr(synthetic, "_photograph", lambda rng, image: (255 * image).astype(np.uint8))
-    monkeypatch.setattr(synthetic, "_plan", lambda rng: [("star", rng.uniform(0.05, 0.9))])
-    monkeypatch.setattr(synthetic, "CUT_SHARE", 0.5)
+    monkeypatch.setattr(synthetic_scenes, "_ground", plain)
+    monkeypatch.setattr(synthetic_shapes, "paint", white)
+    monkeypatch.setattr(
+        synthetic_scenes, "_photograph", lambda rng, image: (255 * image).astype(np.uint8)
+    )
+    monkeypatch.setattr(synthetic_scenes, "_plan", lambda rng: [("star", rng.uniform(0.05, 0.9))])
+    monkeypatch.setattr(synthetic_scenes, "CUT_SHARE", 0.5)
     for number in range(30):
         image, (one,) = _scene(number)
         rows, columns = np.nonzero(image[..., 0] == 255)
@@ -154,38 +156,53 @@ def test_half_hidden_is_difficult_and_nearly_hidden_is_refused():
     block, back = np.ones((10, 10), bool), np.zeros((30, 30), np.int16)
     flags = []
     for y in (16, 14):
-        owner, things = synthetic._put(back, [], "ball", block, (10, 10), synthetic.GONE_FROM)
-        owner, things = synthetic._put(owner, things, "cube", block, (y, 10), synthetic.GONE_FROM)
-        left = synthetic._visible(owner, things)
-        first, second = (synthetic._annotated(*pair) for pair in zip(things, left, strict=True))
+        owner, things = synthetic_scenes._put(
+            back, [], "ball", block, (10, 10), synthetic_scenes.GONE_FROM
+        )
+        owner, things = synthetic_scenes._put(
+            owner, things, "cube", block, (y, 10), synthetic_scenes.GONE_FROM
+        )
+        left = synthetic_scenes._visible(owner, things)
+        first, second = (
+            synthetic_scenes._annotated(*pair) for pair in zip(things, left, strict=True)
+        )
         assert first.box == (11, 11, 20, 20)
         assert (second.occluded, second.difficult) == (False, False)
         flags.append((first.occluded, first.difficult))
     assert flags == [(True, False), (True, True)]
-    owner, things = synthetic._put(back, [], "ball", block, (10, 10), synthetic.GONE_FROM)
-    assert synthetic._put(owner, things, "cube", block, (11, 10), synthetic.GONE_FROM) is None
+    owner, things = synthetic_scenes._put(
+        back, [], "ball", block, (10, 10), synthetic_scenes.GONE_FROM
+    )
+    assert (
+        synthetic_scenes._put(owner, things, "cube", block, (11, 10), synthetic_scenes.GONE_FROM)
+        is None
+    )
 
 
 def test_the_edge_of_the_picture_hides_too():
     """A block of 10 x 10 pixels with 4, 6 and 9 rows above the picture."""
     block, back = np.ones((10, 10), bool), np.zeros((30, 30), np.int16)
     for y, difficult in ((-4, False), (-6, True)):
-        owner, things = synthetic._put(back, [], "ball", block, (y, 5), synthetic.GONE_FROM)
-        one = synthetic._annotated(things[0], synthetic._visible(owner, things)[0])
+        owner, things = synthetic_scenes._put(
+            back, [], "ball", block, (y, 5), synthetic_scenes.GONE_FROM
+        )
+        one = synthetic_scenes._annotated(things[0], synthetic_scenes._visible(owner, things)[0])
         assert one.box == (6, 1, 15, 10 + y)
         assert (one.truncated, one.occluded, one.difficult) == (True, False, difficult)
-    assert synthetic._put(back, [], "ball", block, (-9, 5), synthetic.GONE_FROM) is None
+    assert (
+        synthetic_scenes._put(back, [], "ball", block, (-9, 5), synthetic_scenes.GONE_FROM) is None
+    )
 
 
 def test_colour_does_not_give_the_class_away():
     """Mean colour of one shape on grey: classes differ by far less than each spreads."""
     rng, means = np.random.default_rng(0), {}
-    for name in synthetic.CLASS_NAMES:
+    for name in synthetic_shapes.CLASS_NAMES:
         colours = []
         for _ in range(200):
-            shape = synthetic.silhouette(rng, name, 40.0)
+            shape = synthetic_shapes.silhouette(rng, name, 40.0)
             ground = np.full((*shape.coverage.shape, 3), 0.5, np.float32)
-            painted = synthetic._paint(rng, name, shape, ground, 1.0)
+            painted = synthetic_shapes.paint(rng, name, shape, ground, 1.0)
             colours.append(painted[shape.coverage >= 0.5].mean(axis=0))
         # chromaticity: what is left of a colour when shading is divided out
         chroma = np.array(colours) / np.sum(colours, axis=1, keepdims=True)
@@ -213,7 +230,7 @@ def test_the_folder_is_a_voc_folder(folder):
         assert tuple(int(side.text) for side in root.find("size")) == size
         assert [side.tag for side in root.find("size")] == ["width", "height", "depth"]
         for one in root.iter("object"):
-            assert one.findtext("name") in synthetic.CLASS_NAMES
+            assert one.findtext("name") in synthetic_shapes.CLASS_NAMES
             assert all(one.findtext(f) in "01" for f in ("truncated", "occluded", "difficult"))
             corners = [int(one.findtext(f"bndbox/{c}")) for c in ("xmin", "ymin", "xmax", "ymax")]
             assert 1 <= corners[0] < corners[2] <= size[0]

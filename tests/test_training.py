@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from ssd_jax import build, checkpoints, errors, load
+from ssd_jax import build, checkpoints, config_files, errors, load
 from ssd_jax import config as config_lib
 from ssd_jax.evaluation import evaluated
 from ssd_jax.training import checkpoint, loop
@@ -33,7 +33,7 @@ def params_of(workdir):
     """Parameters of the latest checkpoint, by name."""
     with checkpoint.open_manager(workdir) as manager:
         folder = workdir / "checkpoints" / str(manager.latest_step())
-    config, names = config_lib.load(workdir / "config.json")
+    config, names = config_files.load(workdir / "config.json")
     detector = load._restore(config, folder)
     assert detector.class_names == names
     leaves = jax.tree_util.tree_leaves_with_path(detector.params)
@@ -44,7 +44,7 @@ def test_a_run_leaves_what_the_readme_says(finished, config):
     assert (finished / "samples" / "step_000004.png").stat().st_size > 1000
     assert (finished / "report.html").read_text().startswith("<!")
     assert list(finished.glob("events.out.tfevents.*"))
-    saved, names = config_lib.load(finished / "config.json")
+    saved, names = config_files.load(finished / "config.json")
     mine = dataclasses.replace(config.data, cache_dir=config_lib.DataConfig().cache_dir)
     assert saved == dataclasses.replace(config, data=mine)  # where the cache is, no file says
     assert names == ("ball", "cross", "cube", "ring", "star")

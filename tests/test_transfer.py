@@ -16,7 +16,7 @@ import weight_files
 from jax.extend import core
 from jax.interpreters import partial_eval
 
-from ssd_jax import augment, build, console, errors, export, load, optimizer
+from ssd_jax import augment, build, config_checks, console, errors, export, load, optimizer
 from ssd_jax import config as config_lib
 from ssd_jax.data import classes
 from ssd_jax.models import ssd
@@ -402,5 +402,5 @@ def test_frozen_parameters_have_to_be_in_the_file(cfg, tmp_path):
 @pytest.mark.parametrize("text", ["conf*", "conf*=x", "conf*=0", "=2", "conf*=inf", "conf*=-1"])
 def test_a_rate_that_is_none_is_one_line(text):
     with pytest.raises(errors.UserError, match=r"config\.train\.rates has .* give PATTERN=NUMBER"):
-        config_lib.rate_multipliers((text,))
-    assert config_lib.rate_multipliers(("a=b=2", "c=0.5")) == {"a=b": 2.0, "c": 0.5}
+        config_checks.rate_multipliers((text,))
+    assert config_checks.rate_multipliers(("a=b=2", "c=0.5")) == {"a=b": 2.0, "c": 0.5}

@@ -26,10 +26,10 @@ from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import stablehlo
 from PIL import Image
 
-from ssd_jax import build, checkpoints, errors, export, load
+from ssd_jax import build, checkpoints, config_checks, config_files, errors, export, load
 from ssd_jax import config as config_lib
 from ssd_jax import detector as detector_lib
-from ssd_jax.data import synthetic
+from ssd_jax.data import synthetic_shapes
 from ssd_jax.evaluation import evaluated, report
 from ssd_jax.export import metadata, stablehlo_calls
 from ssd_jax.media import annotate, outputs
@@ -38,7 +38,7 @@ from ssd_jax.training import checkpoint, guard, step
 from ssd_jax.training import host as host_lib
 from ssd_jax.training import workdir as workdir_lib
 
-NAMES = synthetic.CLASS_NAMES
+NAMES = synthetic_shapes.CLASS_NAMES
 FAR = "http://127.0.0.1:9/"  # where nobody listens
 
 
@@ -65,7 +65,7 @@ def workdir(detector, tmp_path_factory):
     """A run of `train.py`; nobody changes it."""
     folder = tmp_path_factory.mktemp("theirs") / "run"
     folder.mkdir()
-    config_lib.save(folder / "config.json", detector.config, NAMES)
+    config_files.save(folder / "config.json", detector.config, NAMES)
     state = step.TrainState(step=jnp.array(1), params=detector.params, opt_state={}, ema=None)
     with checkpoint.open_manager(folder) as manager:
         checkpoint.save(manager, state, run={}, mean_ap=0.5)
@@ -200,7 +200,7 @@ def test_a_notebook_and_a_training_that_starts_there_take_nothing_either(theirs,
 
 
 def test_a_comparison_takes_this_machines_cache(mine, tmp_path, capsys):
-    config = config_lib.to_dict(config_of())
+    config = config_files.to_dict(config_of())
     config["data"]["cache_dir"] = str(tmp_path / "theirs")
     for name in "ab":
         (tmp_path / name).mkdir()
@@ -213,7 +213,7 @@ def test_a_comparison_takes_this_machines_cache(mine, tmp_path, capsys):
 
 def test_where_the_data_lie_comes_from_the_run(theirs):
     rewrite(theirs, data={"path": "/their/images", "archives": "/their/archives"})
-    config, _ = config_lib.load(theirs / "config.json")
+    config, _ = config_files.load(theirs / "config.json")
     assert (config.data.path, config.data.archives) == ("/their/images", "/their/archives")
 
 
@@ -355,7 +355,7 @@ def test_a_field_of_a_wrong_type_or_value_is_named(part, name, kind):
     outcomes = set()
     for value in WRONG:
         try:
-            config = config_lib.from_mapping({part: {name: value}}, where="them/config.json")
+            config = config_files.from_mapping({part: {name: value}}, where="them/config.json")
         except errors.UserError as error:
             line = str(error)
             assert re.match(r"them/config\.json: config\.(\w+)\.\w+(, \w+)? (is|has) ", line), line
@@ -363,7 +363,7 @@ def test_a_field_of_a_wrong_type_or_value_is_named(part, name, kind):
             outcomes.add("refused")
             continue
         assert name in config_lib.LOCAL.get(part, ()) or fits(value, kind), value
-        config_lib.validate(config)
+        config_checks.validate(config)
         outcomes.add("read")
     assert "refused" in outcomes or name in config_lib.LOCAL[part]
 
@@ -401,7 +401,7 @@ def test_a_field_of_a_wrong_type_or_value_is_named(part, name, kind):
         (b'{"version": NaN, "config": {}, "class_names": ["a"]}', "its version is nan"),
         (b'{"version": 1' + b"0" * 4000 + b"}", "newer ssd_jax"),
         (b'{"version": 1' + b"0" * 5000 + b"}", "no JSON"),
-        (b" " * (config_lib.MOST_BYTES + 1), "larger than"),
+        (b" " * (config_files.MOST_BYTES + 1), "larger than"),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -409,7 +409,7 @@ def test_a_hostile_config_is_one_line(tmp_path, content, named):
     place = tmp_path / "config.json"
     place.write_bytes(content)
     with pytest.raises(errors.UserError, match=named) as caught:
-        config_lib.load(place)
+        config_files.load(place)
     assert str(caught.value).startswith(str(place))
     assert len(str(caught.value)) < 600
 
@@ -418,30 +418,30 @@ def test_a_config_that_is_no_file_is_not_opened(tmp_path):
     place = tmp_path / "config.json"
     os.mkfifo(place)
     with pytest.raises(errors.UserError, match="not a regular file"):
-        config_lib.load(place)
+        config_files.load(place)
     place.unlink()
     place.symlink_to("/dev/zero")
     with pytest.raises(errors.UserError, match="not a regular file"):
-        config_lib.load(place)
+        config_files.load(place)
     place.unlink()
     place.mkdir()
     with pytest.raises(errors.UserError, match="Is a directory"):
-        config_lib.load(place)
+        config_files.load(place)
 
 
 def test_a_config_that_may_not_be_read_is_the_machines_matter(tmp_path, monkeypatch):
     def denied(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(config_lib.files, "read", denied)
+    monkeypatch.setattr(config_files.files, "read", denied)
     with pytest.raises(errors.MachineError, match=r"config\.json: Permission denied"):
-        config_lib.load(tmp_path / "config.json")
+        config_files.load(tmp_path / "config.json")
 
 
 def test_whole_numbers_may_be_written_as_others(tmp_path):
-    config_lib.save(tmp_path / "config.json", config_lib.Config(), ("a",))
+    config_files.save(tmp_path / "config.json", config_lib.Config(), ("a",))
     rewrite(tmp_path, train={"eval_every": 1e3, "learning_rate": 1, "drops": [1e4]})
-    config, _ = config_lib.load(tmp_path / "config.json")
+    config, _ = config_files.load(tmp_path / "config.json")
     assert (config.train.eval_every, config.train.learning_rate) == (1000, 1)
     assert config.train.drops == (10_000,)
     assert type(config.train.eval_every) is int
@@ -462,7 +462,7 @@ def test_whole_numbers_may_be_written_as_others(tmp_path):
 )
 def test_what_would_fill_the_memory_is_refused_before(fields, named):
     with pytest.raises(errors.UserError, match=re.escape(named)):
-        config_lib.from_mapping(fields, where="config.json")
+        config_files.from_mapping(fields, where="config.json")
 
 
 def test_default_boxes_without_number_are_refused_before_they_are_made():
@@ -472,7 +472,7 @@ def test_default_boxes_without_number_are_refused_before_they_are_made():
         aspect_ratios=((2.0, 3.0),),
         prior_scales=tuple(np.linspace(0.1, 1, 32).tolist()),
     )
-    config_lib.validate(config_lib.Config(model=model, eval=config_lib.EvalConfig(batch_size=1)))
+    config_checks.validate(config_lib.Config(model=model, eval=config_lib.EvalConfig(batch_size=1)))
     with pytest.raises(errors.UserError, match=r"50,331,648 default boxes; there may be 4,000,000"):
         build.model(model, 3)
 
@@ -554,7 +554,7 @@ def test_hostile_metadata_are_one_line(written, tmp_path, name, changed, named):
 )
 def test_metadata_of_another_network_are_refused(written, tmp_path, name, changed, named):
     if "size" in changed:
-        described = config_lib.to_dict(config_of())
+        described = config_files.to_dict(config_of())
         described["model"]["image_size"] = 320
         changed = {"config": json.dumps(described), "image_size": "[320, 320]"}
     place = with_metadata(written[name], tmp_path, **changed)
@@ -578,7 +578,7 @@ def test_metadata_that_unpack_without_end_are_refused(written, tmp_path):
     with place.open("wb") as file:
         file.write(written["stablehlo"].read_bytes())
         with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr("metadata.json", b" " * (config_lib.MOST_BYTES + 1))
+            archive.writestr("metadata.json", b" " * (config_files.MOST_BYTES + 1))
     with pytest.raises(errors.UserError, match="larger than"):
         export.load(place)
 

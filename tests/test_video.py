@@ -10,7 +10,7 @@ import reference
 import tiny_run
 from PIL import Image
 
-from ssd_jax.data import synthetic
+from ssd_jax.data import synthetic_scenes, synthetic_shapes
 
 RATE, SECONDS = 10, 20  # frames a second
 SIDES = 240, 360  # height and width
@@ -20,7 +20,7 @@ NAMES = ("ball", "ring", "star")
 
 def moving(name, *, lane, seed):
     """An object that goes up and down its lane: what paints it into a frame, and its box there."""
-    shape = synthetic.silhouette(np.random.default_rng(seed), name, 90.0)
+    shape = synthetic_shapes.silhouette(np.random.default_rng(seed), name, 90.0)
     solid = np.argwhere(shape.coverage >= 0.5)
     low, high = solid.min(axis=0), solid.max(axis=0) + 1
 
@@ -29,7 +29,9 @@ def moving(name, *, lane, seed):
         row = round(room * (0.5 - 0.5 * np.cos(2 * np.pi * (number / 60 + lane / 3))))
         column = lane * LANE + 15 + round(8 * np.sin(number / 9))
         offset = (row - low[0], column - low[1])
-        painted = synthetic._pasted(np.random.default_rng(seed), frame, name, shape, offset, 1.0)
+        painted = synthetic_scenes._pasted(
+            np.random.default_rng(seed), frame, name, shape, offset, 1.0
+        )
         (y0, x0), (y1, x1) = low + offset, high + offset
         return painted, [x0, y0, x1, y1]
 
@@ -38,7 +40,7 @@ def moving(name, *, lane, seed):
 
 def scene():
     """Moving objects on a cluttered ground: what gives a frame and its boxes, `[objects, 4]`."""
-    ground = synthetic._ground(np.random.default_rng(5), *SIDES)
+    ground = synthetic_scenes._ground(np.random.default_rng(5), *SIDES)
     objects = [moving(name, lane=lane, seed=lane) for lane, name in enumerate(NAMES)]
 
     def at(number):

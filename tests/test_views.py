@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import reference
 
-from ssd_jax import augment, build, detection, errors, export, load, models, priors
+from ssd_jax import augment, build, config_checks, detection, errors, export, load, models, priors
 from ssd_jax import boxes as box_ops
 from ssd_jax import config as config_lib
 from ssd_jax import detector as detector_lib
@@ -212,7 +212,7 @@ def test_bad_sizes_are_one_line(sizes):
     with pytest.raises(
         errors.UserError, match=r"config\.eval\.sizes is .*; (give different|.* of) whole num"
     ):
-        config_lib.validate(config)
+        config_checks.validate(config)
 
 
 def test_a_size_too_small_for_the_maps_is_one_line():

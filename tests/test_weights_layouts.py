@@ -17,7 +17,7 @@ from ssd_jax import build, errors, third_party
 from ssd_jax import config as config_lib
 from ssd_jax.data import classes
 from ssd_jax.models import ssd
-from ssd_jax.weights import hub, layouts, loading, reader
+from ssd_jax.weights import hub, layouts, loading, reader, recognition
 
 CAFFE_SOURCES = ("conv4_3_norm", "fc7", "conv6_2", "conv7_2", "conv8_2", "conv9_2", "conv10_2")
 
@@ -204,7 +204,7 @@ def test_caffes_vgg_with_reduced_fc_layers_is_read(tmp_path, old):
 def test_kerass_namings_are_one(names, tmp_path):
     kernel, bias = names.format("block1_conv1").split()
     arrays = {kernel: np.zeros((3, 3, 3, 64)), f"{kernel.rpartition('/')[0]}/{bias}": np.zeros(64)}
-    layout, named = layouts.recognise(Path("w.h5"), arrays)
+    layout, named = recognition.recognize(Path("w.h5"), arrays)
     assert "Keras" in layout.title
     assert set(named) == {"block1_conv1/kernel", "block1_conv1/bias"}
 
@@ -395,7 +395,7 @@ def under(prefix, arrays):
 @pytest.mark.parametrize("prefix", PREFIXES)
 @pytest.mark.parametrize("layout", layouts.LAYOUTS, ids=lambda layout: layout.title)
 def test_every_layout_is_known_under_any_prefix(layout, prefix):
-    plain = layouts.recognise(Path("w"), small_of(layout))
+    plain = recognition.recognize(Path("w"), small_of(layout))
     arrays = under(prefix, small_of(layout))
     arrays |= {
         "epoch": np.ones(1),
@@ -403,7 +403,7 @@ def test_every_layout_is_known_under_any_prefix(layout, prefix):
         "optimizer.state.0.exp_avg": np.ones((4, 3, 3, 3)),
         **under("optimizer.exp_avg.", small_of(layout, np.nan)),
     }
-    found, named = layouts.recognise(Path("w"), arrays)
+    found, named = recognition.recognize(Path("w"), arrays)
     assert found == plain[0]
     assert {name: named[name] for name in layout.entries} == {
         name: f"{prefix}{name}" for name in layout.entries
@@ -414,14 +414,14 @@ def test_what_torch_puts_in_the_middle_of_names_is_passed_over():
     (layout,) = (one for one in layouts.LAYOUTS if one.title == "torchvision's SSD")
     names = {name: name.replace("backbone.", "backbone._orig_mod.") for name in layout.entries}
     arrays = {names[name]: array for name, array in small_of(layout).items()}
-    found, named = layouts.recognise(Path("w"), under("model.", arrays))
+    found, named = recognition.recognize(Path("w"), under("model.", arrays))
     assert found == layout
     assert all(named[name] == f"model.{own}" for name, own in names.items())
 
 
 @pytest.fixture
 def resnet():
-    return small_of(layouts._TORCHVISION["resnet18"])
+    return small_of(layouts.TORCHVISION["resnet18"])
 
 
 @pytest.mark.parametrize(
@@ -439,7 +439,7 @@ def test_of_a_model_and_its_average_the_average_is_taken_and_said(resnet, model,
         arrays = {}
         for prefix in order:
             arrays |= under(prefix, resnet)
-        layout, named = layouts.recognise(Path("w"), arrays)
+        layout, named = recognition.recognize(Path("w"), arrays)
         assert named["conv1.weight"] == f"{average}conv1.weight"
         assert layout.title == (
             f"torchvision's ResNet-18 under {average!r} ({model!r} is whole too)"
@@ -449,18 +449,18 @@ def test_of_a_model_and_its_average_the_average_is_taken_and_said(resnet, model,
 def test_an_average_without_statistics_of_batchnorm_is_not_whole(resnet):
     average = {name: array for name, array in resnet.items() if "running" not in name}
     arrays = {**under("ema.", average), **under("model.", resnet)}
-    layout, named = layouts.recognise(Path("w"), arrays)
+    layout, named = recognition.recognize(Path("w"), arrays)
     assert named["conv1.weight"] == "model.conv1.weight"
     assert layout.title == "torchvision's ResNet-18"
 
 
 def test_one_network_under_two_names_is_taken_and_two_networks_are_not(resnet):
     arrays = {**under("left.", resnet), **under("right.", resnet)}
-    _, named = layouts.recognise(Path("w"), arrays)
+    _, named = recognition.recognize(Path("w"), arrays)
     assert named["conv1.weight"] in arrays
     arrays["right.conv1.weight"] = arrays["right.conv1.weight"] + 1
     with pytest.raises(errors.UserError, match=r"w: left.* and right.* are both .*; give a file"):
-        layouts.recognise(Path("w"), arrays)
+        recognition.recognize(Path("w"), arrays)
 
 
 def test_what_lacks_an_entry_under_a_prefix_is_told_its_whole_name(resnet, tmp_path):
@@ -493,12 +493,12 @@ def test_what_is_like_nothing_is_told_so(tmp_path):
 def test_our_own_names_are_not_taken_for_somebody_elses():
     (folded,) = (one for one in layouts.LAYOUTS if "folded" in one.title)
     arrays = {ours: np.ones(3, np.float32) for ours in folded.entries.values()}
-    assert layouts.recognise(Path("w"), arrays)[0] is layouts.OURS
+    assert recognition.recognize(Path("w"), arrays)[0] is layouts.OURS
 
 
 def test_many_names_alike_take_little_time():
     arrays = {f"{'a.' * (n % 100)}{n}.conv1.weight": np.ones(1) for n in range(16_000)}
     began = time.process_time()
-    layouts.recognise(Path("w"), arrays)
-    layouts.nearest(arrays)
+    recognition.recognize(Path("w"), arrays)
+    recognition.nearest(arrays)
     assert time.process_time() - began < 5

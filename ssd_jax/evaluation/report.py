@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ssd_jax import build, console, errors
+from ssd_jax import build, config_files, console, errors
 from ssd_jax import config as config_lib
 from ssd_jax.data import annotations, coverage
 from ssd_jax.evaluation import (
@@ -223,7 +223,7 @@ def _images_of(source: evaluated.Evaluated, cache_dir: str) -> gallery.ReadImage
       cache_dir: Where that is prepared.
     """
     try:
-        config = config_lib.from_mapping(source.config, where=evaluated.NAME)
+        config = config_files.from_mapping(source.config, where=evaluated.NAME)
         config.data.cache_dir = cache_dir
         split = build.split(config.data, config.data.eval_split, prepare=False)
         return gallery.image_reader(split, list(source.sizes), config.data)

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ssd_jax import adapters, errors, files
-from ssd_jax.data import annotations, builder, datasets, parsing, paths
+from ssd_jax.data import annotations, datasets, parsing, paths, readers
 
 _FORMS = "COCO's JSON, or a folder of VOC's comp4_det_SET_CLASS.txt"
 
@@ -67,7 +67,7 @@ def key_of(split: datasets.Split) -> Key:
                 f"the split holds {record['name']} twice; detect in each picture once"
             )
         ids[record["name"]] = record["image_id"]
-    known = builder.NO_IMAGE_ID not in ids.values()
+    known = readers.NO_IMAGE_ID not in ids.values()
     return Key(ids if known else {}, tuple(ids), split.class_names, split.category_ids)
 
 

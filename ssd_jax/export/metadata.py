@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ssd_jax import build, errors, version
+from ssd_jax import build, config_checks, config_files, errors, version
 from ssd_jax import config as config_lib
 from ssd_jax import detector as detector_lib
 
@@ -66,11 +66,11 @@ def read(path: Path, described: Any) -> tuple[config_lib.Config, tuple[str, ...]
             f"{path} was not written by export.py: its metadata lack what ssd_jax needs"
         )
     told = {
-        name: config_lib.parse(_text(path, described[name]), where=f"{path}: {name}")
+        name: config_files.parse(_text(path, described[name]), where=f"{path}: {name}")
         for name in ("config", "class_names", "image_size", "mean", "variances")
         if name in described
     }
-    config = config_lib.from_mapping(told["config"], where=path)
+    config = config_files.from_mapping(told["config"], where=path)
     network = {
         "image_size": list(build.input_size(config.model)),
         "mean": list(build.mean(config.model)),
@@ -79,15 +79,15 @@ def read(path: Path, described: Any) -> tuple[config_lib.Config, tuple[str, ...]
     for name, value in network.items():
         if told.get(name, value) != value:
             raise errors.UserError(
-                f"{path}: its metadata have {config_lib.shown(told[name])} as {name}, and a config "
-                f"with {value}; write it anew with export.py"
+                f"{path}: its metadata have {config_checks.shown(told[name])} as {name}, and a "
+                f"config with {value}; write it anew with export.py"
             )
-    return config, config_lib.check_class_names(told["class_names"], where=path)
+    return config, config_checks.check_class_names(told["class_names"], where=path)
 
 
 def _text(path: Path, value: Any) -> str:
     if not isinstance(value, str):
-        raise errors.UserError(f"{path}: its metadata have {config_lib.shown(value)} for a text")
+        raise errors.UserError(f"{path}: its metadata have {config_checks.shown(value)} for a text")
     return value
 
 

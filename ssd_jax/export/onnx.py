@@ -25,7 +25,7 @@ def write(detector: detector_lib.Detector, file: BinaryIO, outputs: str) -> None
     It computes in float32, whatever the config's type: runtimes have no bfloat16 on a CPU.
     """
     metadata.require("onnx")
-    from ssd_jax import onnx_graph
+    from ssd_jax.export import onnx_graph, onnx_nms, onnx_trace
 
     config, settings = detector.config.model, detector.config.eval
     network = networks.raw_network(
@@ -48,11 +48,11 @@ def write(detector: detector_lib.Detector, file: BinaryIO, outputs: str) -> None
     images = graph.input("images", (None, *build.input_size(config), 3))
     params = jax.device_get(detector.params)
     if outputs == "raw":
-        results = onnx_graph.trace(graph, network, params, images)
+        results = onnx_trace.trace(graph, network, params, images)
     else:
-        results = onnx_graph.suppress(
+        results = onnx_nms.suppress(
             graph,
-            *onnx_graph.trace(graph, unsuppressed, params, images),
+            *onnx_trace.trace(graph, unsuppressed, params, images),
             iou_threshold=settings.iou_threshold,
             top_k=settings.top_k,
             max_detections=settings.max_detections,

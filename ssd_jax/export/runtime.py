@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ssd_jax import augment, build, errors
+from ssd_jax import augment, build, config_checks, errors
 from ssd_jax import config as config_lib
 from ssd_jax import detector as detector_lib
 from ssd_jax.detection import Detections
@@ -34,7 +34,7 @@ def detector(
     size = build.input_size(config.model)
     if list(takes) != [("images", *size, 3)]:
         raise errors.UserError(
-            f"{path}: its network takes {config_lib.shown(takes)}, and its config has images of "
+            f"{path}: its network takes {config_checks.shown(takes)}, and its config has images of "
             f"{size}; write it anew with export.py"
         )
     resize = jax.jit(jax.vmap(functools.partial(augment.resize, size=size)))
@@ -50,7 +50,7 @@ def detector(
         if not _are_outputs(outputs, config, len(class_names), rows=len(resized)):
             shapes = {name: values.shape for name, values in outputs.items()}
             raise errors.UserError(
-                f"{path}: its network gives {config_lib.shown(shapes)}, which is not what its "
+                f"{path}: its network gives {config_checks.shown(shapes)}, which is not what its "
                 f"metadata say; write it anew with export.py"
             )
         found = finish(outputs) if "loc" in outputs else Detections(**outputs)

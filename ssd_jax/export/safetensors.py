@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssd_jax import build, errors
+from ssd_jax import build, config_checks, errors
 from ssd_jax import config as config_lib
 from ssd_jax import detector as detector_lib
 from ssd_jax.export import metadata
@@ -54,7 +54,7 @@ def _check_parameters(
     found = {name: array.shape for name, array in arrays.items()}
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):
-            there = config_lib.shown(found[name]) if name in found else "nothing"
+            there = config_checks.shown(found[name]) if name in found else "nothing"
             raise errors.UserError(
                 f"{path} has {there} as {name[:80]}, and the network of its metadata "
                 f"{wanted.get(name, 'nothing')}; write it anew with export.py"

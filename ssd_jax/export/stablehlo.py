@@ -12,8 +12,7 @@ import jax
 import jax.export
 import numpy as np
 
-from ssd_jax import build
-from ssd_jax import config as config_lib
+from ssd_jax import build, config_checks, config_files
 from ssd_jax import detector as detector_lib
 from ssd_jax.export import metadata, runtime, stablehlo_calls
 from ssd_jax.export import network as networks
@@ -69,7 +68,7 @@ def read(path: Path) -> detector_lib.Detector:
     try:
         content = path.read_bytes()
         with zipfile.ZipFile(io.BytesIO(content)) as archive, archive.open(_METADATA_FILE) as part:
-            described = config_lib.parse(part.read(config_lib.MOST_BYTES + 1), where=path)
+            described = config_files.parse(part.read(config_files.MOST_BYTES + 1), where=path)
         exported = jax.export.deserialize(bytearray(content))
         takes = [("images", *aval.shape[1:]) for aval in exported.in_avals]
         _check_computes(exported)
@@ -91,6 +90,8 @@ def _check_computes(exported: jax.export.Exported) -> None:
     """
     found = stablehlo_calls.find(exported.mlir_module_serialized)
     if others := sorted(found.difference(_CALLS)):
-        raise ValueError(f"its program calls {config_lib.shown(others[0])}, which no export does")
+        raise ValueError(
+            f"its program calls {config_checks.shown(others[0])}, which no export does"
+        )
     if exported.nr_devices != 1 or exported.ordered_effects or exported.unordered_effects:
         raise ValueError("its program is for several devices, or has effects")

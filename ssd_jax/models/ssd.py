@@ -224,7 +224,7 @@ def merge_gaps(logits: jax.Array, gaps: tuple[int, ...]) -> jax.Array:
         return logits
     none = (0, *gaps)
     ends = (*gaps, logits.shape[-1])
-    # Slices, not indices: onnx_graph.py knows no gather.
+    # Slices, not indices: onnx_operations.py knows no gather.
     unused = jnp.concatenate(
         [jax.lax.slice_in_dim(logits, k, k + 1, axis=-1) for k in none], axis=-1
     )

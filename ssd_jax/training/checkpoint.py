@@ -13,8 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from ssd_jax import checkpoints, distributed, errors, files
-from ssd_jax import config as config_lib
+from ssd_jax import checkpoints, config_files, distributed, errors, files
 from ssd_jax.training import step as step_lib
 
 DAMAGED = "damaged"  # where checkpoints go that do not load
@@ -83,7 +82,7 @@ def save(
     """
     known = mean_ap is not None and not math.isnan(mean_ap)
     items = _items(state)
-    facts = {"version": config_lib.VERSION, **run, "checksums": checkpoints.checksums(items)}
+    facts = {"version": config_files.VERSION, **run, "checksums": checkpoints.checksums(items)}
     with checkpoints.room_for(manager.directory):
         manager.save(
             int(state.step),
@@ -162,7 +161,7 @@ def _restore(
 ) -> tuple[step_lib.TrainState, dict[str, Any]]:
     folder = Path(manager.directory) / str(step)
     facts = manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
-    config_lib.check_version(folder, facts["version"])
+    config_files.check_version(folder, facts["version"])
     checkpoints.check_shapes(folder, like.params)
     wanted = _items(like)
     saved = ocp.StandardCheckpointHandler().metadata(folder / "training").tree

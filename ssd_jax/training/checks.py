@@ -5,7 +5,7 @@ import dataclasses
 import flax.traverse_util
 import jax
 
-from ssd_jax import build, errors
+from ssd_jax import build, config_checks, errors
 from ssd_jax import config as config_lib
 from ssd_jax import optimizer as optimizer_lib
 from ssd_jax.training import start
@@ -19,7 +19,7 @@ def check_patterns(options: config_lib.TrainConfig, paths: list[str]) -> None:
     """
     patterns = {
         "freeze": options.freeze,
-        "rates": tuple(config_lib.rate_multipliers(options.rates)),
+        "rates": tuple(config_checks.rate_multipliers(options.rates)),
     }
     for field, given in patterns.items():
         for pattern in given:

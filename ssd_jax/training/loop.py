@@ -16,6 +16,7 @@ from PIL import Image
 from ssd_jax import (
     build,
     checkpoints,
+    config_files,
     console,
     distributed,
     download,
@@ -239,7 +240,7 @@ def _loop(
 def _facts(run: start_lib.Run, position: int) -> dict[str, Any]:
     """What a checkpoint keeps beside the state."""
     return {
-        "config": config_lib.to_dict(run.config),
+        "config": config_files.to_dict(run.config),
         "class_names": list(run.data.train.class_names),
         "position": position,
         "pictures": len(run.data.train.source),
@@ -329,4 +330,4 @@ def _save_image(image: np.ndarray, path: Path) -> None:
 def _shown_settings(config: config_lib.Config) -> dict[str, Any]:
     """The config as others may see it: without the password of an address."""
     data = dataclasses.replace(config.data, mirror=download.public(config.data.mirror))
-    return config_lib.to_dict(dataclasses.replace(config, data=data))
+    return config_files.to_dict(dataclasses.replace(config, data=data))

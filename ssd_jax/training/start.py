@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
-from ssd_jax import build, distributed, files, load
+from ssd_jax import build, config_files, distributed, files, load
 from ssd_jax import config as config_lib
 from ssd_jax.models import calibration, ssd
 from ssd_jax.training import checkpoint, logs, workdir
@@ -68,7 +68,7 @@ def settled(config: config_lib.Config, folder: Path, source: ReadSource) -> conf
     if not config.model.pretrained:
         return config
     saved = folder / "config.json"
-    there = config_lib.load(saved)[0].model if saved.exists() else source().model
+    there = config_files.load(saved)[0].model if saved.exists() else source().model
     default = config_lib.ModelConfig()
     taken = {
         field: getattr(there, field)

@@ -12,7 +12,7 @@ from typing import Any
 
 from absl import logging
 
-from ssd_jax import checkpoints, console, distributed, errors, files
+from ssd_jax import checkpoints, config_checks, config_files, console, distributed, errors, files
 from ssd_jax import config as config_lib
 from ssd_jax.data import datasets
 
@@ -39,7 +39,7 @@ def claim(
                 try:
                     workdir.mkdir(parents=True, exist_ok=True)
                     stack.enter_context(_locked(workdir))
-                    config_lib.save(path, config, class_names)
+                    config_files.save(path, config, class_names)
                 except OSError as error:
                     raise errors.UserError(f"--workdir {workdir}: {error.strerror}") from None
         with distributed.together():
@@ -63,7 +63,7 @@ def _check_same_run(
     workdir: Path, config: config_lib.Config, class_names: tuple[str, ...], *, change_config: bool
 ) -> None:
     """Compares a workdir's config with the one to go on with, and says what changes."""
-    earlier, earlier_names = config_lib.load(workdir / "config.json")
+    earlier, earlier_names = config_files.load(workdir / "config.json")
     found = config_lib.differences(earlier, config)
     if earlier_names != class_names:
         found["classes"] = f"{', '.join(earlier_names)} there, {', '.join(class_names)} here"
@@ -85,7 +85,7 @@ def position(workdir: Path, run: Mapping[str, Any]) -> int:
     if type(found) is not int or not 0 <= found < 2**62:
         raise errors.UserError(
             f"{workdir / checkpoints.FOLDER}: its position in the data is "
-            f"{config_lib.shown(found)}, no number of images: give another --workdir"
+            f"{config_checks.shown(found)}, no number of images: give another --workdir"
         )
     return found
 
@@ -98,7 +98,7 @@ def check_same_images(
     there = run.get("pictures", here)  # an older checkpoint does not say
     if there == here:
         return
-    found = f"data.train_split has {here} pictures, and had {config_lib.shown(there)}"
+    found = f"data.train_split has {here} pictures, and had {config_checks.shown(there)}"
     if not change_config:
         raise errors.UserError(
             f"the data of {workdir} have changed: {found}. Give another --workdir, or "

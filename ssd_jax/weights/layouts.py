@@ -1,20 +1,13 @@
 """How others name and store the weights of a backbone or an SSD: one table for each.
 
-Everything here is facts about files. `loading.py` acts on them.
+Everything here is facts about files. `recognition.py` finds the table of a file, `loading.py` acts
+on it.
 """
 
-import collections
-import functools
-import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import ml_dtypes
-import numpy as np
-
-from ssd_jax import errors
 from ssd_jax.models import mobilenet_v3, ssd
 
 Mean = tuple[float, ...]  # of red, green, blue
@@ -104,7 +97,7 @@ _TORCH_BODY = {
 }
 _REDUCED_BODY = {**_TORCH_BODY, "31": "fc6", "33": "fc7"}
 _BATCH_NORM = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "variance"}
-_COUNTER = "num_batches_tracked"  # of BatchNorm in training
+COUNTER = "num_batches_tracked"  # of BatchNorm in training
 
 
 def _table(
@@ -222,23 +215,23 @@ _AMDEGROOT_SSD = Layout(
     },
     clip_priors=True,
 )
-_TORCHVISION = {name: _torchvision(name) for name in ssd.BACKBONES}
-_TORCHVISION |= {name: _with_classifier(_TORCHVISION[name]) for name in ("vgg16", "vgg19")}
+TORCHVISION = {name: _torchvision(name) for name in ssd.BACKBONES}
+TORCHVISION |= {name: _with_classifier(TORCHVISION[name]) for name in ("vgg16", "vgg19")}
 # torchvision publishes the Caffe network's convolutions in the form of its own VGG-16, with
 # NaN for what it lacks.
-_TORCHVISION_FEATURES = _torchvision("vgg16")._replace(
+TORCHVISION_FEATURES = _torchvision("vgg16")._replace(
     title="torchvision's VGG-16, features only", mean=_TORCHVISION_SSD_MEAN, std=_UNSCALED
 )
-_MOBILENET_V3 = _TORCHVISION["mobilenet_v3_large"]
+MOBILENET_V3 = TORCHVISION["mobilenet_v3_large"]
 _WIDER = tuple(
     name
-    for name, ours in _MOBILENET_V3.entries.items()
+    for name, ours in MOBILENET_V3.entries.items()
     if ours.partition("/")[2].startswith(mobilenet_v3.TAIL)
 )
-_LAST_NORM = _WIDER[-1]
-_MOBILENET_V3_WIDE = _MOBILENET_V3._replace(
+LAST_NORM = _WIDER[-1]
+MOBILENET_V3_WIDE = MOBILENET_V3._replace(
     title="torchvision's MobileNetV3-Large, whose last blocks are wider",
-    entries={name: ours for name, ours in _MOBILENET_V3.entries.items() if name not in _WIDER},
+    entries={name: ours for name, ours in MOBILENET_V3.entries.items() if name not in _WIDER},
     unused=_WIDER,
 )
 
@@ -271,10 +264,10 @@ def _lite_layers() -> dict[str, str]:
     return entries
 
 
-_TORCHVISION_SSDLITE = _MOBILENET_V3._replace(
+_TORCHVISION_SSDLITE = MOBILENET_V3._replace(
     title="torchvision's SSDLite",
-    mark=_in_two_parts(_MOBILENET_V3.mark),
-    entries={_in_two_parts(name): ours for name, ours in _MOBILENET_V3.entries.items()}
+    mark=_in_two_parts(MOBILENET_V3.mark),
+    entries={_in_two_parts(name): ours for name, ours in MOBILENET_V3.entries.items()}
     | _lite_layers(),
     mean=_HALF,
     std=_HALF,
@@ -365,242 +358,6 @@ OURS = Layout(
     channels_first=False,
 )
 LAYOUTS = (
-    _TORCHVISION_SSD, _TORCHVISION_SSDLITE, _LUFFICC_SSD, _AMDEGROOT_SSD, *_TORCHVISION.values(),
+    _TORCHVISION_SSD, _TORCHVISION_SSDLITE, _LUFFICC_SSD, _AMDEGROOT_SSD, *TORCHVISION.values(),
     _REDUCED_VGG, *_KERAS, _CAFFE, _CAFFE_VGG19, _MOBILENET_V2_FOLDED,
 )  # fmt: skip
-
-# What torch puts into names where a part of a network is compiled, sharded or computed again.
-_INSERTED = re.compile(r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-# Prefixes of an average of the weights, which is what its makers evaluate, and of moments.
-_AVERAGE = re.compile(r"(^|[^a-z])(ema|swa|averaged?)([^a-z]|$)")
-_MOMENTS = re.compile(r"(^|[^a-z])(optim\w*|exp_avg\w*|moment\w*|grads?|gradients?)([^a-z]|$)")
-_WRAPPERS = re.compile(r"((model|net|network|state_dict|model_state_dict|module|detector)\.)*")
-_OF_AVERAGE, _OF_WEIGHTS, _OF_OTHERS = range(3)  # what a prefix tells
-_MOST_PREFIXES, _MOST_COMPLETE = 200, 8  # of one layout, that are looked at
-_DEEPEST = 12  # parts of an entry's name
-_STAGE = re.compile(r"[a-z]*\d*")
-_KERAS_OPTIMISER = re.compile(r"optimizer(_weights)?/")  # holds moments by the layers' names
-_KERAS_LAYER = re.compile(r"(?:^|/)(block\d_conv\d|fc[12]|predictions)/")
-
-
-class _Candidate(NamedTuple):
-    """A layout that some names of a file may follow.
-
-    Attributes:
-      layout: The layout.
-      prefix: Stands before all its entries in the file.
-      named: The file's name of each name under the prefix, without it.
-      faults: Entries of its backbone that are not there, and others that are in their place.
-    """
-
-    layout: Layout
-    prefix: str
-    named: dict[str, str]
-    faults: int
-
-    def rank(self) -> tuple[int, int, int]:
-        """The less, the better: whole, then rather a detector, then the prefix."""
-        entries = sum(name in self.named for name in self.layout.entries)
-        return self.faults, -entries, self.kind()
-
-    def kind(self) -> int:
-        """What the prefix says: an average of the weights, the weights as usual, nothing."""
-        if _AVERAGE.search(self.prefix.lower()):
-            return _OF_AVERAGE
-        return _OF_WEIGHTS if _WRAPPERS.fullmatch(self.prefix) else _OF_OTHERS
-
-
-def recognise(path: Path, arrays: Mapping[str, np.ndarray]) -> tuple[Layout, dict[str, str]]:
-    """Whose names these are.
-
-    All entries of a layout may have a common prefix, of containers and wrappers, whatever it is.
-    Where several are whole, the average of a model's weights is taken, then what has a usual name
-    such as `model.`; the layout's title says so. Moments of an optimizer never are.
-
-    Args:
-      path: The file, for messages.
-      arrays: Its arrays, by name.
-
-    Returns:
-      The layout, and the file's name of each entry by the name that the layout has for it.
-
-    Raises:
-      UserError: If two arrays are one entry of the layout, or two networks as good as each other.
-    """
-    plain = by_entry(
-        path,
-        (
-            (_plain(name, array), name)
-            for name, array in arrays.items()
-            if not _KERAS_OPTIMISER.match(name)
-        ),
-    )
-    found = [candidate for layout in LAYOUTS for candidate in _candidates(layout, plain)]
-    if not found:
-        return OURS, {name: name for name in arrays}
-    best = min(found, key=_Candidate.rank)
-    layout = _as_far_as_it_fits(best.layout, best.named, arrays)
-    others = [
-        other
-        for other in found
-        if other.layout is best.layout and other is not best and best.faults == other.faults == 0
-    ]
-    for other in others:
-        if best.kind() == other.kind() == _OF_OTHERS and not _same(best, other, arrays):
-            by_entry(path, (*best.named.items(), *other.named.items()))
-    if others:
-        rest = ", ".join(repr(other.prefix[:80]) for other in others)
-        title = f"{layout.title} under {best.prefix[:80]!r} ({rest} is whole too)"
-        layout = layout._replace(title=title)
-    return layout, best.named
-
-
-def _same(one: _Candidate, other: _Candidate, arrays: Mapping[str, np.ndarray]) -> bool:
-    """Whether two candidates have the same numbers: the same network twice."""
-    return all(
-        name in other.named and np.array_equal(arrays[own], arrays[other.named[name]])
-        for name, own in one.named.items()
-        if name in one.layout.entries
-    )
-
-
-def _candidates(layout: Layout, plain: Mapping[str, str]) -> Iterator[_Candidate]:
-    """The prefixes with which most of a layout's backbone is among the names of a file."""
-    # `layer1.0.conv1.weight` is no `conv1.weight` under a prefix.
-    mark = layout.mark
-    longer = tuple(name for name in layout.entries if name.endswith(mark) and name != mark)
-    prefixes = {
-        name.removesuffix(mark)
-        for name in plain
-        if name.endswith(mark) and not name.endswith(longer)
-    } - {f"{name}/" for name in ssd.BACKBONES}  # with these they are our own names
-    likely = [prefix for prefix in prefixes if not _MOMENTS.search(prefix.lower())]
-    likely = sorted(likely, key=lambda prefix: (len(prefix), prefix))[:_MOST_PREFIXES]
-    body = [name for name, ours in layout.entries.items() if _in_body(layout, ours)]
-    lacks = {prefix: sum(prefix + name not in plain for name in body) for prefix in likely}
-    fewest = min(lacks.values(), default=0)
-    for prefix in [prefix for prefix in lacks if lacks[prefix] == fewest][:_MOST_COMPLETE]:
-        named = {
-            name.removeprefix(prefix): own for name, own in plain.items() if name.startswith(prefix)
-        }
-        yield _Candidate(layout, prefix, named, fewest + len(strange(layout, named)))
-
-
-def nearest(names: Collection[str]) -> str:
-    """In words, the layout that most of a file's names come near to, and what it lacks first.
-
-    Args:
-      names: Of all arrays in a file that is nobody's.
-    """
-    shares: dict[tuple[int, str], float] = collections.defaultdict(float)
-    for name in names:
-        ends = [0, *(match.end() for match in re.finditer("[./]", name))][-_DEEPEST:]
-        for end in ends:
-            for number in _layouts_with(name[end:]):
-                shares[number, name[:end]] += 1 / len(LAYOUTS[number].entries)
-    if not shares:
-        return "no layout that is known has any of its names"
-    number, prefix = max(shares, key=lambda pair: shares[pair])
-    layout, there = LAYOUTS[number], {*names}
-    lacking = next((name for name in layout.entries if prefix + name not in there), layout.mark)
-    return f"it comes nearest to {layout.title}, of which it has no {prefix[:80]}{lacking}"
-
-
-@functools.cache
-def _by_entry() -> dict[str, list[int]]:
-    """Numbers of the layouts that have an entry."""
-    found: dict[str, list[int]] = collections.defaultdict(list)
-    for number, layout in enumerate(LAYOUTS):
-        for name in layout.entries:
-            found[name].append(number)
-    return dict(found)
-
-
-def _layouts_with(entry: str) -> list[int]:
-    return _by_entry().get(entry, [])
-
-
-def is_number(array: np.ndarray) -> bool:
-    """Whether an array is of truth values, integers or floats, bfloat16 among them."""
-    return array.dtype.kind in "biuf" or array.dtype == ml_dtypes.bfloat16
-
-
-def by_entry(path: Path, pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """The file's name of each entry, from pairs of an entry and a name.
-
-    Raises:
-      UserError: If an entry has two names.
-    """
-    named: dict[str, str] = {}
-    for entry, name in pairs:
-        if entry in named:
-            raise errors.UserError(
-                f"{path}: {named[entry]} and {name} are both {entry}; give a file that has one of "
-                "them"
-            )
-        named[entry] = name
-    return named
-
-
-def missing(layout: Layout, names: Collection[str]) -> list[str]:
-    """The entries of a layout's body that are not among the names of a file."""
-    return [
-        name
-        for name, ours in layout.entries.items()
-        if _in_body(layout, ours) and name not in names
-    ]
-
-
-def strange(layout: Layout, names: Collection[str]) -> list[str]:
-    """Names of a file that stand where a layout has its body, and are none of its entries.
-
-    A deeper network of the same family has such: it would be loaded in part.
-    """
-    stages = {_stage(name) for name, ours in layout.entries.items() if _in_body(layout, ours)}
-    known = {*layout.entries, *layout.unused}
-    return [
-        name
-        for name in names
-        if _stage(name) in stages and name not in known and not is_counter(name)
-    ]
-
-
-def is_counter(name: str) -> bool:
-    """Whether an entry only counts BatchNorm's steps of training."""
-    return name.endswith(_COUNTER)
-
-
-def _in_body(layout: Layout, ours: str) -> bool:
-    return ours.rpartition("/")[0] in BODIES[layout.body].layers
-
-
-def _stage(name: str) -> str:
-    """`layer2` of `layer2.0.conv1.weight`, `conv3` of `conv3_1/0`, `features`, `backbone`."""
-    return _STAGE.match(name)[0]  # type: ignore[index]
-
-
-def _plain(name: str, array: np.ndarray) -> str:
-    """Keras' `fc1/fc1/kernel:0`, `fc1/fc1_W_1:0` and `layers/fc1/vars/0` end in one name."""
-    if layer := _KERAS_LAYER.search(name):
-        return f"{name[: layer.start(1)]}{layer[1]}/{'bias' if array.ndim == 1 else 'kernel'}"
-    return _INSERTED.sub("", name)
-
-
-def _as_far_as_it_fits(
-    layout: Layout, named: Mapping[str, str], arrays: Mapping[str, np.ndarray]
-) -> Layout:
-    """What differs in numbers and shapes only.
-
-    Of torchvision's two VGG-16s one has no classifier, or only NaN. Its MobileNetV3 is wider at
-    the end than the one in its SSDLite.
-    """
-    if layout is _TORCHVISION["vgg16"]:
-        name = named.get("classifier.0.bias")
-        array = arrays[name] if name is not None else np.array(np.nan)
-        there = is_number(array) and np.isfinite(array).all()
-        return layout if there else _TORCHVISION_FEATURES
-    if layout is _MOBILENET_V3:
-        name = named.get(_LAST_NORM)
-        wide = name is not None and arrays[name].size > mobilenet_v3.LAST
-        return _MOBILENET_V3_WIDE if wide else layout
-    return layout

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssd_jax import errors
-from ssd_jax.weights import layouts, reader
+from ssd_jax.weights import layouts, reader, recognition
 
 _FC6_KERNEL, _FC7_KERNEL = "fc6/kernel", "fc7/kernel"  # in a VGG, like the next
 _FC_BIASES = ("fc6/bias", "fc7/bias")
@@ -91,9 +91,9 @@ def read(path: str | Path, *, backbone: str = "", atrous: bool = True) -> Weight
     """
     path = Path(path)
     arrays = reader.read(path)
-    layout, named = layouts.recognise(path, arrays)
+    layout, named = recognition.recognize(path, arrays)
     entries = layout.entries or {name: _our_path(name) for name in arrays}
-    taken = layouts.by_entry(
+    taken = recognition.by_entry(
         path, ((ours, named[theirs]) for theirs, ours in entries.items() if theirs in named)
     )
     if layout.entries:
@@ -113,7 +113,7 @@ def read(path: str | Path, *, backbone: str = "", atrous: bool = True) -> Weight
         ignored={
             name: array.shape
             for name, array in arrays.items()
-            if name not in used and not layouts.is_counter(name)
+            if name not in used and not recognition.is_counter(name)
         },
     )
     if backbone and body_of(weights) not in ("", backbone):
@@ -240,7 +240,7 @@ def _nobodys(weights: Weights) -> str:
     """Of a file whose names are neither ours nor anybody's: whose they are nearest to."""
     if weights.layout is not layouts.OURS or body_of(weights):
         return ""
-    return f"; {layouts.nearest([*weights.names.values(), *weights.ignored])}"
+    return f"; {recognition.nearest([*weights.names.values(), *weights.ignored])}"
 
 
 def _levels(weights: Weights) -> int:
@@ -263,13 +263,13 @@ def _check_body(path: Path, layout: layouts.Layout, named: Mapping[str, str]) ->
     title = layouts.BODIES[layout.body].title
     mark = named[layout.mark]
     prefix = mark.removesuffix(layout.mark) if mark.endswith(layout.mark) else ""
-    for name in layouts.missing(layout, named):
+    for name in recognition.missing(layout, named):
         layer = layout.entries[name].partition("/")[2].rpartition("/")[0]
         raise errors.UserError(
             f"{path} looks like {layout.title} and has no {prefix}{name}, which is its {layer}; "
             f"give the weights of a {title}"
         )
-    for name in layouts.strange(layout, named):
+    for name in recognition.strange(layout, named):
         raise errors.UserError(
             f"{path} looks like {layout.title} and has {prefix}{name}, which a {title} has not; "
             f"give the weights of a {title}"
@@ -277,7 +277,7 @@ def _check_body(path: Path, layout: layouts.Layout, named: Mapping[str, str]) ->
 
 
 def _check_type(path: Path, name: str, array: np.ndarray) -> None:
-    if not layouts.is_number(array):
+    if not recognition.is_number(array):
         raise errors.UserError(
             f"{path}: {name} is of type {array.dtype}; give a file that has it in numbers, such as "
             "float32, or not at all"

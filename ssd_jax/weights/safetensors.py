@@ -1,4 +1,8 @@
-"""safetensors: the length of a JSON header, the header, the arrays' bytes."""
+"""safetensors: the length of a JSON header, the header, the arrays' bytes.
+
+Read here and not by the library `safetensors`, which bounds neither the names nor their number: its
+0.8 accepts a name of 100,000 characters, and takes 700 MB for a file of 35 MB of empty arrays.
+"""
 
 import json
 import math

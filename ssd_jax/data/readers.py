@@ -1,0 +1,101 @@
+"""A format of datasets: a `Reader` lists one and reads an image with its annotation at a time."""
+
+import abc
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from ssd_jax import errors
+from ssd_jax.data import annotations, images
+
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
+NO_IMAGE_ID = -1
+
+_SPLIT_NAME = re.compile(r"[A-Za-z]\w*")
+
+
+class Example(NamedTuple):
+    """One picture with its annotation, found good.
+
+    Attributes:
+      name: File name of the picture, unique in its split.
+      read: Gives the file's bytes.
+      bytes: How many they are.
+      annotation: What is known of it.
+      image_id: COCO's id of the picture; NO_IMAGE_ID in other formats.
+      notes: A line for each fault of the file that costs no pixel.
+    """
+
+    name: str
+    read: Callable[[], bytes]
+    bytes: int
+    annotation: annotations.Annotation
+    image_id: int = NO_IMAGE_ID
+    notes: tuple[str, ...] = ()
+
+
+class Reader(abc.ABC):
+    """A dataset whose files are listed; no picture is opened yet.
+
+    Attributes:
+      name: What messages call the dataset: its path.
+      keys: A word for each picture, unique, in order.
+      splits: The keys of each split; empty where the dataset has none.
+      remarks: A line for each thing that is wrong with the dataset as a whole, with a file's name.
+      unannotated: The splits of which nothing but the pictures was published.
+      max_megapixels: An image of more cannot be used.
+    """
+
+    name: str
+    keys: Sequence[str]
+    splits: Mapping[str, Sequence[str]]
+    remarks: Sequence[str]
+    unannotated: Sequence[str] = ()
+    max_megapixels: float = images.MAX_MEGAPIXELS
+
+    @abc.abstractmethod
+    def example(self, key: str) -> Example:
+        """Reads one picture and its annotation; safe to call from several threads.
+
+        Raises:
+          UserError: Either cannot be used; it names the file.
+        """
+
+    @abc.abstractmethod
+    def categories(self, names: Iterable[str]) -> dict[str, int]:
+        """The classes in the order of their labels, with the ids that the dataset gives them.
+
+        Args:
+          names: The classes of all objects.
+        """
+
+
+def check_split_name(name: str, file: str) -> str:
+    """Returns the name of a split where tfds can store it.
+
+    Raises:
+      UserError: It cannot; `file` is what has to be renamed.
+    """
+    if not _SPLIT_NAME.fullmatch(name):
+        raise errors.UserError(
+            f"{file}: rename it, split {name!r} may have letters, digits and underscores only"
+        )
+    return name
+
+
+def decode_size(
+    data: bytes, *, name: str, max_megapixels: float
+) -> tuple[int, int, tuple[str, ...]]:
+    """Height and width of an image, upright, of which every pixel has been decoded, and its notes.
+
+    Args:
+      data: The file.
+      name: What errors and notes call it.
+      max_megapixels: As of `images.decode`.
+
+    Raises:
+      UserError: It does not decode.
+    """
+    notes: list[str] = []
+    pixels = images.decode(data, name=name, max_megapixels=max_megapixels, on_remark=notes.append)
+    return *pixels.shape[:2], tuple(f"{name}: {note}" for note in notes)

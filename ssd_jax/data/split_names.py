@@ -1,0 +1,51 @@
+"""Names of splits: `2007/trainval+2012/trainval`, `train[:80%]`; which records one is."""
+
+import re
+from typing import NamedTuple
+
+import tensorflow_datasets as tfds
+
+from ssd_jax import errors
+
+_PART = re.compile(r"(?:(?P<year>\w+)/)?(?P<name>\w+)(?P<slice>\[[^\]]*\])?")
+HELP = 'as in "2007/trainval+2012/trainval" or, of a folder, "train[:80%]"'
+
+
+class Part(NamedTuple):
+    """One of the names that "+" joins; `year` and `slice`, with its brackets, may be empty."""
+
+    year: str
+    name: str
+    slice: str
+
+
+def parse(part: str, split: str) -> Part:
+    """Takes one of the names apart; `split` is all that was given, for the message.
+
+    Raises:
+      UserError: It is no such name.
+    """
+    match = _PART.fullmatch(part.strip())
+    if match is None:
+        raise errors.UserError(f"split {split!r}: {part.strip()!r} is no split's name, {HELP}")
+    return Part(match["year"] or "", match["name"], match["slice"] or "")
+
+
+def bounds(part: Part, length: int, split: str) -> tuple[int, int]:
+    """First record of a slice in tfds' syntax and the one after its last.
+
+    Raises:
+      UserError: It is no slice, or an empty one.
+    """
+    whole = tfds.core.SplitInfo(name="part", shard_lengths=[length], num_bytes=0)
+    try:
+        instruction = tfds.core.ReadInstruction.from_spec(f"part{part.slice}")
+        (bounds,) = instruction.to_absolute({"part": whole})
+    except (ValueError, AssertionError) as error:
+        raise errors.UserError(
+            f"split {split!r}: cannot take {part.slice} of {length} pictures, {HELP}"
+        ) from error
+    start, stop, _ = slice(bounds.from_, bounds.to).indices(length)
+    if start >= stop:
+        raise errors.UserError(f"split {split!r}: {part.slice} of {length} pictures is none")
+    return start, stop
