@@ -178,7 +178,7 @@ CHANGEABLE = ("model.dtype", "model.pretrained", "model.shared_classes")
 """Fields of `model` that a run can change when it goes on; the others make the network."""
 
 _CHOICES = {
-    ("model", "backbone"): tuple(ssd.BACKBONES),
+    ("model", "backbone"): ssd.BACKBONES,
     ("model", "padding"): ("", "torch", "tensorflow"),
     ("model", "dtype"): ("float32", "bfloat16"),
     ("model", "prior_sizes"): ("voc", "coco"),
@@ -263,7 +263,7 @@ def validate(config: Config) -> None:
     _check_types(config)
     for (part, field), choices in _CHOICES.items():
         value = getattr(getattr(config, part), field)
-        if value not in choices:
+        if value not in tuple(choices):
             raise errors.UserError(
                 f"config.{part}.{field} is {shown(value)}; choose one of {', '.join(choices)}"
             )
