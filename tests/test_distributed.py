@@ -18,7 +18,6 @@ from tiny_run import arrays_of, assert_same, ends, start, start_training, wait_f
 from ssd_jax import config as config_lib
 from ssd_jax import distributed, errors
 from ssd_jax.evaluation import evaluated, run
-from ssd_jax.training import loop
 from ssd_jax.training import workdir as workdir_lib
 
 
