@@ -21,7 +21,7 @@ _MOST_VALUES = 10_000  # in a field that has several
 _MOST_PIXELS = 2**28  # of the inputs of a batch that is evaluated, and of its canvases
 
 _CHOICES = {
-    ("model", "backbone"): tuple(ssd.BACKBONES),
+    ("model", "backbone"): ssd.BACKBONES,
     ("model", "padding"): ("", "torch", "tensorflow"),
     ("model", "dtype"): ("float32", "bfloat16"),
     ("model", "prior_sizes"): ("voc", "coco"),
@@ -79,7 +79,7 @@ def validate(config: config_lib.Config) -> None:
     _check_types(config)
     for (part, field), choices in _CHOICES.items():
         value = getattr(getattr(config, part), field)
-        if value not in choices:
+        if value not in tuple(choices):
             raise errors.UserError(
                 f"config.{part}.{field} is {shown(value)}; choose one of {', '.join(choices)}"
             )

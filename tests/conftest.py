@@ -13,18 +13,21 @@ os.environ["XLA_FLAGS"] = (
 ).strip()
 os.environ["NPROC"] = "32"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# What one test compiles, others and the scripts that they start need not.
-_COMPILED = tempfile.TemporaryDirectory(prefix="ssd_jax_compiled_")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
+# What one test compiles, others, the scripts that they start and other workers need not.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _COMPILED = tempfile.TemporaryDirectory(prefix="ssd_jax_compiled_")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
-
-import jax  # noqa: E402
-from orbax.checkpoint import type_handlers  # noqa: E402
+import compiled
+import jax
+import tiny_backbone  # noqa: F401 -- registered before ssd_jax.weights lists the backbones
+from orbax.checkpoint import type_handlers
 
 # As Orbax does on GPUs: each fake device would save a slice of every array, to be compiled first.
 type_handlers.register_type_handler(
     jax.Array, type_handlers.ArrayHandler(use_replica_parallel=False), override=True
 )
+compiled.share()
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +40,23 @@ def config(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prepared, "SYNTHETIC", {"train": 12, "test": 6, "seed": 0})
         yield tiny_run.config(tmp_path_factory.mktemp("cache"))
+
+
+# In tests of loops and scripts, compiling takes most of the time, for code that runs once or twice;
+# so do the forks of `scripts.py`. All others, and what it starts `fresh`, compile as users do.
+_HARDLY_OPTIMIZED = {
+    *("test_ablations", "test_checkpoint", "test_detect_script", "test_evaluate_script"),
+    *("test_logs", "test_results", "test_survival", "test_training", "test_transfer"),
+    "test_trust",
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiler(request):
+    hardly = request.module.__name__ in _HARDLY_OPTIMIZED
+    jax.config.update("jax_disable_most_optimizations", hardly)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")

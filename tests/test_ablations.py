@@ -215,7 +215,8 @@ def ablations(*arguments):
 
 @pytest.mark.slow
 def test_one_command_trains_a_set_and_writes_the_table(tmp_path):
-    base, runs = tiny_run.write_config(tmp_path, steps=2, devices=1), tmp_path / "runs"
+    base = tiny_run.write_config(tmp_path, steps=2, devices=1, network=tiny_run.NARROW)
+    runs = tmp_path / "runs"
     given = ("--workdir", runs, "--base", base, "--configs", "no_ratio_2_and_3,maps_5")
     assert ablations(*given) == (0, "")
     lines = (runs / "table.md").read_text().splitlines()

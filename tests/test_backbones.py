@@ -21,13 +21,13 @@ CONTRIBUTING = tiny_run.ROOT / "CONTRIBUTING.md"
 # The backbone that CONTRIBUTING.md shows is one more of all that are tested here.
 SHOWN: dict = {"__name__": "squeezenet"}
 exec(re.search(r"```python\n(.*?)```", CONTRIBUTING.read_text(), re.DOTALL)[1], SHOWN)
-BACKBONES = {**ssd.BACKBONES, **SHOWN["BACKBONES"]}
+BACKBONES = {name: body for name, body in ssd.BACKBONES.items() if name != "tiny"}
+BACKBONES |= SHOWN["BACKBONES"]
 
 
 @pytest.fixture(autouse=True)
 def shown_one_is_there(monkeypatch):
-    monkeypatch.setattr(ssd, "BACKBONES", BACKBONES)
-    monkeypatch.setitem(config_checks._CHOICES, ("model", "backbone"), tuple(BACKBONES))
+    monkeypatch.setitem(ssd.BACKBONES, "squeezenet", BACKBONES["squeezenet"])
 
 
 def flat(params):

@@ -4,15 +4,13 @@ import errno
 import json
 import os
 import shutil
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import tiny_run
+import scripts
 
 from ssd_jax import checkpoints, config_files, errors, files, optimizer
 from ssd_jax import config as config_lib
@@ -319,13 +317,7 @@ def test_without_room_the_files_of_a_run_stay_what_they_were(tmp_path):
     log.close()
     shutil.copy(tmp_path / "metrics.jsonl", tmp_path / "skipped.jsonl")
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    result = subprocess.run(
-        [sys.executable, "-c", _FULL, tmp_path],
-        env={**os.environ, "PYTHONPATH": str(tiny_run.ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    result = scripts.run("-c", _FULL, tmp_path, timeout=120)
     assert (result.returncode, result.stdout) == (0, "full\n"), result.stderr
     for name in ("metrics.jsonl", "metrics.csv", "skipped.jsonl"):
         assert f"{tmp_path / name} is left out: [Errno 27] File too large" in result.stderr

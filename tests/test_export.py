@@ -1,7 +1,6 @@
 import dataclasses
 import json
 import struct
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -17,6 +16,7 @@ import optax
 import pytest
 import safetensors
 import safetensors.numpy
+import scripts
 import voc_tree
 
 import ssd_jax
@@ -597,9 +597,7 @@ def workdir(detector, tmp_path_factory):
 
 
 def script(name, *arguments):
-    return subprocess.run(
-        [sys.executable, name, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True
-    )
+    return scripts.run(name, *arguments)
 
 
 @pytest.mark.slow

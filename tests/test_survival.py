@@ -17,6 +17,7 @@ import jax
 import kill_and_resume
 import numpy as np
 import pytest
+import scripts
 import tiny_run
 
 from ssd_jax import build, config_files, errors, load
@@ -259,9 +260,7 @@ def _run_item():
 
 
 def python(code):
-    return subprocess.run(
-        [sys.executable, "-c", code], cwd=tiny_run.ROOT, capture_output=True, text=True, timeout=60
-    )
+    return scripts.run("-c", code, timeout=60)
 
 
 def test_a_second_signal_ends_at_once():
@@ -442,7 +441,7 @@ def test_a_workdir_of_another_config_is_refused_and_left_alone(config, finished)
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"clip_norm": 10.0, "optimizer": "adam", "freeze": ("vgg16/conv1_1",)}], ids=str
+    "fields", [{}, {"clip_norm": 10.0, "optimizer": "adam", "freeze": ("tiny/conv1",)}], ids=str
 )
 def test_a_config_can_be_changed_on_demand(config, copied, fields):
     other = changed(config, learning_rate=1e-5, steps=5, **fields)

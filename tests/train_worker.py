@@ -1,4 +1,4 @@
-"""A few steps of the quickstart's network, by one process or as one of several.
+"""A few steps of a tiny network, by one process or as one of several.
 
   python tests/train_worker.py PORT PROCESSES PROCESS_ID DEVICES PARALLEL OUT.npz
 
@@ -13,13 +13,14 @@ import sys
 import jax
 import numpy as np
 import optax
+import tiny_backbone
 
 from ssd_jax import augment, distributed, optimizer
 from ssd_jax.data import loader
 from ssd_jax.models import ssd
 from ssd_jax.training import step
 
-STEPS, BATCH, SIZE = 20, 8, (300, 300)
+STEPS, BATCH, SIZE = 20, 8, (tiny_backbone.SIDE, tiny_backbone.SIDE)
 RATE = 1e-7
 
 
@@ -54,7 +55,7 @@ def records():
 def run(devices, parallel="shard_map", steps=STEPS):
     """Parameters before and after, by name."""
     mesh = step.make_mesh(devices)
-    model = ssd.SSD(num_classes=6, width=0.25)
+    model = tiny_backbone.network(num_classes=6)
     opt = optimizer.make_optimizer(optax.constant_schedule(RATE))
     train_step = step.make_train_step(
         model,
