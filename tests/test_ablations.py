@@ -172,12 +172,12 @@ def test_crop_is_ssd_where_that_expands_nothing():
 def test_bad_fields_are_one_line(fields, message):
     config = config_lib.Config(model=config_lib.ModelConfig(**fields))
 
-    def build():
+    def built():
         config_checks.validate(config)
         build.model(config.model, 20)
 
     with pytest.raises(errors.UserError, match=rf"^config\.model\.{message}"):
-        build()
+        built()
 
 
 def test_a_config_comes_back_from_json(tmp_path):

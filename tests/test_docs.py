@@ -48,11 +48,12 @@ def test_the_page_of_the_configuration_is_that_of_the_dataclasses(monkeypatch):
     assert not re.findall(r"^\| (`config\S+`) .*\|\s*\|$", written, re.MULTILINE)
 
 
-def test_the_walk_of_one_photo_names_functions_that_are_there_and_none_twice():
+@pytest.mark.parametrize("what", ["photo", "training image"])
+def test_each_walk_names_functions_that_are_there_and_none_twice(what):
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    section = text.partition("## The walk of one photo\n")[2].partition("\n## ")[0]
+    section = text.partition(f"## The walk of one {what}\n")[2].partition("\n## ")[0]
     hops = re.findall(r"^- `([\w.]+)`: \S", section, re.MULTILINE)
-    assert len(hops) == len(set(hops)) == section.count("\n- ")
+    assert len(hops) == len(set(hops)) == section.count("\n- ") > 9
     for hop in hops:
         assert is_defined(hop), hop
 
