@@ -1,6 +1,7 @@
 """The project keeps its own rules: style, types, and which module may import which."""
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -66,20 +67,23 @@ MODULES = {
 }
 
 
+@functools.cache
 def imports_of(path):
     """Modules of ssd_jax that a file imports when it runs, within functions too."""
+    found = []
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    for_types = {id(node) for found in map(only_for_types, ast.walk(tree)) for node in found}
+    for_types = {id(each) for node in ast.walk(tree) for each in only_for_types(node)}
     for node in ast.walk(tree):
         if id(node) in for_types:
             continue
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ssd_jax"):
             for alias in node.names:
                 name = f"{node.module}.{alias.name}"
-                yield module_named(name) or module_named(node.module)
+                found.append(module_named(name) or module_named(node.module))
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names if alias.name.startswith("ssd_jax")]
-            yield from map(module_named, names)
+            found += map(module_named, names)
+    return found
 
 
 def only_for_types(node):
