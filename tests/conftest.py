@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 import tempfile
 
 import pytest
@@ -28,6 +29,8 @@ type_handlers.register_type_handler(
     jax.Array, type_handlers.ArrayHandler(use_replica_parallel=False), override=True
 )
 compiled.share()
+# What runs under nohup ignores SIGHUP, and so would all that it starts.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="module")
