@@ -49,7 +49,7 @@ def config(tmp_path_factory):
 # so do the forks of `scripts.py`. All others, and what it starts `fresh`, compile as users do.
 _HARDLY_OPTIMIZED = {
     *("test_ablations", "test_checkpoint", "test_detect_script", "test_evaluate_script"),
-    *("test_logs", "test_results", "test_survival", "test_training", "test_transfer"),
+    *("test_logs", "test_results", "test_survival", "test_training"),
     "test_trust",
 }
 

@@ -95,7 +95,7 @@ def test_of_a_damaged_checkpoint_the_one_before_is_taken(
     assert steps == [1, 2, 3, 4, 4]
 
 
-@pytest.mark.parametrize("name", ["_save_picture", "_augmented", "evaluation.draw_samples"])
+@pytest.mark.parametrize("name", ["_save_image", "data_lib.augmented", "evaluation.draw_samples"])
 def test_what_is_only_for_looking_at_costs_no_run(config, tmp_path, monkeypatch, warnings_of, name):
     def refuse(*arguments, **options):
         raise PermissionError(errno.EACCES, "Permission denied", "a place")

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 import starting
+import tiny_run
 import voc_tree
 import weight_files
 from jax.extend import core
@@ -199,7 +200,9 @@ def test_rates_multiply_the_step_and_the_last_pattern_counts():
 
 
 @pytest.fixture(scope="module")
-def cfg(config):
+def cfg(config, tmp_path_factory):
+    """Two steps of a VGG, whose layers the tests name."""
+    config = tiny_run.config(tmp_path_factory.mktemp("vgg"), network=tiny_run.NARROW)
     train = dataclasses.replace(config.train, steps=2, eval_every=2, checkpoint_every=2)
     return dataclasses.replace(config, train=train)
 
