@@ -175,6 +175,23 @@ def test_processes_may_prepare_the_same_data_at_once(tmp_path):
     assert [process.wait() for process in running] == [0, 0, 0]
 
 
+def test_what_another_process_finishes_meanwhile_is_read(load, tmp_path, monkeypatch):
+    folder = str(voc_tree.write_plain(tmp_path / "own"))
+    stretch = load("folder", "all", path=folder).source._stretches[0]
+    place = pathlib.Path(stretch.directory)
+    place.rename(tmp_path / "aside")
+    is_prepared = prepared._is_prepared
+
+    def finished(maker):
+        if (tmp_path / "aside").exists():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "aside").rename(place)
+        return is_prepared(maker)
+
+    monkeypatch.setattr(prepared, "_is_prepared", finished)
+    assert len(load("folder", "all", path=folder).source) == 5
+
+
 def test_lower_case_folders_and_mixed_suffixes_are_read(load, tmp_path):
     folder = voc_tree.write(
         tmp_path / "own",

@@ -207,6 +207,10 @@ def _prepare(
     """
 
     def make(place: pathlib.Path) -> tfds.core.DatasetBuilder:
+        maker = make_builder(data_dir=place, file_format="array_record")
+        if not _is_prepared(maker) or maker.info.metadata:
+            return maker
+        # Another process has just prepared it: this maker looked a moment too early.
         return make_builder(data_dir=place, file_format="array_record")
 
     if prepare:
