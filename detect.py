@@ -1,9 +1,9 @@
 """Detects objects in images and videos.
 
-  python detect.py --weights ssd300-coco PICTURE.jpg
+  python detect.py --weights ssd300-coco IMAGE.jpg
   python detect.py --checkpoint runs/quickstart/checkpoints/500 FOLDER --score_threshold 0.3
-  python detect.py --workdir runs/quickstart PICTURE.jpg FOLDER 'photos/*.png' VIDEO.mp4
-  python detect.py --weights runs/quickstart/export/detector.onnx PICTURE.jpg
+  python detect.py --workdir runs/quickstart IMAGE.jpg FOLDER 'photos/*.png' VIDEO.mp4
+  python detect.py --weights runs/quickstart/export/detector.onnx IMAGE.jpg
   python detect.py --workdir runs/quickstart --camera 0          until Ctrl-C
   python detect.py --workdir runs/quickstart https://HOST/VIDEO.mp4 -- --name.jpg
 

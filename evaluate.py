@@ -8,7 +8,7 @@ r"""Evaluates a trained detector: average precision by class, VOC's and COCO's f
   python evaluate.py --results runs/ssd300/results --config configs/ssd300.py
   python evaluate.py --workdir runs/quickstart --config.eval.flip --config.eval.sizes='(300, 400)'
 
-The last looks at each picture four times and joins what it sees before the suppression.
+The last looks at each image four times and joins what it sees before the suppression.
 The config is that of the run; --config.PART.FIELD=VALUE changes a field, --config FILE replaces it.
 Detections in VOC or COCO are also written as the dataset's server takes them; of a split without
 annotations there is nothing else. --results evaluates such files again, without a network.
@@ -67,8 +67,8 @@ def main(argv: Sequence[str]) -> None:
         run.check_classes(detector, split)
         folder = make_folder(home)
         total = min(config.eval.max_images or len(key.names), len(key.names))
-        with cli.counter("pictures", total) as count:
-            found = run.detect(detector, split, count=total, on_picture=count)
+        with cli.counter("images", total) as count:
+            found = run.detect(detector, split, count=total, on_image=count)
     if split.annotated:
         truth = run.truth_of(split, max_images=config.eval.max_images)
         result = run.figures(found, truth, class_names=split.class_names)

@@ -1,10 +1,10 @@
 """Writes a trained detector for other programs: ONNX, StableHLO and safetensors.
 
   python export.py --workdir runs/quickstart
-  python export.py --weights ssd300-coco PICTURE.jpg
+  python export.py --weights ssd300-coco IMAGE.jpg
   python export.py --workdir runs/quickstart --formats onnx --outputs raw --output FOLDER
 
-Loads each file again and compares its detections with those of JAX in the pictures that are named,
+Loads each file again and compares its detections with those of JAX in the images that are named,
 or in their folders and 'globs*'; without, in those of the run's evaluation split, or of the dataset
 that --config.data.path or --config.data.archives names. The files keep the run's score threshold,
 suppression and number of detections: --config.eval.score_threshold=0.3 changes them.
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ssd_jax.data import datasets
 
 FLAGS = flags.FLAGS
-_MOST_BYTES = 1 << 30  # of a picture's file
+_MOST_BYTES = 1 << 30  # of an image's file
 flags.DEFINE_string("workdir", None, "Workdir of the run; its best checkpoint is taken.")
 flags.DEFINE_string("checkpoint", None, "One checkpoint, WORKDIR/checkpoints/STEP.")
 flags.DEFINE_string("weights", None, "A detector's weights: a file of any framework, or a name.")
@@ -38,12 +38,12 @@ flags.register_validator(
     message="give some of onnx,stablehlo,safetensors",
 )
 flags.DEFINE_enum("outputs", "detections", ["detections", "raw"], "What the network gives.")
-flags.DEFINE_integer("pictures", 32, "How many pictures to compare on.", lower_bound=1)
+flags.DEFINE_integer("images", 32, "How many images to compare on.", lower_bound=1)
 
 
 def main(argv: Sequence[str]) -> None:
     """Restores, writes, loads again, compares and prints."""
-    FLAGS.set_gnu_getopt()  # flags may follow the pictures
+    FLAGS.set_gnu_getopt()  # flags may follow the images
     trained = functools.cache(cli.find_trained)
     names = cli.parse(argv, saved=lambda: trained().config)
     from ssd_jax import export
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
 
     config = FLAGS.config
     cli.keep_compiled(config.data.cache_dir)
-    pictures = pictures_of(names) if names else []
+    images = images_of(names) if names else []
     detector = trained().build(config)
     output = Path(FLAGS.output or trained().folder / "export")
     if not FLAGS.output and output.is_symlink():  # in a workdir that may be somebody else's
@@ -61,36 +61,36 @@ def main(argv: Sequence[str]) -> None:
     console.stdout.print(console.plain(f"exporting {trained().place}"))
     for path in places.values():
         export.write(detector, path, outputs=FLAGS.outputs)
-    if pictures or not FLAGS.weights or config.data.path or config.data.archives:
-        compare(detector, split_of(detector, pictures), places)
+    if images or not FLAGS.weights or config.data.path or config.data.archives:
+        compare(detector, split_of(detector, images), places)
     else:
-        console.stdout.print("not compared with JAX: name a picture to compare on, PICTURE.jpg")
+        console.stdout.print("not compared with JAX: name an image to compare on, IMAGE.jpg")
     cli.show_places(places | cli.write_loaded(detector, output))
 
 
-def pictures_of(names: Sequence[str]) -> list[Path]:
-    """The picture files that a command line names."""
+def images_of(names: Sequence[str]) -> list[Path]:
+    """The image files that a command line names."""
     from ssd_jax.media import files as media_files
 
     inputs = media_files.find(names)
     for line in inputs.problems:
         console.warn(line)
-    pictures = [path for path in inputs.paths if isinstance(path, Path)]
+    images = [path for path in inputs.paths if isinstance(path, Path)]
     for path in inputs.paths:
         if media_files.is_video(path):
-            raise errors.UserError(f"{path}: a video; name pictures to compare on")
-    return pictures
+            raise errors.UserError(f"{path}: a video; name images to compare on")
+    return images
 
 
-def split_of(detector: "detector_lib.Detector", pictures: Sequence[Path]) -> "datasets.Split":
-    """The pictures to compare on as a split, by default the config's evaluation split."""
+def split_of(detector: "detector_lib.Detector", images: Sequence[Path]) -> "datasets.Split":
+    """The images to compare on as a split, by default the config's evaluation split."""
     from ssd_jax import build
     from ssd_jax.data import datasets
 
-    if not pictures:
+    if not images:
         return build.split(detector.config.data, detector.config.data.eval_split)
     records = []
-    for path in pictures[: FLAGS.pictures]:
+    for path in images[: FLAGS.images]:
         try:
             records.append({"image": files.read(path, at_most=_MOST_BYTES), "name": str(path)})
         except OSError as error:
@@ -106,13 +106,13 @@ def compare(
     from ssd_jax import export
     from ssd_jax.evaluation import parity, run, tables
 
-    count = min(FLAGS.pictures, len(split.source))
+    count = min(FLAGS.images, len(split.source))
     expected = dict(run.raw_detections(detector, split, count=count))
     differences = {
         name: parity.compare(expected, run.raw_detections(export.load(path), split, count=count))
         for name, path in places.items()
     }
-    console.stdout.print(tables.differences(differences, pictures=count))
+    console.stdout.print(tables.differences(differences, images=count))
 
 
 if __name__ == "__main__":

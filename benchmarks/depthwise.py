@@ -63,7 +63,7 @@ def layer(way: str, batch: int, side: int, channels: int, stride: int) -> Callab
 
 
 def network(way: str, batch: int) -> Callable[[], object]:
-    """The gradient of the whole network for pictures, compiled."""
+    """The gradient of the whole network for images, compiled."""
     model = ssd.SSD(num_classes=21, backbone="mobilenet_v2")
     images = jnp.asarray(np.random.default_rng(0).normal(0, 60, (batch, 320, 320, 3)), jnp.float32)
     params = ssd.init(jax.random.key(0), model, (320, 320))
@@ -78,7 +78,7 @@ def network(way: str, batch: int) -> Callable[[], object]:
 
 
 def report(name: str, ways: dict[str, Callable[[], object]], runs: int, batch: int) -> None:
-    """Measures a row: medians a picture, and how many times as long as ours the others take."""
+    """Measures a row: medians an image, and how many times as long as ours the others take."""
     times = dict(zip(ways, turns.measure([*ways.values()], runs), strict=True))
     medians = [f"{statistics.median(values) / batch:8.2f}" for values in times.values()]
     ratios = [
@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--network", action="store_true")
     options = parser.parse_args()
-    print(" | ".join(["ms a picture", *WAYS, *(f"{way}/ours" for way in WAYS if way != "ours")]))
+    print(" | ".join(["ms an image", *WAYS, *(f"{way}/ours" for way in WAYS if way != "ours")]))
     if options.network:
         ways = {way: network(way, options.batch) for way in WAYS}
         report("network", ways, options.runs, options.batch)

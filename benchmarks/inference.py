@@ -1,9 +1,9 @@
-"""From pictures to detections with SSD300: ours, by XLA and by ONNX Runtime, beside torchvision's.
+"""From images to detections with SSD300: ours, by XLA and by ONNX Runtime, beside torchvision's.
 
   pip install -e '.[export]' torch torchvision
   python benchmarks/inference.py [--runs 9] [--batches 1,8] [--skip-onnx] [--dtype bfloat16]
 
-All get the same decoded pictures of 500 x 375 as uint8 arrays and give boxes in pixels, scores and
+All get the same decoded images of 500 x 375 as uint8 arrays and give boxes in pixels, scores and
 labels: scaling, normalisation, network and post-processing are in it. They take turns in one
 process; the table shows medians, and medians of the ratios of neighbours. Weights are random, with
 a background that is sure everywhere, as a trained detector's mostly is. Torchvision's
@@ -57,19 +57,19 @@ def their_detector() -> torch.nn.Module:
     return model.eval().to(turns.torch_device(), memory_format=torch.channels_last)
 
 
-def ours(detector: detector_lib.Detector, pictures: list[np.ndarray]) -> Run:
-    return lambda: detector(pictures, score_threshold=THRESHOLD)
+def ours(detector: detector_lib.Detector, images: list[np.ndarray]) -> Run:
+    return lambda: detector(images, score_threshold=THRESHOLD)
 
 
-def torchvisions(model: torch.nn.Module, pictures: list[np.ndarray], dtype: str) -> Run:
+def torchvisions(model: torch.nn.Module, images: list[np.ndarray], dtype: str) -> Run:
     device = turns.torch_device()
 
     def run() -> object:
         with torch.inference_mode(), turns.torch_precision(dtype):
-            images = [
-                torch.from_numpy(picture).to(device).permute(2, 0, 1) / 255 for picture in pictures
+            tensors = [
+                torch.from_numpy(image).to(device).permute(2, 0, 1) / 255 for image in images
             ]
-            found = model(images)
+            found = model(tensors)
             return [{name: values.cpu() for name, values in own.items()} for own in found]
 
     return run
@@ -91,7 +91,7 @@ def line(batch: int, ways: list[Run], runs: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=9)
-    parser.add_argument("--batches", default="1,8", help="numbers of pictures")
+    parser.add_argument("--batches", default="1,8", help="numbers of images")
     parser.add_argument("--skip-onnx", action="store_true")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     options = parser.parse_args()
@@ -108,11 +108,11 @@ def main() -> None:
             export.write(detectors["XLA"], path)
             detectors["ONNX Runtime"] = export.load(path)
         heads = " | ".join(f"{name}, ms | ratio" for name in detectors)
-        print(f"| pictures | {heads} | torchvision, ms |\n|{'---|' * (2 + 2 * len(detectors))}")
+        print(f"| images | {heads} | torchvision, ms |\n|{'---|' * (2 + 2 * len(detectors))}")
         for batch in map(int, options.batches.split(",")):
-            pictures = list(rng.integers(0, 256, (batch, 375, 500, 3), dtype=np.uint8))
-            ways = [ours(detector, pictures) for detector in detectors.values()]
-            ways.append(torchvisions(model, pictures, options.dtype))
+            images = list(rng.integers(0, 256, (batch, 375, 500, 3), dtype=np.uint8))
+            ways = [ours(detector, images) for detector in detectors.values()]
+            ways.append(torchvisions(model, images, options.dtype))
             print(line(batch, ways, options.runs), flush=True)
 
 

@@ -52,7 +52,7 @@ def layer(
 
 
 def network(convolve: Callable, batch: int, width: float) -> Callable[[], object]:
-    """The gradient of the whole network for pictures, compiled."""
+    """The gradient of the whole network for images, compiled."""
     model = ssd.SSD(num_classes=21, width=width)
     images = jnp.asarray(np.random.default_rng(0).normal(0, 60, (batch, 300, 300, 3)), jnp.float32)
     params = ssd.init(jax.random.key(0), model, (300, 300))

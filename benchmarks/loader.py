@@ -1,6 +1,6 @@
 """The loader's speed beside what simplejpeg alone decodes of the same files on the same cores.
 
-  python benchmarks/loader.py --archives FOLDER_OF_VOC_ARCHIVES [--pictures 1024] [--runs 5]
+  python benchmarks/loader.py --archives FOLDER_OF_VOC_ARCHIVES [--images 1024] [--runs 5]
 
 Records come from memory, where `config.data.memory_gib` keeps them after the first epoch, or from
 their files. Both sides use as many threads as there are cores and take turns in one process, A B A
@@ -56,7 +56,7 @@ def stream(split: datasets.Split, threads: int, workers: int = 0) -> Iterator[lo
 
 
 def ours(split: datasets.Split, count: int, threads: int, workers: int) -> float:
-    """Seconds that `count` pictures take once the stream flows."""
+    """Seconds that `count` images take once the stream flows."""
     batches = stream(split, threads, workers)
     for _ in itertools.islice(batches, WARM_UP):
         pass
@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--archives", required=True, help="folder with VOC's archives")
     parser.add_argument("--split", default="2007/train")
     parser.add_argument("--cache_dir", default="~/.cache/ssd_jax")
-    parser.add_argument("--pictures", type=int, default=1024)
+    parser.add_argument("--images", type=int, default=1024)
     parser.add_argument("--runs", type=int, default=5)
     options = parser.parse_args()
     open_split = functools.partial(
@@ -86,14 +86,14 @@ def main() -> None:
     )
     split = open_split(memory_gib=config.DataConfig.memory_gib)
     from_files = open_split()
-    count = min(options.pictures, len(split.source)) // BATCH * BATCH
+    count = min(options.images, len(split.source)) // BATCH * BATCH
     cores = len(os.sched_getaffinity(0))
-    # The pictures that the loader decodes: the first of its shuffled order.
+    # The images that the loader decodes: the first of its shuffled order.
     order = loader.epoch_order(len(split.source), 0, 0)
     files = [split.source[int(order[place])]["image"] for place in range(count)]
     for index in range(len(split.source)):  # as after an epoch
         split.source[index]
-    print(f"{cores} cores, {count} pictures of {options.split}, {options.runs} runs\n")
+    print(f"{cores} cores, {count} images of {options.split}, {options.runs} runs\n")
     print("| records | threads | workers | loader, images/s | simplejpeg, images/s | ratio |")
     print("|---|---|---|---|---|---|")
     for records, source, threads, workers in (

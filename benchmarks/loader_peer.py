@@ -1,13 +1,13 @@
-"""Training pictures per second: our loader and augmentation beside torchvision's.
+"""Training images per second: our loader and augmentation beside torchvision's.
 
   pip install -e . torch torchvision
-  python benchmarks/loader_peer.py --archives FOLDER_OF_VOC_ARCHIVES [--pictures 512] [--runs 5]
+  python benchmarks/loader_peer.py --archives FOLDER_OF_VOC_ARCHIVES [--images 512] [--runs 5]
 
 Both read the same JPEG files from the same records in the same order, in batches of 32.
 torchvision's side is torch's DataLoader with `--workers` processes, Pillow, and the transforms of
 torchvision's own SSD training in their second version; lists are collated. Our loader has as many
 threads and gives canvases; our augmentation runs in the train step, here alone on the same device.
-It makes pictures of 300 x 300; torchvision resizes in its model, which is not part of this. The
+It makes images of 300 x 300; torchvision resizes in its model, which is not part of this. The
 three take turns in one process; the table shows medians, and the median of the ratios of
 neighbours. What is timed is the middle of a stream: starting costs a run once.
 """
@@ -38,7 +38,7 @@ WARM_UP = 8  # batches
 REST = 1.0  # seconds that threads get to end what nobody waits for
 
 
-class Pictures(data.Dataset):
+class Images(data.Dataset):
     """Records as torchvision's datasets give them, transformed for SSD."""
 
     def __init__(self, source: records.Records):
@@ -61,13 +61,13 @@ class Pictures(data.Dataset):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         record = self._source[index]
-        picture = Image.open(io.BytesIO(record["image"])).convert("RGB")
-        size = torch.tensor(picture.size * 2)
+        image = Image.open(io.BytesIO(record["image"])).convert("RGB")
+        size = torch.tensor(image.size * 2)
         boxes = tv_tensors.BoundingBoxes(
-            torch.from_numpy(record["boxes"]) * size, format="XYXY", canvas_size=picture.size[::-1]
+            torch.from_numpy(record["boxes"]) * size, format="XYXY", canvas_size=image.size[::-1]
         )
         target = {"boxes": boxes, "labels": torch.from_numpy(record["labels"]).long()}
-        return self._transform(picture, target)
+        return self._transform(image, target)
 
 
 def as_lists(batch: list[tuple]) -> tuple:
@@ -75,10 +75,10 @@ def as_lists(batch: list[tuple]) -> tuple:
 
 
 def torchvisions(split: datasets.Split, total: int, workers: int) -> data.DataLoader:
-    """So many batches, each time that it is iterated; the pictures come in our loader's order."""
+    """So many batches, each time that it is iterated; the images come in our loader's order."""
     order = loader.epoch_order(len(split.source), 0, 0).tolist()
     return data.DataLoader(
-        Pictures(split.source),
+        Images(split.source),
         BATCH,
         sampler=list(itertools.islice(itertools.cycle(order), total * BATCH)),
         num_workers=workers,
@@ -135,26 +135,26 @@ def main() -> None:
     parser.add_argument("--archives", required=True, help="folder with VOC's archives")
     parser.add_argument("--split", default="2007/train")
     parser.add_argument("--cache_dir", default="~/.cache/ssd_jax")
-    parser.add_argument("--pictures", type=int, default=512)
+    parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--runs", type=int, default=5)
     options = parser.parse_args()
     split = datasets.load(
         "voc", options.split, archives=options.archives, cache_dir=options.cache_dir
     )
-    count = options.pictures // BATCH
-    pictures = count * BATCH
+    count = options.images // BATCH
+    images = count * BATCH
     ways = make_ways(split, count, options.workers)
     turns = [[seconds(start, count) for start in ways.values()] for _ in range(options.runs)]
     print(
         f"jax {jax.__version__} on {jax.devices()[0].device_kind}; torch {torch.__version__}, "
-        f"torchvision {torchvision.__version__}; {options.workers} workers, {pictures} pictures "
+        f"torchvision {torchvision.__version__}; {options.workers} workers, {images} images "
         f"of {options.split}, {options.runs} runs\n"
     )
     print("| pipeline | images/s | times torchvision's |\n|---|---|---|")
     for name, times in zip(ways, zip(*turns, strict=True), strict=True):
         ratio = statistics.median(turn[-1] / own for turn, own in zip(turns, times, strict=True))
-        print(f"| {name} | {pictures / statistics.median(times):.0f} | {ratio:.1f} |")
+        print(f"| {name} | {images / statistics.median(times):.0f} | {ratio:.1f} |")
 
 
 if __name__ == "__main__":

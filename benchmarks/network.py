@@ -8,7 +8,7 @@
 it throughout, and torch by its automatic mixed precision. The two take turns in one process; the
 table shows medians, and the median of the ratios of neighbours. `forward` is body and heads,
 without post-processing. Our train step is the whole of ours, SSD's augmentation of canvases
-included; torchvision's is its loss for pictures of 300 x 300, the backward pass and SGD.
+included; torchvision's is its loss for images of 300 x 300, the backward pass and SGD.
 `--compile` has torch compile its network.
 """
 
@@ -30,7 +30,7 @@ Run = Callable[[], object]
 
 
 def objects(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes `[B, N, 4]` in 0..1 and labels `[B, N]` of so many pictures."""
+    """Boxes `[B, N, 4]` in 0..1 and labels `[B, N]` of so many images."""
     rng = np.random.default_rng(0)
     low = rng.uniform(0, 0.6, (count, OBJECTS, 2))
     boxes = np.concatenate([low, low + rng.uniform(0.1, 0.4, low.shape)], axis=-1)

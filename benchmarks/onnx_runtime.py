@@ -1,9 +1,9 @@
-"""SSD300 of 21 classes, one picture: our ONNX file on ONNX Runtime beside torchvision's detector.
+"""SSD300 of 21 classes, one image: our ONNX file on ONNX Runtime beside torchvision's detector.
 
   pip install -e '.[export]' torch torchvision
   python benchmarks/onnx_runtime.py [--runs 15] [--threads 2]
 
-Both take a float picture of 300 x 300 and give detections (decode, softmax, NMS, top-k with the
+Both take a float image of 300 x 300 and give detections (decode, softmax, NMS, top-k with the
 same settings), or the heads' outputs alone (`raw`). They take turns in one process, A B A B; the
 table shows medians and the median of the ratios of neighbours. Weights are random: `dense` scores
 all pass the threshold, so that the suppression has most to do; `sparse` is a background that is
@@ -40,7 +40,7 @@ Run = Callable[[], object]
 
 
 def ours(
-    path: Path, picture: np.ndarray, *, outputs: str, sparse: bool, threads: int
+    path: Path, image: np.ndarray, *, outputs: str, sparse: bool, threads: int
 ) -> tuple[Run, str, float]:
     """An exported SSD300 on ONNX Runtime, what was compared with JAX, and how far that is apart."""
     config = config_lib.Config()
@@ -61,13 +61,13 @@ def ours(
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     keys = [output.name for output in session.get_outputs()]
-    found = dict(zip(keys, session.run(keys, {"images": picture[None]}), strict=True))
-    rows, apart = distance(jax.device_get(in_jax(picture[None])), found)
-    return lambda: session.run(None, {"images": picture[None]}), rows, apart
+    found = dict(zip(keys, session.run(keys, {"images": image[None]}), strict=True))
+    rows, apart = distance(jax.device_get(in_jax(image[None])), found)
+    return lambda: session.run(None, {"images": image[None]}), rows, apart
 
 
 def distance(wanted: dict[str, np.ndarray], found: dict[str, np.ndarray]) -> tuple[str, float]:
-    """Rows and largest difference of two networks' outputs for one picture: they have to agree.
+    """Rows and largest difference of two networks' outputs for one image: they have to agree.
 
     Of detections each has to have its partner; those whose scores are not within `NEAR` of their
     neighbours' have to be in the same row.
@@ -92,7 +92,7 @@ def distance(wanted: dict[str, np.ndarray], found: dict[str, np.ndarray]) -> tup
     return f"{there.sum()}, {(settled & there).sum()}", apart
 
 
-def torchvisions(picture: np.ndarray, *, outputs: str, sparse: bool, channels_last: bool) -> Run:
+def torchvisions(image: np.ndarray, *, outputs: str, sparse: bool, channels_last: bool) -> Run:
     """Torchvision's ssd300_vgg16, which has these settings for its post-processing."""
     model = torchvision.models.detection.ssd300_vgg16(
         weights=None, weights_backbone=None, num_classes=CLASSES + 1
@@ -100,8 +100,8 @@ def torchvisions(picture: np.ndarray, *, outputs: str, sparse: bool, channels_la
     with torch.no_grad():
         for layer in model.head.classification_head.module_list:
             layer.bias.view(-1, CLASSES + 1)[:, 0] += SURE * sparse
-    image = torch.from_numpy(picture.transpose(2, 0, 1).copy() / 255)
-    batch = image[None]
+    tensor = torch.from_numpy(image.transpose(2, 0, 1).copy() / 255)
+    batch = tensor[None]
     if channels_last:
         model = model.to(memory_format=torch.channels_last)
         batch = batch.to(memory_format=torch.channels_last)
@@ -110,7 +110,7 @@ def torchvisions(picture: np.ndarray, *, outputs: str, sparse: bool, channels_la
         with torch.inference_mode():
             if outputs == "raw":
                 return model.head(list(model.backbone(batch).values()))
-            return model([image])
+            return model([tensor])
 
     return run
 
@@ -133,7 +133,7 @@ def main() -> None:
         f"onnxruntime {onnxruntime.__version__}, torch {torch.__version__}, torchvision "
         f"{torchvision.__version__}; {arguments.threads} threads; {arguments.runs} runs\n"
     )
-    picture = np.random.default_rng(0).uniform(0, 255, (300, 300, 3)).astype(np.float32)
+    image = np.random.default_rng(0).uniform(0, 255, (300, 300, 3)).astype(np.float32)
     print(
         "| outputs | torch's layout | ours, ms | torchvision, ms | ratio | rows | apart |\n"
         "|---|---|---|---|---|---|---|"
@@ -142,9 +142,9 @@ def main() -> None:
         for outputs, sparse in (("detections", True), ("detections", False), ("raw", True)):
             same = {"outputs": outputs, "sparse": sparse}
             path = Path(folder) / "ours.onnx"
-            a, rows, apart = ours(path, picture, **same, threads=arguments.threads)
+            a, rows, apart = ours(path, image, **same, threads=arguments.threads)
             for channels_last in (False, True):
-                b = torchvisions(picture, **same, channels_last=channels_last)
+                b = torchvisions(image, **same, channels_last=channels_last)
                 a(), b()
                 pairs = [(seconds(a), seconds(b)) for _ in range(arguments.runs)]
                 mine, theirs = (statistics.median(t) * 1e3 for t in zip(*pairs, strict=True))

@@ -1,9 +1,9 @@
 """The report of a large evaluation: how long it takes to write, its size, and its first screen.
 
   apt-get install chromium
-  python benchmarks/report_page.py [--pictures 5000] [--detections 200] [--opened 5]
+  python benchmarks/report_page.py [--images 5000] [--detections 200] [--opened 5]
 
-The objects and detections are made up: about seven objects of 80 classes in a picture, most of them
+The objects and detections are made up: about seven objects of 80 classes in an image, most of them
 found by several detections, and the rest at random. CPU seconds say what the page costs where the
 machine is shared; the first screen is the browser's first contentful paint, the page opened anew
 each time.
@@ -36,10 +36,10 @@ def boxes(rng: np.random.Generator, count: int) -> np.ndarray:
     return np.concatenate([corners, corners + sides], axis=1).astype(np.float32)
 
 
-def picture(
+def make_image(
     rng: np.random.Generator, detections: int
 ) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
-    """Detections and objects of one picture."""
+    """Detections and objects of one image."""
     count = rng.poisson(7)
     truth, labels = boxes(rng, count), rng.integers(1, 81, count).astype(np.int32)
     found, scores = boxes(rng, detections), rng.beta(0.3, 3, detections).astype(np.float32)
@@ -52,9 +52,9 @@ def picture(
     return (found, scores, names), (truth, labels, rng.random(count) < 0.02)
 
 
-def evaluation(pictures: int, detections: int) -> evaluated.Evaluated:
+def evaluation(images: int, detections: int) -> evaluated.Evaluated:
     rng = np.random.default_rng(0)
-    rows = {f"{k:06d}": picture(rng, detections) for k in range(pictures)}
+    rows = {f"{k:06d}": make_image(rng, detections) for k in range(images)}
     return evaluated.Evaluated(
         config={},
         class_names=classes.COCO,
@@ -102,11 +102,11 @@ def first_screens(path: pathlib.Path, count: int) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pictures", type=int, default=5000)
+    parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--detections", type=int, default=200)
     parser.add_argument("--opened", type=int, default=5)
     options = parser.parse_args()
-    source = evaluation(options.pictures, options.detections)
+    source = evaluation(options.images, options.detections)
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "report.html"
         began, began_cpu = time.perf_counter(), time.process_time()
@@ -118,10 +118,10 @@ def main() -> None:
     print(
         f"{os.cpu_count()} cores, load {load:.1f} while writing, {os.getloadavg()[0]:.1f} after\n"
     )
-    print("| pictures | detections | CPU, s | wall, s | page, MB | detections.npz, MB |")
+    print("| images | detections | CPU, s | wall, s | page, MB | detections.npz, MB |")
     print("|---|---|---|---|---|---|")
     print(
-        f"| {options.pictures} | {options.pictures * options.detections} | {cpu:.1f} | {wall:.1f} "
+        f"| {options.images} | {options.images * options.detections} | {cpu:.1f} | {wall:.1f} "
         f"| {size:.1f} | {archive:.1f} |\n"
     )
     if times:

@@ -31,7 +31,7 @@ from ssd_jax import augment, config, detection
 from ssd_jax.models import ssd, summary
 from ssd_jax.training import step as step_lib
 
-CLASSES, SEEN = 21, 100  # SEEN: priors that see an object in a picture
+CLASSES, SEEN = 21, 100  # SEEN: priors that see an object in an image
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 Size = tuple[int, int]
 
@@ -90,9 +90,9 @@ def make_outputs(count: int, priors: np.ndarray) -> tuple[np.ndarray, np.ndarray
     loc = rng.normal(0, 0.5, (count, len(priors), 4))
     conf = rng.normal(0, 1, (count, len(priors), CLASSES))
     conf[..., 0] += 9
-    for picture in conf:
+    for image in conf:
         seen = rng.choice(len(priors), SEEN, replace=False)
-        picture[seen, rng.integers(1, CLASSES, SEEN)] += 10
+        image[seen, rng.integers(1, CLASSES, SEEN)] += 10
     return loc.astype(np.float32), conf.astype(np.float32)
 
 
@@ -143,7 +143,7 @@ def whole(model: ssd.SSD, size: Size, count: int) -> list[Part]:
 
 
 def find_convolutions(model: ssd.SSD, size: Size) -> dict[tuple[nn.Conv, tuple[int, ...]], str]:
-    """Each convolution of a network with its input's shape for one picture, and its name."""
+    """Each convolution of a network with its input's shape for one image, and its name."""
     found: dict[tuple[nn.Conv, tuple[int, ...]], str] = {}
 
     def record(next_call, args, kwargs, context):

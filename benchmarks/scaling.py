@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from ssd_jax.models import ssd, summary
 
-VOC_IMAGES = 120_000 * 32  # pictures of a training: those of configs/ssd300.py
+VOC_IMAGES = 120_000 * 32  # images of a training: those of configs/ssd300.py
 COCO_IMAGES = 400_000 * 32  # and of configs/ssd300_coco.py
 BACKWARD = 2  # so many times the operations of the forward pass
 
@@ -46,7 +46,7 @@ LATENCY = 10e-6  # seconds of each stage of an all-reduce: assumed
 
 
 class Network(NamedTuple):
-    """What a network costs: operations of a picture's training, bytes of its gradients."""
+    """What a network costs: operations of an image's training, bytes of its gradients."""
 
     operations: float
     gradients: float
@@ -60,7 +60,7 @@ def network(backbone: str) -> Network:
 
 
 def compute(net: Network, machine: Machine, batch: int, share: float) -> float:
-    """Seconds that a device takes for its pictures."""
+    """Seconds that a device takes for its images."""
     return batch * net.operations / (share * machine.peak)
 
 
@@ -85,9 +85,9 @@ def images_a_second(
       net: The network.
       machine: The device.
       devices: How many.
-      batch: Pictures of each device.
+      batch: Images of each device.
       share: Of its peak.
-      loader: Pictures a second that one core decodes.
+      loader: Images a second that one core decodes.
     """
     alone, together = compute(net, machine, batch, share), all_reduce(net, machine, devices)
     stepped = devices * batch / (alone + together)
@@ -111,7 +111,7 @@ def main() -> None:
     one, eight = (
         images_a_second(resnet, A100, count, **{**options, "batch": 128})[0] for count in (1, 8)
     )
-    print(f"SSD300 with ResNet-50 on A100, 128 pictures each: 1: {one:.0f}, 8: {eight:.0f}\n")
+    print(f"SSD300 with ResNet-50 on A100, 128 images each: 1: {one:.0f}, 8: {eight:.0f}\n")
     print("| SSD300, VGG-16 on | devices | images/s | VOC07+12 | COCO | all-reduce | limit |")
     print("|---|---|---|---|---|---|---|")
     vgg = network("vgg16")

@@ -8,7 +8,7 @@ Every number is of fresh processes, which take turns; the tables show medians of
 
 The second table counts from the start of a process. Training is `loop.train` with
 configs/quickstart.py, whose `before` is the data, fresh parameters and the sheet of augmented
-pictures; detection is SSD300 with fresh parameters, which are its `before`. The cache is that of
+images; detection is SSD300 with fresh parameters, which are its `before`. The cache is that of
 XLA's compilations in a folder of its own, and is warm in the process after the one that found it
 empty. JAX keeps there what took a second to compile, as it does for train.py;
 JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 in the environment makes it keep all.

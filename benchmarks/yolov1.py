@@ -3,7 +3,7 @@
   python benchmarks/yolov1.py [--runs 5] [--no-speed]
 
 Prints the table of docs/yolo.md. The networks are untrained, which changes none of it; a forward
-pass takes one picture, and the networks take turns.
+pass takes one image, and the networks take turns.
 """
 
 import argparse
@@ -32,7 +32,7 @@ SIDE, GRID, BOXES, CLASSES = 448, 7, 2, 20
 
 
 class YOLOv1(nn.Module):
-    """YOLO: `[B, 448, 448, 3]` pictures -> `[B, 7, 7, 30]`.
+    """YOLO: `[B, 448, 448, 3]` images -> `[B, 7, 7, 30]`.
 
     Each of the 7 x 7 cells has 2 boxes (x, y, w, h, confidence) and one set of 20 class
     probabilities.
@@ -70,8 +70,8 @@ class Row(NamedTuple):
     name: str
     model: nn.Module
     side: int
-    boxes: int  # that it predicts for a picture
-    outputs: int  # numbers that it gives for a picture
+    boxes: int  # that it predicts for an image
+    outputs: int  # numbers that it gives for an image
 
 
 def rows() -> list[Row]:
@@ -102,7 +102,7 @@ def vgg_flops(side: int) -> int:
 
 
 def seconds(found: list[Row], runs: int) -> dict[str, list[tuple[float, float]]]:
-    """By the clock and of the CPU, of forward passes of one picture, the networks in turns."""
+    """By the clock and of the CPU, of forward passes of one image, the networks in turns."""
     passes = {}
     for row in found:
         image = jax.random.normal(jax.random.key(1), (1, row.side, row.side, 3))
@@ -140,7 +140,7 @@ def main() -> None:
     print(f"\nthe 13 convolutions of VGG-16, GFLOP: {body}")
     if options.no_speed:
         return
-    print(f"\n{options.runs} passes of one picture, in turns, on {jax.devices()[0].device_kind}\n")
+    print(f"\n{options.runs} passes of one image, in turns, on {jax.devices()[0].device_kind}\n")
     print("| | ms, median | CPU ms, median | beside YOLOv1 | CPU, beside YOLOv1 |")
     print("|---|---|---|---|---|")
     medians = {

@@ -1,4 +1,4 @@
-r"""A trained SSDLite learns the classes of your own pictures, some dozens of them, in minutes.
+r"""A trained SSDLite learns the classes of your own images, some dozens of them, in minutes.
 
 python train.py --config configs/finetune_ssdlite.py --workdir runs/mine \
   --config.model.pretrained=runs/ssdlite320_mobilenet_v2 --config.data.path=FOLDER

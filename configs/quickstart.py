@@ -23,7 +23,7 @@ def get_config() -> config.Config:
     cfg.train.bias_rate = 1.0
     cfg.train.schedule = "cosine"
     cfg.train.fresh_warmup_steps = 30
-    cfg.train.cpu_devices = 2  # a fifth more pictures a second than one device on two cores
+    cfg.train.cpu_devices = 2  # a fifth more images a second than one device on two cores
     cfg.train.eval_every = 1_000
     cfg.train.checkpoint_every = 100
     cfg.eval.batch_size = 8

@@ -13,7 +13,7 @@ from ssd_jax import config
 def get_config() -> config.Config:
     cfg = config.Config()
     cfg.data.train_split = "2007/trainval+2007/test+2012/trainval"
-    # No annotated picture of VOC is left: this is trained on, and tells only whether it learns.
+    # No annotated image of VOC is left: this is trained on, and tells only whether it learns.
     cfg.data.eval_split = "2007/test"
     # Liu et al. 2016, section 3.3: 60k steps at 1e-3 and 20k at 1e-4; with the expansion, section
     # 3.6 doubles both.

@@ -19,7 +19,7 @@ def get_config() -> config.Config:
     cfg.data.train_split = "2007/train"
     cfg.data.eval_split = "2007/val"
     cfg.data.canvas = 320
-    cfg.train.steps = 4_500  # 58 times the 2,500 pictures
+    cfg.train.steps = 4_500  # 58 times the 2,500 images
     cfg.train.optimizer = "muon"
     cfg.train.learning_rate = 2.8e-3
     # Folded BatchNorm leaves weights of very different sizes: at the full rate the pretrained

@@ -33,7 +33,7 @@ class ModelConfig:
     prior_sizes: str = "voc"  # published sizes of the default boxes: voc or coco
     # for each scale its box's side over the input's shorter side, rising; empty: prior_sizes
     prior_scales: tuple[float, ...] = ()
-    clip_priors: bool = False  # clamp default boxes to the picture (amdegroot, lufficc)
+    clip_priors: bool = False  # clamp default boxes to the image (amdegroot, lufficc)
     clip_prior_sizes: bool = False  # clamp their width and height only (torchvision)
     gaps: tuple[int, ...] = ()  # logits of no class (ids that COCO does not use): background
     pretrained: str = ""  # weights to start from: a file, or a name such as vgg16-imagenet
@@ -67,12 +67,12 @@ class DataConfig:
     # of voc YEAR/NAME; joined by +, cut as in train[:80%]
     train_split: str = "2007/trainval+2012/trainval"
     eval_split: str = "2007/test"  # likewise; what no training sees
-    max_bad_share: float = 0.01  # of the training pictures may be unreadable; they are left out
+    max_bad_share: float = 0.01  # of the training images may be unreadable; they are left out
     difficult: bool = True  # train on objects marked difficult, as the authors do
     augment: str = "ssd"  # ssd (all of the paper's), crop (no expansion) or flip (neither)
     channel_shuffle: bool = False  # with ssd: shuffle colour channels (amdegroot, lufficc)
-    interpolations: tuple[str, ...] = resampling.INTERPOLATIONS  # with ssd: one is drawn a picture
-    canvas: int = 500  # larger pictures are shrunk to this on the host; one as wide saves a copy
+    interpolations: tuple[str, ...] = resampling.INTERPOLATIONS  # with ssd: one is drawn an image
+    canvas: int = 500  # larger images are shrunk to this on the host; one as wide saves a copy
     threads: int = 4  # that read and decode, a batch each
     workers: int = 0  # processes that share the decoding, each with so many threads; 0: none
     max_megapixels: float = 179.0  # larger images are refused unread, for the memory that they take
@@ -102,9 +102,9 @@ class TrainConfig:
     warmup_steps: int = 0  # linear, from 0
     fresh_warmup_steps: int = 500  # at least so many without model.pretrained, where 1e-3 diverges
     iou_threshold: float = 0.5  # from which a prior matches
-    neg_pos_ratio: float = 3.0  # mined negatives for each positive of a picture
+    neg_pos_ratio: float = 3.0  # mined negatives for each positive of an image
     loc_weight: float = 1.0  # of the smooth L1 loss beside the softmax: the paper's alpha
-    boundary_boxes: bool = True  # train default boxes that reach over the picture's edge
+    boundary_boxes: bool = True  # train default boxes that reach over the image's edge
     cpu_devices: int = 0  # without accelerator: split the CPU into so many devices; 0: one
     parallel: str = "shard_map"  # shard_map or pmap: how the step is mapped over the devices
     log_every: int = 10  # steps between the rows of metrics.csv
@@ -120,15 +120,15 @@ class TrainConfig:
 class EvalConfig:
     """From outputs to detections, and their evaluation."""
 
-    batch_size: int = 32  # pictures at once
+    batch_size: int = 32  # images at once
     score_threshold: float = 0.01  # what scores no more is dropped before the suppression
     iou_threshold: float = 0.45  # of the non-maximum suppression
-    clip_before_nms: bool = False  # clip boxes to the picture before it (torchvision), not after
+    clip_before_nms: bool = False  # clip boxes to the image before it (torchvision), not after
     top_k: int = 400  # boxes of a class that the suppression looks at, the best
-    max_detections: int = 200  # of a picture, all classes together
-    flip: bool = False  # also look at the mirrored picture
+    max_detections: int = 200  # of an image, all classes together
+    flip: bool = False  # also look at the mirrored image
     sizes: tuple[int, ...] = ()  # shorter sides of the inputs to look at; empty: the training's
-    max_images: int = 0  # evaluate only the first so many pictures; 0: all
+    max_images: int = 0  # evaluate only the first so many images; 0: all
     ema: bool = True  # the weights' moving average, where the run keeps one
 
 
@@ -136,7 +136,7 @@ class EvalConfig:
 class Config:
     """All of a run."""
 
-    seed: int = 0  # of the fresh parameters, the order of the pictures and their augmentation
+    seed: int = 0  # of the fresh parameters, the order of the images and their augmentation
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)

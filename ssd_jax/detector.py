@@ -1,4 +1,4 @@
-"""A trained detector: pictures of any size in, detections in their pixels out."""
+"""A trained detector: images of any size in, detections in their pixels out."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ from ssd_jax.detection import Detections
 from ssd_jax.models import ssd
 from ssd_jax.weights import loading
 
-Picture = str | Path | Image.Image | np.ndarray
+ImageInput = str | Path | Image.Image | np.ndarray
 Array = jax.Array | np.ndarray
 Predict = Callable[[Any, Array, Array], Detections]
 
@@ -72,21 +72,21 @@ def make_predict(
 
 
 class _Placed(NamedTuple):
-    """A picture as the network takes it.
+    """An image as the network takes it.
 
     Attributes:
-      canvas: `[canvas, canvas, 3]` uint8 with the picture, shrunk if it must be.
-      extent: `[2]` float32 (height, width) of the picture there.
-      picture_size: (height, width) that it had.
+      canvas: `[canvas, canvas, 3]` uint8 with the image, shrunk if it must be.
+      extent: `[2]` float32 (height, width) of the image there.
+      image_size: (height, width) that it had.
     """
 
     canvas: np.ndarray
     extent: np.ndarray
-    picture_size: tuple[int, int]
+    image_size: tuple[int, int]
 
 
 class Detector:
-    """A network with its parameters and class names; call it on pictures.
+    """A network with its parameters and class names; call it on images.
 
     Attributes:
       class_names: Names of the classes; label k is `class_names[k - 1]`.
@@ -121,20 +121,20 @@ class Detector:
         self._devices = 1 if predict else jax.local_device_count()
 
     def __call__(
-        self, images: Iterable[Picture], *, score_threshold: float = 0.5
+        self, images: Iterable[ImageInput], *, score_threshold: float = 0.5
     ) -> list[Detections]:
-        """Detects objects in pictures, of which one at a time is held in its full size.
+        """Detects objects in images, of which one at a time is held in its full size.
 
         Args:
-          images: Paths, PIL pictures, or `[H, W, 3]` uint8 RGB arrays, of any size.
+          images: Paths, PIL images, or `[H, W, 3]` uint8 RGB arrays, of any size.
           score_threshold: Only detections that score more are given, in [0, 1].
 
         Returns:
-          For each picture the detections, best first, as NumPy arrays of the used rows only; boxes
-          are corners in pixels of that picture.
+          For each image the detections, best first, as NumPy arrays of the used rows only; boxes
+          are corners in pixels of that image.
 
         Raises:
-          UserError: If a file is missing or is no picture.
+          UserError: If a file is missing or is no image.
         """
         found = []
         placed = map(self._place, images)
@@ -142,26 +142,26 @@ class Detector:
             found += self._detect(batch, score_threshold)
         return found
 
-    def draw(self, image: Picture, found: Detections) -> Image.Image:
-        """A picture with the boxes, names and scores of its detections.
+    def draw(self, image: ImageInput, found: Detections) -> Image.Image:
+        """An image with the boxes, names and scores of its detections.
 
         Args:
           image: As `__call__` takes it.
-          found: Of this picture, as `__call__` gives it: corners in pixels.
+          found: Of this image, as `__call__` gives it: corners in pixels.
 
         Returns:
-          An RGB picture of the same size.
+          An RGB image of the same size.
 
         Raises:
-          UserError: If the file is missing or is no picture.
+          UserError: If the file is missing or is no image.
         """
         boxes, scores, labels = (np.asarray(values) for values in found)
-        picture = read_picture(image, max_megapixels=self.config.data.max_megapixels)
-        return visualize.draw_image(picture, boxes, labels, scores, class_names=self.class_names)
+        pixels = read_image(image, max_megapixels=self.config.data.max_megapixels)
+        return visualize.draw_image(pixels, boxes, labels, scores, class_names=self.class_names)
 
-    def _place(self, picture: Picture) -> _Placed:
-        image = read_picture(picture, max_megapixels=self.config.data.max_megapixels)
-        return _Placed(*image_files.place(image, self.config.data.canvas), image.shape[:2])
+    def _place(self, image: ImageInput) -> _Placed:
+        pixels = read_image(image, max_megapixels=self.config.data.max_megapixels)
+        return _Placed(*image_files.place(pixels, self.config.data.canvas), pixels.shape[:2])
 
     def _detect(self, placed: Sequence[_Placed], score_threshold: float) -> list[Detections]:
         rows = padded_rows(len(placed), most=self.config.eval.batch_size)
@@ -169,14 +169,14 @@ class Detector:
         canvases, extents, _ = zip(*filled, strict=True)
         raw = self._run(np.stack(canvases), np.stack(extents))
         return [
-            in_pixels(row(raw, index), one.picture_size, score_threshold=score_threshold)
+            in_pixels(row(raw, index), one.image_size, score_threshold=score_threshold)
             for index, one in enumerate(placed)
         ]
 
     def predict_batches(
         self, batches: Iterator[Mapping[str, np.ndarray]]
     ) -> Iterator[tuple[int, Detections]]:
-        """(index, detections in [0, 1], NumPy, all D rows) of each picture of `batches`."""
+        """(index, detections in [0, 1], NumPy, all D rows) of each image of `batches`."""
         for batch in batches:
             raw = self._run(batch["image"], batch["extent"])
             for place, index in enumerate(batch["index"]):
@@ -228,7 +228,7 @@ def _hashable(value: Any) -> Any:
 
 
 def padded_rows(count: int, *, most: int) -> int:
-    """Rows of the batch that `count` pictures run in: a power of two, or `most`.
+    """Rows of the batch that `count` images run in: a power of two, or `most`.
 
     Each number of rows is compiled once, so they are few.
 
@@ -240,57 +240,57 @@ def padded_rows(count: int, *, most: int) -> int:
 
 
 def row(batch: Detections, index: int) -> Detections:
-    """Detections of one picture of a batch."""
+    """Detections of one image of a batch."""
     return Detections(*(values[index] for values in batch))
 
 
 def in_pixels(
-    found: Detections, picture_size: tuple[int, int], *, score_threshold: float
+    found: Detections, image_size: tuple[int, int], *, score_threshold: float
 ) -> Detections:
     """Scales `[D]` detections from [0, 1] to pixels and keeps those over the threshold.
 
     Args:
-      found: Of one picture, as NumPy arrays.
-      picture_size: (height, width).
+      found: Of one image, as NumPy arrays.
+      image_size: (height, width).
       score_threshold: In [0, 1].
     """
-    height, width = picture_size
+    height, width = image_size
     used = found.scores > score_threshold
     scale = np.array([width, height, width, height], np.float32)
     return Detections(found.boxes[used] * scale, found.scores[used], found.labels[used])
 
 
-def read_picture(
-    picture: Picture, *, max_megapixels: float = image_files.MAX_MEGAPIXELS
+def read_image(
+    image: ImageInput, *, max_megapixels: float = image_files.MAX_MEGAPIXELS
 ) -> np.ndarray:
-    """A path, PIL picture or array as `[H, W, 3]` uint8 RGB.
+    """A path, PIL image or array as `[H, W, 3]` uint8 RGB.
 
-    Files and PIL pictures are turned as their Exif says and become RGB as `images.decode` has it.
+    Files and PIL images are turned as their Exif says and become RGB as `images.decode` has it.
 
     Args:
-      picture: The path, PIL picture or array.
-      max_megapixels: A larger file is refused, see `images.decode`; a PIL picture is its owner's.
+      image: The path, PIL image or array.
+      max_megapixels: A larger file is refused, see `images.decode`; a PIL image is its owner's.
 
     Raises:
-      UserError: If the file is missing, no regular file or no picture.
+      UserError: If the file is missing, no regular file or no image.
       MachineError: If the machine is at fault, which has too little memory, say.
-      ValueError: If an array is not `[H, W, 3]` uint8, or a PIL picture has floating-point pixels.
+      ValueError: If an array is not `[H, W, 3]` uint8, or a PIL image has floating-point pixels.
     """
-    if isinstance(picture, Image.Image):
-        return image_files.rgb(picture)
-    if isinstance(picture, np.ndarray):
-        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+    if isinstance(image, Image.Image):
+        return image_files.rgb(image)
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(
-                f"a picture must be a uint8 array (height, width, 3) of RGB; this one is "
-                f"{picture.dtype} {picture.shape}"
+                f"an image must be a uint8 array (height, width, 3) of RGB; this one is "
+                f"{image.dtype} {image.shape}"
             )
-        return picture
+        return image
     try:
-        data = files.read(picture, at_most=image_files.most_bytes(max_megapixels))
+        data = files.read(image, at_most=image_files.most_bytes(max_megapixels))
     except errors.UserError:
         raise
     except (OSError, ValueError, MemoryError) as error:  # ValueError: a null byte in the name
         if errors.is_of_machine(error):
-            raise errors.of_machine(error, picture) from None
-        raise errors.UserError(f"{picture}: {getattr(error, 'strerror', error)}") from None
-    return image_files.decode(data, name=str(picture), max_megapixels=max_megapixels)
+            raise errors.of_machine(error, image) from None
+        raise errors.UserError(f"{image}: {getattr(error, 'strerror', error)}") from None
+    return image_files.decode(data, name=str(image), max_megapixels=max_megapixels)

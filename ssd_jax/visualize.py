@@ -1,4 +1,4 @@
-"""Boxes on pictures, and contact sheets of pictures."""
+"""Boxes on images, and contact sheets of images."""
 
 import colorsys
 import functools
@@ -20,7 +20,7 @@ _HUES = 7  # of one shade; the eighth step of the golden ratio comes close to wh
 
 
 def class_color(label: int) -> tuple[int, int, int]:
-    """The color of a class: the same on every picture, and far from those of the next classes.
+    """The color of a class: the same on every image, and far from those of the next classes.
 
     Steps of the golden ratio around the color circle spread the hues; shades tell apart those that
     come close.
@@ -47,7 +47,7 @@ def draw(
     class_names: Sequence[str],
     score_format: str = ".2f",
 ) -> np.ndarray:
-    """A copy of the picture with boxes and captions; lines and letters grow with the picture.
+    """A copy of the image with boxes and captions; lines and letters grow with the image.
 
     Earlier rows are drawn over later ones: of detections, the best stays readable. A class whose
     name no font of the machine can write is named by its number, which is said once.
@@ -55,7 +55,7 @@ def draw(
     Args:
       image: `[H, W, 3]` uint8.
       boxes: `[N, 4]` corners in pixels, 0 at the left and upper edge; drawn as far as they are
-        inside the picture.
+        inside the image.
       labels: `[N]` classes from 1; rows with label 0 are padding and not drawn.
       scores: `[N]` for the captions, or None for class names alone.
       class_names: Label k is `class_names[k - 1]`.
@@ -104,18 +104,18 @@ def draw_image(
 def grid(
     images: Sequence[np.ndarray], *, columns: int, width: int = 1200, gap: int = 8
 ) -> np.ndarray:
-    """A contact sheet: the pictures in reading order, each scaled to its column's width.
+    """A contact sheet: the images in reading order, each scaled to its column's width.
 
     One that is more than four times as high as wide is scaled to that height.
 
     Args:
       images: `[H, W, 3]` uint8 each, of any size.
-      columns: Pictures in a row, at least 1.
+      columns: Images in a row, at least 1.
       width: Of the sheet, in pixels.
-      gap: Pixels of white around each picture.
+      gap: Pixels of white around each image.
 
     Returns:
-      `[height, width, 3]` uint8; a row is as high as its highest picture.
+      `[height, width, 3]` uint8; a row is as high as its highest image.
 
     Raises:
       ValueError: `columns` is less than 1, or the columns are left no pixel.
@@ -123,15 +123,15 @@ def grid(
     column = (width - gap) // columns - gap if columns >= 1 else 0
     if column < 1:
         raise ValueError(f"columns ({columns}) must be at least 1 and fit into width ({width})")
-    scaled = [_to_width(image, column) for image in images]
+    scaled = [_to_width(pixels, column) for pixels in images]
     rows = [scaled[k : k + columns] for k in range(0, len(scaled), columns)]
-    heights = [max(picture.height for picture in row) for row in rows]
+    heights = [max(image.height for image in row) for row in rows]
     sheet = Image.new("RGB", (width, gap + sum(height + gap for height in heights)), "white")
     top = gap
     for row, height in zip(rows, heights, strict=True):
-        for k, picture in enumerate(row):
-            left = gap + k * (column + gap) + (column - picture.width) // 2
-            sheet.paste(picture, (left, top + (height - picture.height) // 2))
+        for k, image in enumerate(row):
+            left = gap + k * (column + gap) + (column - image.width) // 2
+            sheet.paste(image, (left, top + (height - image.height) // 2))
         top += height + gap
     return _pixels(sheet)
 
@@ -148,17 +148,17 @@ def augmentations(
     columns: int = 4,
     **options: Any,
 ) -> np.ndarray:
-    """A contact sheet of what the augmentation makes of one picture and its boxes.
+    """A contact sheet of what the augmentation makes of one image and its boxes.
 
     Args:
       key: Random key.
-      image: `[H, W, 3]` uint8, the picture itself, which comes first on the sheet.
-      boxes: `[G, 4]` corners in [0, 1] of the picture.
+      image: `[H, W, 3]` uint8, the image itself, which comes first on the sheet.
+      boxes: `[G, 4]` corners in [0, 1] of the image.
       labels: `[G]` int classes from 1; 0 is padding.
       class_names: Label k is `class_names[k - 1]`.
       size: Side, or (height, width), of the results in pixels.
       count: Number of results.
-      columns: Pictures in a row.
+      columns: Images in a row.
       **options: Of `augment.augment`: `policy`, `interpolations`, ...
 
     Returns:
@@ -201,13 +201,13 @@ def _say_once(number: str, name: str) -> None:
     """One remark of a process, on the first class that it concerns."""
     if _say_once.cache_info().misses == 1:
         console.warn(
-            f"no font of this machine has the letters of {name!r}, so pictures say {number!r}, and "
+            f"no font of this machine has the letters of {name!r}, so images say {number!r}, and "
             f"others likewise; install one, of Noto's for instance"
         )
 
 
 def _inside(box: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Corner pixels of a box, clipped to the picture; at least one pixel."""
+    """Corner pixels of a box, clipped to the image; at least one pixel."""
     last = np.array([*size, *size]) - 1
     left, top, right, bottom = np.clip(np.round(np.asarray(box, np.float64)), 0, last).astype(int)
     return int(left), int(top), int(max(left, right)), int(max(top, bottom))
@@ -221,7 +221,7 @@ def _tag(
     font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
     size: tuple[int, int],
 ) -> None:
-    """Writes on a filled tag above a box's corner, or within the box at the picture's edge."""
+    """Writes on a filled tag above a box's corner, or within the box at the image's edge."""
     left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
     pad = max(1, round((bottom - top) / 4))
     width, height = right - left + 2 * pad, bottom - top + 2 * pad
@@ -236,11 +236,11 @@ def _ink(color: tuple[int, int, int]) -> str:
     return "black" if np.dot(color, (0.299, 0.587, 0.114)) > 140 else "white"
 
 
-def _to_width(image: np.ndarray, width: int) -> Image.Image:
-    picture = Image.fromarray(np.asarray(image, np.uint8))
-    scale = min(width / picture.width, _HIGHEST * width / picture.height)
-    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
-    return picture.resize(size, Image.Resampling.LANCZOS).convert("RGB")
+def _to_width(pixels: np.ndarray, width: int) -> Image.Image:
+    image = Image.fromarray(np.asarray(pixels, np.uint8))
+    scale = min(width / image.width, _HIGHEST * width / image.height)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    return image.resize(size, Image.Resampling.LANCZOS).convert("RGB")
 
 
 def _pixels(image: Image.Image) -> np.ndarray:

@@ -30,11 +30,11 @@ def thing(number: int, image_id: int, *, category_id: int = 90, **fields) -> dic
 def write_archives(
     folder: Path, split: str, images: list[dict], things: list[dict], *, categories=CATEGORIES
 ) -> Path:
-    """Both archives of a split, with the official layout; the pictures are 32 x 24."""
+    """Both archives of a split, with the official layout; the images are 32 x 24."""
     folder.mkdir(parents=True, exist_ok=True)
-    pictures, tables = coco_official.archives_of(split)
-    inside = pictures.filename.removesuffix(".zip")
-    with zipfile.ZipFile(folder / pictures.filename, "w") as archive:
+    archive_of_images, tables = coco_official.archives_of(split)
+    inside = archive_of_images.filename.removesuffix(".zip")
+    with zipfile.ZipFile(folder / archive_of_images.filename, "w") as archive:
         for number, entry in enumerate(images):
             data = voc_tree.jpeg(seed=number)
             archive.writestr(f"{inside}/{entry['file_name']}", data)

@@ -35,7 +35,7 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    """Four steps of a tiny network on a few built-in pictures."""
+    """Four steps of a tiny network on a few built-in images."""
     import tiny_run
 
     from ssd_jax.data import prepared

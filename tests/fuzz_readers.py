@@ -203,7 +203,7 @@ def resume_damaged(rng, folder, count):
         )
         rows = logs.read(folder / "metrics.jsonl")
         assert rows == log.rows, "what was resumed is not what is there"
-        assert logs.records(folder / "skipped.jsonl")[-1]["pictures"] == ["a"]
+        assert logs.records(folder / "skipped.jsonl")[-1]["images"] == ["a"]
         list(report._training(rows))
         outcomes["kept"] += len(rows) - 1
         outcomes["lost"] += max(0, ROWS + 1 - len(rows))

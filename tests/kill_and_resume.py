@@ -88,21 +88,21 @@ datasets.load("folder", "train", path=sys.argv[1], cache_dir=sys.argv[2])
 
 def preparation(folder, cache):
     """A process that prepares a dataset, once it has begun to."""
-    process = tiny_run.start("-c", _PREPARE, folder / "pictures", cache)
+    process = tiny_run.start("-c", _PREPARE, folder / "images", cache)
     assert process.stdout.readline() == "begins\n", process.communicate()
     return process
 
 
 def records(folder, cache):
     """What a prepared dataset holds, in bytes."""
-    split = datasets.load("folder", "train", path=str(folder / "pictures"), cache_dir=cache)
+    split = datasets.load("folder", "train", path=str(folder / "images"), cache_dir=cache)
     return [pickle.dumps(split.source[index]) for index in range(len(split.source))]
 
 
 def killed_preparations(folder, kills, chance):
     """SIGKILL at random moments of preparing; gives what was found."""
     folder.mkdir()
-    synthetic.write(folder / "pictures", train=300, test=1)
+    synthetic.write(folder / "images", train=300, test=1)
     whole = preparation(folder, folder / "whole")
     begun = time.monotonic()
     assert whole.wait() == 0

@@ -114,13 +114,13 @@ def multibox_loss(loc, conf, loc_targets, labels, neg_pos_ratio=3, loc_weight=1.
     """Equations 1 to 3 over a batch: (loss, localisation part, confidence part)."""
     loc_sum = conf_sum = 0.0
     positives = 0
-    for picture in range(len(labels)):
-        positive = labels[picture] > 0
-        log_probs = log_softmax(conf[picture])
+    for image in range(len(labels)):
+        positive = labels[image] > 0
+        log_probs = log_softmax(conf[image])
         negative = hard_negative_mask(-log_probs[:, 0], positive, neg_pos_ratio)
         for p in np.flatnonzero(positive):
-            conf_sum -= log_probs[p, labels[picture][p]]
-            for got, wanted in zip(loc[picture][p], loc_targets[picture][p], strict=True):
+            conf_sum -= log_probs[p, labels[image][p]]
+            for got, wanted in zip(loc[image][p], loc_targets[image][p], strict=True):
                 error = abs(float(got) - float(wanted))
                 loc_sum += 0.5 * error**2 if error < 1 else error - 0.5
         for p in np.flatnonzero(negative):
@@ -197,7 +197,7 @@ def resize(image, height, width):
 
 
 def sample_crop(rng, boxes, trials=50):
-    """(which sampler, crop): the whole picture is sampler 0, the unconstrained one is 6."""
+    """(which sampler, crop): the whole image is sampler 0, the unconstrained one is 6."""
     found = [(0, (0.0, 0.0, 1.0, 1.0))]
     for sampler, least in enumerate((0.1, 0.3, 0.5, 0.7, 0.9, None), start=1):
         for _ in range(trials):
@@ -264,7 +264,7 @@ def resize_line(line, count, name):
 
 
 def warp(image, canvas, crop, mean, size, flip, name):
-    """Expand, crop, resize, flip, each a picture of its own; canvas and crop in whole pixels."""
+    """Expand, crop, resize, flip, each an image of its own; canvas and crop in whole pixels."""
     left, top, right, bottom = canvas
     expanded = np.tile(np.asarray(mean, np.float64), (bottom - top, right - left, 1))
     expanded[-top : image.shape[0] - top, -left : image.shape[1] - left] = image

@@ -121,7 +121,7 @@ def test_every_parameter_of_an_ablation_learns(name):
         assert np.abs(gradient).max() > 0, path
 
 
-def test_boxes_inside_the_picture():
+def test_boxes_inside_the_image():
     boxes = priors.default_boxes(priors.SSD300_VOC)
     expected = [min(c) >= -1e-6 and max(c) <= 1 + 1e-6 for c in map(reference.corners, boxes)]
     np.testing.assert_array_equal(priors.inside(boxes), expected)

@@ -8,12 +8,12 @@ from ssd_jax.data import annotations
 SIZE = (24, 32)
 
 
-def parse(xml: bytes, picture_size: tuple[int, int] | None = SIZE) -> annotations.Annotation:
-    return annotations.parse(xml, name="a.xml", picture_size=picture_size)
+def parse(xml: bytes, image_size: tuple[int, int] | None = SIZE) -> annotations.Annotation:
+    return annotations.parse(xml, name="a.xml", image_size=image_size)
 
 
 def test_voc_pixels_become_continuous_edges_and_come_back():
-    # The top left pixel alone covers (0, 0)-(1, 1); the whole picture (1, 1)-(32, 24) all of it.
+    # The top left pixel alone covers (0, 0)-(1, 1); the whole image (1, 1)-(32, 24) all of it.
     result = parse(voc_tree.xml(voc_tree.box(corners=(1, 1, 32, 24)), voc_tree.box()))
     assert result.boxes.tolist() == [[0, 0, 32, 24], [2, 3, 20, 18]]
     assert result.boxes.dtype == np.float32
@@ -40,37 +40,37 @@ def test_missing_flags_are_zero():
     assert not result.truncated[0]
 
 
-def test_a_picture_without_objects_has_empty_arrays():
+def test_a_image_without_objects_has_empty_arrays():
     result = parse(voc_tree.xml())
     assert result.boxes.shape == (0, 4)
     assert result.difficult.shape == result.truncated.shape == (0,)
 
 
 @pytest.mark.parametrize("xml", [voc_tree.xml(size=None), voc_tree.xml(size=(0, 0))])
-def test_without_a_size_the_picture_gives_it(xml: bytes):
+def test_without_a_size_the_image_gives_it(xml: bytes):
     assert parse(xml)[:2] == SIZE
     with pytest.raises(errors.UserError, match=r"a\.xml: has no <size>"):
-        parse(xml, picture_size=None)
+        parse(xml, image_size=None)
 
 
-def test_without_a_picture_the_file_gives_the_size():
-    assert parse(voc_tree.xml(size=(7, 9)), picture_size=None)[:2] == (7, 9)
+def test_without_a_image_the_file_gives_the_size():
+    assert parse(voc_tree.xml(size=(7, 9)), image_size=None)[:2] == (7, 9)
 
 
-def test_a_size_that_is_not_the_pictures_names_both():
-    with pytest.raises(errors.UserError, match=r"a\.xml: says 9 x 7, but the picture is 32 x 24"):
+def test_a_size_that_is_not_the_images_names_both():
+    with pytest.raises(errors.UserError, match=r"a\.xml: says 9 x 7, but the image is 32 x 24"):
         parse(voc_tree.xml(size=(7, 9)))
 
 
 @pytest.mark.parametrize(
     ("corners", "expected", "note"),
     [
-        ((0, 0, 10, 10), [0, 0, 10, 10], "reaches outside the 32 x 24 picture; clipped"),
-        ((5, 5, 40, 40), [4, 4, 32, 24], "reaches outside the 32 x 24 picture; clipped"),
+        ((0, 0, 10, 10), [0, 0, 10, 10], "reaches outside the 32 x 24 image; clipped"),
+        ((5, 5, 40, 40), [4, 4, 32, 24], "reaches outside the 32 x 24 image; clipped"),
         ((10, 18, 3, 4), [2, 3, 10, 18], "has its corners swapped; reordered"),
         ((3, 18, 10, 4), [2, 3, 10, 18], "has its corners swapped; reordered"),
-        ((40, 5, 50, 10), None, "lies outside the 32 x 24 picture; dropped from training"),
-        ((-9, 5, 0, 10), None, "lies outside the 32 x 24 picture; dropped from training"),
+        ((40, 5, 50, 10), None, "lies outside the 32 x 24 image; dropped from training"),
+        ((-9, 5, 0, 10), None, "lies outside the 32 x 24 image; dropped from training"),
         ((5, 5, 5, 10), None, "has no area; dropped from training"),
         ((5, 10, 9, 10), None, "has no area; dropped from training"),
     ],

@@ -21,19 +21,19 @@ DRAWS = 20_000
 OBJECTS = np.float32([[0.1, 0.2, 0.45, 0.6], [0.5, 0.5, 0.95, 0.9], [0.6, 0.05, 0.7, 0.2]])
 
 
-def picture(seed, height, width):
+def make_image(seed, height, width):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 def smooth(height, width):
-    """A picture without hard edges, in which a shift of a tenth of a pixel is small."""
+    """An image without hard edges, in which a shift of a tenth of a pixel is small."""
     y, x = np.mgrid[:height, :width] / 9.0
     waves = [np.sin(x + y / 2), np.cos(x / 2 - y), np.sin(x / 3) * np.cos(y / 2)]
     return np.uint8(127 + 100 * np.stack(waves, -1))
 
 
 def lit_discs(height, width):
-    """A picture as a photograph is one: coloured things with edges and shades, and some noise."""
+    """An image as a photograph is one: coloured things with edges and shades, and some noise."""
     rng = np.random.default_rng(17)
     y, x = np.mgrid[:height, :width]
     image = np.stack([90 + 80 * y / height, 110 + 60 * x / width, 150 - 70 * y / height], -1)
@@ -103,14 +103,14 @@ def test_normalize_subtracts_the_mean_and_scales_nothing():
     [((7, 9), (5, 6)), ((7, 9), (20, 13)), ((12, 4), (8, 8)), ((1, 1), (3, 3)), ((9, 1), (4, 4))],
 )
 def test_resize_equals_the_reference(extent, size):
-    image = picture(0, *extent)
+    image = make_image(0, *extent)
     got = RESIZE(on_canvas(image, 12, 10), jnp.array(extent), size=size)
     expected = reference.resize(image.astype(np.float64), *size)
     np.testing.assert_allclose(got, expected, atol=1e-3)  # float32 at 255
 
 
 def test_resize_plain_jit_and_vmap_agree():
-    images = np.stack([on_canvas(picture(seed, 6, 8 - seed), 8, 8) for seed in range(3)])
+    images = np.stack([on_canvas(make_image(seed, 6, 8 - seed), 8, 8) for seed in range(3)])
     extents = jnp.array([(6, 8), (6, 7), (6, 6)])
     resize = functools.partial(augment.resize, size=(5, 7))
     batched = jax.vmap(resize)(images, extents)
@@ -120,14 +120,14 @@ def test_resize_plain_jit_and_vmap_agree():
 
 
 def test_resize_to_its_own_size_changes_nothing():
-    image = picture(1, 9, 9)
+    image = make_image(1, 9, 9)
     np.testing.assert_array_equal(
         RESIZE(on_canvas(image, 12, 11), jnp.array([9, 9]), size=9), image
     )
 
 
 def test_size_may_be_a_side_or_height_and_width():
-    image, extent = picture(2, 8, 8), jnp.array([8, 8])
+    image, extent = make_image(2, 8, 8), jnp.array([8, 8])
     assert RESIZE(image, extent, size=(4, 6)).shape == (4, 6, 3)
     np.testing.assert_array_equal(RESIZE(image, extent, size=5), RESIZE(image, extent, size=(5, 5)))
 
@@ -136,7 +136,7 @@ def test_size_may_be_a_side_or_height_and_width():
 @pytest.mark.parametrize("policy", ["flip", "ssd"])
 @pytest.mark.parametrize("flip", [False, True])
 def test_the_canvas_beyond_the_extent_never_leaks(size, flip, policy):
-    image, extent = picture(3, 7, 5), jnp.array([7, 5])
+    image, extent = make_image(3, 7, 5), jnp.array([7, 5])
     results = [
         AUGMENT(
             a_key(flip),
@@ -152,7 +152,7 @@ def test_the_canvas_beyond_the_extent_never_leaks(size, flip, policy):
     np.testing.assert_array_equal(*results)
 
 
-def test_flip_mirrors_picture_and_boxes_together():
+def test_flip_mirrors_image_and_boxes_together():
     # A white box on black: the box has to lie on it after the flip, too.
     image = np.zeros((8, 8, 3), np.uint8)
     image[2:4, 1:3] = 255
@@ -175,7 +175,7 @@ def test_half_of_the_keys_flip():
 
 @pytest.mark.parametrize("policy", ["flip", "ssd"])
 def test_the_same_key_gives_the_same_result(policy):
-    arguments = (KEYS[0], picture(4, 8, 8), jnp.array([8, 8]), OBJECTS, np.array([2, 0, 1]))
+    arguments = (KEYS[0], make_image(4, 8, 8), jnp.array([8, 8]), OBJECTS, np.array([2, 0, 1]))
     first = AUGMENT(*arguments, size=4, policy=policy)
     plain = augment.augment(*arguments, size=4, policy=policy)
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-3), first, plain)
@@ -187,7 +187,7 @@ def test_padding_boxes_stay_zero(policy):
     for key in KEYS[:20]:
         got = AUGMENT(
             key,
-            picture(5, 8, 8),
+            make_image(5, 8, 8),
             jnp.array([8, 8]),
             boxes,
             np.array([3, 0, 0]),
@@ -200,7 +200,7 @@ def test_padding_boxes_stay_zero(policy):
 
 
 def test_more_padding_changes_nothing():
-    image, extent = picture(5, 8, 8), jnp.array([8, 8])
+    image, extent = make_image(5, 8, 8), jnp.array([8, 8])
     for key in KEYS[:20]:
         few = AUGMENT(key, image, extent, OBJECTS, np.array([1, 2, 3]), size=4, policy="ssd")
         padded = np.pad(OBJECTS, ((0, 5), (0, 0))), np.array([1, 2, 3, 0, 0, 0, 0, 0])
@@ -219,14 +219,15 @@ def test_more_padding_changes_nothing():
     ],
 )
 def test_an_unknown_option_is_refused_with_the_known_ones(options, message):
-    arguments = (KEYS[0], picture(7, 4, 4), jnp.array([4, 4]), jnp.zeros((1, 4)), jnp.zeros(1, int))
+    nothing = jnp.zeros((1, 4)), jnp.zeros(1, int)
+    arguments = (KEYS[0], make_image(7, 4, 4), jnp.array([4, 4]), *nothing)
     with pytest.raises(ValueError, match=message):
         augment.augment(*arguments, size=4, **options)
 
 
 @pytest.mark.parametrize("policy", ["flip", "ssd"])
 def test_results_are_float32_in_the_range_of_pixels(policy):
-    image = on_canvas(picture(8, 9, 7), 16, 16)
+    image = on_canvas(make_image(8, 9, 7), 16, 16)
     for key in KEYS[:30]:
         got = AUGMENT(
             key,
@@ -290,7 +291,7 @@ def test_crops_are_distributed_as_the_references(our_crops, reference_crops, qua
 
 
 @pytest.mark.slow
-def test_the_share_of_whole_pictures_is_the_references(our_crops, reference_crops):
+def test_the_share_of_whole_images_is_the_references(our_crops, reference_crops):
     ours, theirs = (is_whole(crops).sum() for crops in (our_crops, reference_crops[1]))
     assert p_of_counts([ours, DRAWS - ours], [theirs, DRAWS - theirs]) > 0.01
 
@@ -336,7 +337,7 @@ def test_without_objects_the_crop_is_unconstrained_or_the_whole():
         assert abs(is_whole(crops).sum() - 500) < 80
 
 
-def test_crops_stay_in_the_picture_and_in_the_papers_ranges():
+def test_crops_stay_in_the_image_and_in_the_papers_ranges():
     proposals, _ = drawn(keys_of(8, 2000), OBJECTS, np.array([1, 2, 3]))
     crops = proposals.crops[:, 1:].reshape(-1, 4)
     assert crops.min() >= 0
@@ -364,7 +365,7 @@ def test_boxes_follow_a_crop_as_in_the_reference(seed):
 def hostile_boxes(rng, *shape):
     """Tiny, whole, at the border, beyond float32's reach, none, and as many as there are rows.
 
-    `shape` is that of the labels: (pictures, rows).
+    `shape` is that of the labels: (images, rows).
     """
     rows = np.zeros((*shape, 4), np.float32)
     low = rng.uniform(0, 1, (*shape, 2))
@@ -379,17 +380,17 @@ def hostile_boxes(rng, *shape):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("policy", "pictures", "rows"),
+    ("policy", "images", "rows"),
     [("ssd", 10_000, 6), ("crop", 10_000, 6), ("flip", 10_000, 6), ("ssd", 200, 50)],
 )
-def test_no_box_leaves_the_picture_or_loses_its_area(policy, pictures, rows):
+def test_no_box_leaves_the_image_or_loses_its_area(policy, images, rows):
     make = functools.partial(augment.augment, size=2, interpolations=("linear",), policy=policy)
     many = jax.jit(jax.vmap(make, in_axes=(0, None, None, 0, 0)))
-    canvas, extent = picture(9, 4, 4), jnp.array([3, 4])
+    canvas, extent = make_image(9, 4, 4), jnp.array([3, 4])
     kept = 0
     for chunk in range(10):
-        boxes, labels = hostile_boxes(np.random.default_rng(chunk), pictures, rows)
-        got = jax.device_get(many(keys_of(chunk, pictures), canvas, extent, boxes, labels))
+        boxes, labels = hostile_boxes(np.random.default_rng(chunk), images, rows)
+        got = jax.device_get(many(keys_of(chunk, images), canvas, extent, boxes, labels))
         assert np.isfinite(got.image).all()
         real = got.labels > 0
         assert not got.boxes[~real].any()
@@ -398,7 +399,7 @@ def test_no_box_leaves_the_picture_or_loses_its_area(policy, pictures, rows):
         assert (left[:, 2:] > left[:, :2]).all()
         np.testing.assert_array_equal(got.labels[real], labels[real])
         kept += real.sum()
-    assert kept > 1.5 * 10 * pictures
+    assert kept > 1.5 * 10 * images
 
 
 # --- The geometry ---
@@ -426,7 +427,7 @@ def far_from_edges(low, high, side):
         ((0, 0, 50, 40), (0, 0, 50, 40)),  # nothing: 50 x 40 to 24 x 24, smaller
         ((0, 0, 50, 40), (10, 5, 28, 21)),  # a crop, larger
         ((-30, -25, 90, 101), (0, 0, 120, 126)),  # expanded
-        ((-30, -25, 90, 101), (20, 15, 70, 80)),  # expanded, then the picture's corner
+        ((-30, -25, 90, 101), (20, 15, 70, 80)),  # expanded, then the image's corner
         ((-30, -25, 90, 101), (90, 70, 110, 80)),  # nothing but the mean
     ],
 )
@@ -446,7 +447,7 @@ def test_one_resampling_equals_expand_crop_resize_flip(canvas, crop, flip, inter
     expected = reference.warp(image, canvas, crop, augment.MEAN, 24, flip, interpolation)
     differences = np.abs(got - expected)
     if canvas != (0, 0, 50, 40):
-        # Filters that reach over the picture's edge ring there in the plain sequence, not in ours.
+        # Filters that reach over the image's edge ring there in the plain sequence, not in ours.
         columns = far_from_edges(canvas[0] + crop[0], canvas[0] + crop[2], 50)
         rows = far_from_edges(canvas[1] + crop[1], canvas[1] + crop[3], 40)
         differences = differences[rows][:, columns[::-1] if flip else columns]
@@ -458,16 +459,16 @@ def test_one_resampling_equals_expand_crop_resize_flip(canvas, crop, flip, inter
 
 @pytest.mark.slow
 @pytest.mark.parametrize("flip", [False, True])
-def test_real_pictures_are_resampled_as_expand_crop_resize_flip(shared, flip):
+def test_real_images_are_resampled_as_expand_crop_resize_flip(shared, flip):
     import tarfile
 
     from ssd_jax.data import images
 
     with tarfile.open(shared / "voc/VOCtrainval_06-Nov-2007.tar") as archive:
         names = [n for n in archive.getnames() if n.endswith(".jpg")][:4]
-        pictures = [images.decode(archive.extractfile(n).read(), name=n) for n in names]
+        real = [images.decode(archive.extractfile(n).read(), name=n) for n in names]
     rng = np.random.default_rng(0)
-    for image in pictures:
+    for image in real:
         height, width = image.shape[:2]
         left, top = -rng.integers(0, 200, 2)
         canvas = (left, top, left + width + 300, top + height + 250)
@@ -506,7 +507,7 @@ def test_colours_may_come_before_the_resampling_or_after():
 
 
 def test_a_box_marks_the_same_pixels_after_expansion_and_crop():
-    """A white square in the picture is where its box says, whatever was drawn."""
+    """A white square in the image is where its box says, whatever was drawn."""
     image = np.zeros((60, 60, 3), np.uint8)
     image[20:44, 12:40] = 255
     box = np.float32([[12 / 60, 20 / 60, 40 / 60, 44 / 60]])
@@ -524,10 +525,10 @@ def test_a_box_marks_the_same_pixels_after_expansion_and_crop():
     assert shown > 30
 
 
-def test_the_mean_surrounds_an_expanded_picture():
+def test_the_mean_surrounds_an_expanded_image():
     canvas = np.float32([-10, -20, 30, 40])
     pixels, coverage = WARP(
-        picture(1, 10, 10), jnp.array([10, 10]), canvas=canvas, crop=PLAIN["crop"], size=60
+        make_image(1, 10, 10), jnp.array([10, 10]), canvas=canvas, crop=PLAIN["crop"], size=60
     )
     # 10 of 40 columns from the tenth on, 10 of 60 rows from the twentieth on.
     inside = np.zeros((60, 60), bool)
@@ -543,7 +544,7 @@ def test_the_surround_is_exactly_the_mean():
     for key in keys_of(15, 12):
         got = AUGMENT(
             key,
-            picture(2, 16, 16),
+            make_image(2, 16, 16),
             jnp.array([16, 16]),
             jnp.zeros((1, 4)),
             jnp.zeros(1, jnp.int8),
@@ -585,7 +586,7 @@ def test_each_interpolation_is_drawn_as_often():
 
 @pytest.mark.parametrize("factor", [0.5, 0.8, 1.0, 1.3, 1.5])
 def test_saturation_is_colorsys(factor):
-    image = picture(20, 12, 12)
+    image = make_image(20, 12, 12)
     got = np.asarray(augment.adjust_saturation(image, factor))
     for pixel, result in zip(image.reshape(-1, 3), got.reshape(-1, 3), strict=True):
         hue, saturation, value = colorsys.rgb_to_hsv(*(pixel / 255))
@@ -595,7 +596,7 @@ def test_saturation_is_colorsys(factor):
 
 @pytest.mark.parametrize("degrees", [-36.0, -7.5, 0.0, 12.0, 36.0, 170.0])
 def test_hue_is_colorsys(degrees):
-    image = np.concatenate([picture(21, 12, 12), np.full((1, 12, 3), 77, np.uint8)])  # grey too
+    image = np.concatenate([make_image(21, 12, 12), np.full((1, 12, 3), 77, np.uint8)])  # grey too
     got = np.asarray(augment.adjust_hue(image, degrees))
     for pixel, result in zip(image.reshape(-1, 3), got.reshape(-1, 3), strict=True):
         hue, saturation, value = colorsys.rgb_to_hsv(*(pixel / 255))

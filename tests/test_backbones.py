@@ -106,11 +106,11 @@ def test_a_wide_input_detects_and_exports(tmp_path):
     model = build.model(config.model, 2)
     params = ssd.init(jax.random.key(0), model, (96, 160))
     trained = detector.Detector(config, ("ant", "bee"), params)
-    pictures = [np.random.default_rng(0).integers(0, 256, (90, 140, 3), np.uint8)]
+    images = [np.random.default_rng(0).integers(0, 256, (90, 140, 3), np.uint8)]
     export.write(trained, tmp_path / "x.onnx")
     again = ssd_jax.load_detector(tmp_path / "x.onnx")
     assert build.input_size(again.config.model) == (96, 160)
-    ((wanted,), (found,)) = (each(pictures, score_threshold=0.1) for each in (trained, again))
+    ((wanted,), (found,)) = (each(images, score_threshold=0.1) for each in (trained, again))
     assert len(wanted.scores) > 0
     assert wanted.boxes.min() >= 0
     assert (wanted.boxes <= [140, 90, 140, 90]).all()
@@ -120,7 +120,7 @@ def test_a_wide_input_detects_and_exports(tmp_path):
 
 @pytest.fixture
 def config(tmp_path, request):
-    """Two steps on eight pictures of noise, each with an object like a prior of every map."""
+    """Two steps on eight images of noise, each with an object like a prior of every map."""
     backbone = request.param
     side = ssd.BACKBONES[backbone].least_side
     config = config_lib.Config()
@@ -145,9 +145,9 @@ def config(tmp_path, request):
     pixels = np.random.default_rng(0).integers(0, 256, (8, side, side, 3), np.uint8)
     voc_tree.write(
         tmp_path / "data",
-        pictures={
-            f"{name}.png": voc_tree.encoded(picture, "PNG")
-            for name, picture in zip(names, pixels, strict=True)
+        images={
+            f"{name}.png": voc_tree.encoded(image, "PNG")
+            for name, image in zip(names, pixels, strict=True)
         },
         annotations={name: voc_tree.xml(*objects, size=(side, side)) for name in names},
         splits={"train": names, "val": names[:2]},
@@ -206,8 +206,8 @@ def test_a_backbone_trains_resumes_exports_and_detects(config, tmp_path):
 
     export.write(trained, tmp_path / "x.onnx")
     again = ssd_jax.load_detector(tmp_path / "x.onnx")
-    pictures = [np.random.default_rng(n).integers(0, 256, (80, 90, 3), np.uint8) for n in (0, 1)]
-    wanted, found = (each(pictures, score_threshold=0.1) for each in (trained, again))
+    images = [np.random.default_rng(n).integers(0, 256, (80, 90, 3), np.uint8) for n in (0, 1)]
+    wanted, found = (each(images, score_threshold=0.1) for each in (trained, again))
     for w, f in zip(wanted, found, strict=True):
         assert len(w.scores) > 0
         np.testing.assert_allclose(f.scores, w.scores, atol=1e-4)

@@ -22,7 +22,7 @@ def run(*arguments):
 def test_what_a_benchmark_prints_becomes_markdown_and_json(tmp_path):
     assert run("--only", "scaling,loader", "--out", tmp_path) == (0, "")
     content = json.loads((tmp_path / "results.json").read_text())
-    (scaling,) = content["benchmarks"]  # the loader's needs pictures
+    (scaling,) = content["benchmarks"]  # the loader's needs images
     assert (scaling["name"], scaling["status"]) == ("scaling", 0)
     row = next(row for row in scaling["rows"] if row["devices"] == "64")
     assert float(row["images/s"].replace(",", "")) > 0

@@ -10,7 +10,7 @@ from ssd_jax import boxes
 
 
 def random_boxes(seed, *shape):
-    """Corners with sides from 0.05 to 0.55; they may reach beyond the picture."""
+    """Corners with sides from 0.05 to 0.55; they may reach beyond the image."""
     rng = np.random.default_rng(seed)
     low = rng.uniform(-0.2, 0.9, (*shape, 2))
     return np.concatenate([low, low + rng.uniform(0.05, 0.55, (*shape, 2))], -1).astype(np.float32)
@@ -130,6 +130,6 @@ def test_zero_offsets_decode_to_the_prior():
     )
 
 
-def test_clip_keeps_boxes_in_the_picture():
+def test_clip_keeps_boxes_in_the_image():
     box = jnp.array([-0.5, 0.25, 1.5, 0.75])
     np.testing.assert_array_equal(boxes.clip(box), [0, 0.25, 1, 0.75])

@@ -42,7 +42,7 @@ def row(output: str, name: str) -> list[str]:
 
 
 def example(box, size=(200, 100), **flags) -> readers.Example:
-    """A picture of `size` (width, height) with one dog."""
+    """An image of `size` (width, height) with one dog."""
     width, height = size
     objects = [annotations.Object("dog", np.array(box, float), **flags)]
     found = annotations.collect(objects, height=height, width=width, notes=())
@@ -50,13 +50,13 @@ def example(box, size=(200, 100), **flags) -> readers.Example:
 
 
 def test_a_good_folder_has_nothing_wrong(capsys, tmp_path):
-    folder = voc_tree.write_plain(tmp_path / "own", 6)  # picture i has i dogs; the fifth validates
+    folder = voc_tree.write_plain(tmp_path / "own", 6)  # image i has i dogs; the fifth validates
     status, output = run(capsys, folder)
     assert status == 0
     assert "a folder in VOC's form" in output
     assert row(output, "train") == ["5", "0", "16", "0", "0", "0", "0"]
     assert row(output, "val") == ["1", "0", "5", "0", "0", "0", "0"]
-    # 18 x 15 pixels are small; on 32 x 24 they are (0.56, 0.63) of the picture, which a prior fits.
+    # 18 x 15 pixels are small; on 32 x 24 they are (0.56, 0.63) of the image, which a prior fits.
     assert row(output, "dog") == ["6", "21", "0", "21", "100%", "0", "-", "0", "-", "21", "100%"]
     assert row(output, "all") == ["6", "0", "21", "0", "0", "0", "0"]
     assert output.rstrip().endswith("nothing wrong")
@@ -74,7 +74,7 @@ def test_train_checks_with_its_own_default_boxes(tmp_path):
     assert scripts.refused(scripts.run(*check_own), "config.data.path")
 
 
-def test_flags_empty_pictures_and_sizes_are_counted(capsys, tmp_path):
+def test_flags_empty_images_and_sizes_are_counted(capsys, tmp_path):
     objects = (
         voc_tree.box("cat", (1, 1, 32, 32), difficult=1),  # 32 x 32: medium begins here
         voc_tree.box("cat", (1, 1, 31, 32), truncated=1),
@@ -83,7 +83,7 @@ def test_flags_empty_pictures_and_sizes_are_counted(capsys, tmp_path):
     )
     folder = voc_tree.write(
         tmp_path / "own",
-        pictures={"a.jpg": voc_tree.jpeg(100, 100), "b.jpg": voc_tree.jpeg()},
+        images={"a.jpg": voc_tree.jpeg(100, 100), "b.jpg": voc_tree.jpeg()},
         annotations={"a": voc_tree.xml(*objects, size=(100, 100)), "b": voc_tree.xml()},
         splits={"train": ["a", "b"]},
     )
@@ -97,7 +97,7 @@ def test_flags_empty_pictures_and_sizes_are_counted(capsys, tmp_path):
 
 @pytest.mark.parametrize(("clip", "every"), [(False, 50), (False, 1), (True, 7)])
 def test_best_iou_is_that_of_boxes(clip, every):
-    """Of priors in full grids, in parts of grids, and of those that the picture's edge cuts."""
+    """Of priors in full grids, in parts of grids, and of those that the image's edge cuts."""
     rng = np.random.default_rng(0)
     corners = np.sort(rng.uniform(size=(200, 2, 2)), axis=1).reshape(-1, 4).astype(np.float32)
     specs = priors.default_boxes(priors.SSD300_VOC, clip=clip)[::every]
@@ -132,7 +132,7 @@ def test_everything_wrong_is_named_once(capsys, tmp_path):
     (folder / "Annotations/000003.xml").write_bytes(voc_tree.xml(voc_tree.box(), *corners))
     (folder / "JPEGImages/000004.jpg").unlink()
     (folder / "JPEGImages/stray [1] ä.png").write_bytes(b"")
-    (folder / "JPEGImages/notes.txt").write_text("no picture")
+    (folder / "JPEGImages/notes.txt").write_text("no image")
     status, output = run(capsys, folder)
     assert status == 1
     assert row(output, "train")[-1] == "3"
@@ -142,8 +142,8 @@ def test_everything_wrong_is_named_once(capsys, tmp_path):
         lines,
         {
             "JPEGImages/000001.jpg": "the file is empty",
-            "Annotations/000002.xml": "says 9 x 9, but the picture is 32 x 24",
-            "JPEGImages/000004": "has no picture",
+            "Annotations/000002.xml": "says 9 x 9, but the image is 32 x 24",
+            "JPEGImages/000004": "has no image",
             "JPEGImages/stray [1] ä.png": "has no annotation",
             "Annotations/000003.xml: object 2 (dog)": "clipped",
             "Annotations/000003.xml: object 3 (dog)": "has no area; dropped from training",
@@ -154,7 +154,7 @@ def test_everything_wrong_is_named_once(capsys, tmp_path):
         assert what in line
 
 
-def test_a_dataset_without_a_good_picture_is_reported(capsys, tmp_path):
+def test_a_dataset_without_a_good_image_is_reported(capsys, tmp_path):
     folder = voc_tree.write_plain(tmp_path / "own", 1)
     (folder / "JPEGImages/000001.jpg").write_bytes(b"")
     status, output = run(capsys, folder)
@@ -164,7 +164,7 @@ def test_a_dataset_without_a_good_picture_is_reported(capsys, tmp_path):
 
 
 def coco_folder(folder: Path) -> Path:
-    """A COCO dataset with a crowd, a missing picture and an annotation of no image."""
+    """A COCO dataset with a crowd, a missing image and an annotation of no image."""
     image = {"id": 1, "file_name": "a.jpg", "height": 24, "width": 32}
     thing = {"id": 1, "image_id": 1, "category_id": 7, "bbox": [2, 3, 18, 15], "iscrowd": 0}
     content = {
@@ -186,7 +186,7 @@ def test_coco_is_checked(capsys, tmp_path):
         assert "COCO's JSON" in output
         assert row(output, "val") == ["1", "0", "1", "0", "0", "1", "1"]
         assert "2 wrong:" in output
-        assert "gone.jpg: no such picture in" in output
+        assert "gone.jpg: no such image in" in output
         assert "annotation 3: there is no image 9" in output
 
 
@@ -283,7 +283,7 @@ def test_file_names_that_are_not_utf8_are_named(capsys, tmp_path):
     assert "is not UTF-8; rename the file" in output
 
 
-def test_kangaroos_truncated_picture_is_named(capsys, shared):
+def test_kangaroos_truncated_image_is_named(capsys, shared):
     status, output = run(capsys, shared / "own_data/kangaroo")
     assert status == 1
     # 66 <object>s in 38 files, 3 of them in 00090.xml; 14 <truncated>1 in the others (grep -c).
@@ -327,13 +327,13 @@ def test_counts_of_voc2007_are_those_of_its_xml(voc07, shared):
 
 @pytest.mark.slow
 def test_counts_of_voc2007_are_the_official_ones(voc07):
-    # The archive beside the repository lacks one of the 2501 pictures of `train`.
+    # The archive beside the repository lacks one of the 2501 images of `train`.
     found = check.objects_of(voc07.splits["train"])
     assert len(voc07.splits["train"]) == 2500
     missing = collections.Counter()
     for name, (images, objects) in OFFICIAL_TRAIN.items():
         mine = (found.names == name) & ~found.difficult
         missing[name] = objects - int(mine.sum())
-        assert images - len(np.unique(found.pictures[mine])) == bool(missing[name])
+        assert images - len(np.unique(found.images[mine])) == bool(missing[name])
     assert min(missing.values()) >= 0
     assert sum(missing.values()) <= 5

@@ -22,7 +22,7 @@ def load(tmp_path):
 
 @pytest.fixture
 def archives(tmp_path):
-    """val2017 and train2017 of two and three pictures."""
+    """val2017 and train2017 of two and three images."""
     folder = tmp_path / "archives"
     things = [thing(1, 139, category_id=1), thing(2, 139, iscrowd=1), thing(3, 632)]
     coco_tree.write_archives(folder, "val2017", [image(632), image(139)], things)
@@ -102,7 +102,7 @@ def test_2014_is_read_too(load, tmp_path, split):
 
 
 @pytest.mark.parametrize("split", ["test2017", "testdev2017"])
-def test_test_splits_have_pictures_and_ids_only(load, tmp_path, split):
+def test_test_splits_have_images_and_ids_only(load, tmp_path, split):
     coco_tree.write_archives(tmp_path / "a", split, [image(1), image(16)], [])
     found = load(split, archives=str(tmp_path / "a"))
     assert not found.annotated
@@ -140,7 +140,7 @@ def test_archives_that_are_not_there_or_broken_are_named(load, archives, tmp_pat
         assert f"{file}: not in a whole zip archive" in refusal(
             load, "val2017", archives=str(archives)
         )
-    # A flipped bit within a picture, which still decodes perhaps: the archive's CRC tells.
+    # A flipped bit within an image, which still decodes perhaps: the archive's CRC tells.
     at = whole.index(b"\xff\xda") + 40
     file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
     message = refusal(load, "val2017", archives=str(archives))
@@ -152,12 +152,12 @@ def test_archives_that_are_not_there_or_broken_are_named(load, archives, tmp_pat
     assert "holds no annotations/instances_val2017.json; is it another archive?" in message
 
 
-def test_pictures_that_the_archive_lacks_are_named(load, tmp_path):
+def test_images_that_the_archive_lacks_are_named(load, tmp_path):
     folder = coco_tree.write_archives(tmp_path / "a", "val2017", [image(1)], [thing(1, 1)])
     with zipfile.ZipFile(folder / "val2017.zip", "w") as archive:
         archive.writestr("val2017/other.jpg", b"")
     message = refusal(load, "val2017", archives=str(folder))
-    assert f"000000000001.jpg: no such picture in {folder}/val2017.zip/val2017" in message
+    assert f"000000000001.jpg: no such image in {folder}/val2017.zip/val2017" in message
 
 
 def test_categories_that_coco_does_not_have_are_refused(load, tmp_path):
@@ -215,7 +215,7 @@ def host(archives, monkeypatch):
     """Serves val2017's archives as the official host does."""
     official = coco_official.SPLITS["val2017"]
     found = {}
-    for field in ("pictures", "tables"):
+    for field in ("images", "tables"):
         archive = getattr(official, field)
         data = (archives / archive.filename).read_bytes()
         found[f"/{archive.path}"] = data

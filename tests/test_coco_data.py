@@ -45,13 +45,13 @@ def thing(number: int, image_id: int, bbox=(2, 3, 18, 15), **fields) -> dict:
     }
 
 
-def write(file: Path, images, things, *, categories=CATEGORIES, pictures: Path | None = None):
-    """Writes a JSON file, and a picture of 32 x 24 for each image unless it is there."""
+def write(file: Path, images, things, *, categories=CATEGORIES, folder: Path | None = None):
+    """Writes a JSON file, and an image of 32 x 24 for each image unless it is there."""
     file.parent.mkdir(parents=True, exist_ok=True)
     content = {"info": {}, "images": images, "annotations": things, "categories": categories}
     file.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-    for entry in images if pictures else ():
-        place = pictures / entry["file_name"]
+    for entry in images if folder else ():
+        place = folder / entry["file_name"]
         place.parent.mkdir(parents=True, exist_ok=True)
         if not place.exists():
             place.write_bytes(voc_tree.jpeg(seed=len(place.name)))
@@ -59,19 +59,19 @@ def write(file: Path, images, things, *, categories=CATEGORIES, pictures: Path |
 
 
 def write_plain(root: Path) -> Path:
-    """The official layout: train2017 with three pictures, val2017 with one."""
+    """The official layout: train2017 with three images, val2017 with one."""
     for split, numbers in {"train2017": (9, 25, 30), "val2017": (139,)}.items():
         things = [thing(1000 + number, number) for number in numbers]
         file = root / f"annotations/instances_{split}.json"
-        write(file, [image(n) for n in numbers], things, pictures=root / split)
+        write(file, [image(n) for n in numbers], things, folder=root / split)
     return root
 
 
 def one(root: Path, things, **fields) -> str:
-    """The path of a dataset with one good picture, 1, and one, 2, with these objects."""
+    """The path of a dataset with one good image, 1, and one, 2, with these objects."""
     images = [image(1), image(2, **fields)]
     file = root / "annotations/instances_train.json"
-    write(file, images, [thing(1, 1), *things], pictures=root / "train")
+    write(file, images, [thing(1, 1), *things], folder=root / "train")
     return str(root)
 
 
@@ -80,7 +80,7 @@ def names(split) -> list[str]:
 
 
 def reason(path: str, key: str) -> str:
-    """Why a picture cannot be used."""
+    """Why an image cannot be used."""
     with pytest.raises(errors.UserError) as caught:
         coco.read_folder(path).example(key)
     assert "\n" not in str(caught.value)
@@ -98,7 +98,7 @@ def test_pycocotools_reads_the_same(load, tmp_path):
         owner = int(rng.choice([7, 5, 11]))
         things.append(thing(number, owner, (x, y, w, h), category_id=kind, iscrowd=number % 4 == 0))
     file = write(
-        tmp_path / "own/annotations/instances_a.json", images, things, pictures=tmp_path / "own/a"
+        tmp_path / "own/annotations/instances_a.json", images, things, folder=tmp_path / "own/a"
     )
     split = load("a", path=str(tmp_path / "own"))
     expected = oracle.COCO(str(file))
@@ -128,10 +128,10 @@ def test_the_official_layout_has_its_splits(load, tmp_path):
 
 
 @pytest.mark.parametrize("folder", ["train2017", "images/train2017", "images", "annotations", "."])
-def test_pictures_are_found_where_people_put_them(load, tmp_path, folder):
+def test_images_are_found_where_people_put_them(load, tmp_path, folder):
     root = tmp_path / "own"
     file = root / "annotations/instances_train2017.json"
-    write(file, [image(1)], [thing(1, 1)], pictures=root / folder)
+    write(file, [image(1)], [thing(1, 1)], folder=root / folder)
     assert names(load("train2017", path=str(root))) == ["000000000001.jpg"]
     assert names(load("train2017", path=str(file))) == ["000000000001.jpg"]
 
@@ -139,9 +139,7 @@ def test_pictures_are_found_where_people_put_them(load, tmp_path, folder):
 def test_a_json_file_of_any_name_is_split_by_order(load, tmp_path):
     root = tmp_path / "own"
     file = root / "my labels.json"
-    write(
-        file, [image(n) for n in range(1, 12)], [thing(n, n) for n in range(1, 12)], pictures=root
-    )
+    write(file, [image(n) for n in range(1, 12)], [thing(n, n) for n in range(1, 12)], folder=root)
     val = load("val", path=str(file))
     assert names(val) == ["000000000005.jpg", "000000000010.jpg"]
     assert len(load("train", path=str(file)).source) == 9
@@ -154,7 +152,7 @@ def test_roboflows_layout_is_read(load, tmp_path):
             folder / "_annotations.coco.json",
             [image(number)],
             [thing(1, number)],
-            pictures=folder,
+            folder=folder,
         )
     assert names(load("valid", path=str(tmp_path / "own"))) == ["000000000002.jpg"]
 
@@ -167,7 +165,7 @@ def test_file_names_may_have_folders_spaces_and_letters_of_any_script(load, tmp_
         images,
         [thing(1, 1), thing(2, 2, category_id=90)],
         categories=[{"id": 18, "name": "Möwe"}, {"id": 90, "name": "鳥 [x]"}],
-        pictures=root / "train",
+        folder=root / "train",
     )
     split = load("train", path=str(root))
     assert names(split) == ["a b.jpg", "möwe/海 1.jpg"]
@@ -199,7 +197,7 @@ def test_crowds_are_dropped_in_training_and_ignored_in_evaluation(load, tmp_path
 
 
 def test_boxes_are_continuous_from_0(load, tmp_path):
-    # The whole picture is (0, 0, 32, 24) to COCO and (1, 1, 32, 24) to VOC.
+    # The whole image is (0, 0, 32, 24) to COCO and (1, 1, 32, 24) to VOC.
     path = one(tmp_path / "own", [thing(2, 2, (0, 0, 32, 24)), thing(3, 2, (0.5, 1.25, 4, 4))])
     split = load("train", path=path)
     boxes = split.source[1]["boxes"] * np.array([32, 24, 32, 24])
@@ -227,7 +225,7 @@ def test_evaluation_gets_boxes_and_areas_to_the_last_digit(load, tmp_path):
 def test_ground_truth_is_in_the_order_of_ids(load, tmp_path):
     images = [image(number) for number in (7, 5, 11, 2)]
     root = tmp_path / "own"
-    write(root / "instances_a.json", images, [thing(1, 5)], pictures=root / "a")
+    write(root / "instances_a.json", images, [thing(1, 5)], folder=root / "a")
     split = load("a", path=str(root))
     assert names(split) == [f"{n:012d}.jpg" for n in (7, 5, 11, 2)]
     assert list(datasets.coco_ground_truth(split)) == [f"{n:012d}.jpg" for n in (2, 5, 7, 11)]
@@ -237,7 +235,7 @@ def test_a_tree_is_written_in_several_shards(load, tmp_path, monkeypatch):
     numbers = range(1, 11)
     root = tmp_path / "own"
     file = root / "annotations/instances_train.json"
-    write(file, [image(n) for n in numbers], [thing(n, n) for n in numbers], pictures=root)
+    write(file, [image(n) for n in numbers], [thing(n, n) for n in numbers], folder=root)
     monkeypatch.setattr(builder, "_SHARD_BYTES", 2500)
     split = load("train", path=str(root))
     assert len(list((tmp_path / "cache").rglob("*.array_record*"))) > 3
@@ -247,15 +245,15 @@ def test_a_tree_is_written_in_several_shards(load, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("bbox", "kept", "word"),
     [
-        ((20, 10, 30, 5), [[20, 10, 32, 15]], "reaches outside the 32 x 24 picture; clipped"),
+        ((20, 10, 30, 5), [[20, 10, 32, 15]], "reaches outside the 32 x 24 image; clipped"),
         ((-5, 2, 10, 5), [[0, 2, 5, 7]], "clipped"),
         ((20.2, 10, 12, 5), [[20.2, 10, 32, 15]], ""),  # rounding
-        ((40, 10, 5, 5), [], "lies outside the 32 x 24 picture; dropped from training"),
+        ((40, 10, 5, 5), [], "lies outside the 32 x 24 image; dropped from training"),
         ((4, 4, 0, 5), [], "has no area; dropped from training"),
         ((4, 4, 5, -2), [], "has no area; dropped from training"),
     ],
 )
-def test_boxes_beyond_the_picture_are_mended_and_named(tmp_path, bbox, kept, word):
+def test_boxes_beyond_the_image_are_mended_and_named(tmp_path, bbox, kept, word):
     path = one(tmp_path / "own", [thing(77, 2, bbox)])
     found = coco.read_folder(path).example("train/000000000002.jpg").annotation
     boxes = found.boxes[~found.degenerate]
@@ -279,29 +277,29 @@ def test_boxes_beyond_the_picture_are_mended_and_named(tmp_path, bbox, kept, wor
         ({"category_id": [18]}, "there is no category"),
     ],
 )
-def test_annotations_that_cannot_be_read_cost_their_picture(load, tmp_path, fields, word):
+def test_annotations_that_cannot_be_read_cost_their_image(load, tmp_path, fields, word):
     path = one(tmp_path / "own", [{**thing(2, 2), **fields}])
-    with pytest.raises(errors.UserError, match=f"1 of 2 pictures.*{word}"):
+    with pytest.raises(errors.UserError, match=f"1 of 2 images.*{word}"):
         load("train", path=path)
     assert names(load("train", path=path, max_bad_share=0.5)) == ["000000000001.jpg"]
 
 
-def test_missing_empty_and_other_sized_pictures_are_named(tmp_path):
+def test_missing_empty_and_other_sized_images_are_named(tmp_path):
     path = one(tmp_path / "own", [], height=25)
     key, file = "train/000000000002.jpg", tmp_path / "own/train/000000000002.jpg"
-    assert "says 32 x 25, but the picture is 32 x 24" in reason(path, key)
+    assert "says 32 x 25, but the image is 32 x 24" in reason(path, key)
     file.write_bytes(b"")
     assert f"{file}: the file is empty" in reason(path, key)
     file.unlink()
-    assert "000000000002.jpg: no such picture in" in reason(path, key)
+    assert "000000000002.jpg: no such image in" in reason(path, key)
     assert f"{tmp_path}/own/train, " in reason(path, key)
 
 
 @pytest.mark.parametrize(
     ("height", "word"),
     [
-        (48, "says 32 x 48, but the picture is 32 x 24"),
-        (48.0, "says 32 x 48, but the picture is 32 x 24"),
+        (48, "says 32 x 48, but the image is 32 x 24"),
+        (48.0, "says 32 x 48, but the image is 32 x 24"),
         ("48", "height '48' and width 32 are no whole numbers of pixels"),
         (24.5, "height 24.5 and width 32 are no whole numbers"),
         (float("nan"), "height nan and width 32 are no whole numbers"),
@@ -309,7 +307,7 @@ def test_missing_empty_and_other_sized_pictures_are_named(tmp_path):
         ([24], r"height [24] and width 32 are no whole numbers"),
     ],
 )
-def test_a_size_that_is_not_the_pictures_is_named(tmp_path, height, word):
+def test_a_size_that_is_not_the_images_is_named(tmp_path, height, word):
     assert word in reason(one(tmp_path / "own", [], height=height), "train/000000000002.jpg")
 
 
@@ -323,7 +321,7 @@ def test_names_are_stored_in_one_line(load, tmp_path):
     root = tmp_path / "own"
     file = root / "annotations/instances_train.json"
     things = [thing(1, 1), thing(2, 2, category_id=90)]
-    write(file, [image(1), image(2)], things, categories=categories, pictures=root)
+    write(file, [image(1), image(2)], things, categories=categories, folder=root)
     split = load("train", path=str(root))
     assert split.class_names == ("hot dog", "cat")
     assert [split.source[index]["labels"].tolist() for index in (0, 1)] == [[1], [2]]
@@ -347,7 +345,7 @@ def test_names_that_cannot_be_stored_are_refused(tmp_path, name, word):
         coco.read_folder(str(file))
 
 
-def test_pictures_outside_the_folder_are_refused(load, tmp_path):
+def test_images_outside_the_folder_are_refused(load, tmp_path):
     root, outside = tmp_path / "own", tmp_path / "elsewhere"
     names = [str(outside / "1.jpg"), "../../elsewhere/2.jpg", str(root / "in/3.jpg"), "../in/4.jpg"]
     images = [image(number, file_name=name) for number, name in enumerate(names, start=1)]
@@ -358,13 +356,13 @@ def test_pictures_outside_the_folder_are_refused(load, tmp_path):
             (folder / f"{number}.jpg").write_bytes(voc_tree.jpeg())
     for key in names[:2]:
         message = reason(str(root), f"train/{key}")
-        assert f"the JSON names a picture outside {root}; move it there" in message
+        assert f"the JSON names an image outside {root}; move it there" in message
     split = load("train", path=str(root), max_bad_share=0.5)
     assert [split.source[index]["name"] for index in range(2)] == names[2:]
     assert "outside" in reason(f"{tmp_path}/./own", f"train/{names[0]}")
 
 
-def test_links_that_lead_nowhere_are_no_pictures(load, tmp_path):
+def test_links_that_lead_nowhere_are_no_images(load, tmp_path):
     root = tmp_path / "own"
     path = one(root, [thing(2, 2)])
     (root / "train/spare.jpg").symlink_to(tmp_path / "nowhere")
@@ -376,7 +374,7 @@ def test_links_that_lead_nowhere_are_no_pictures(load, tmp_path):
         load("train", path=path)
 
 
-def test_a_size_that_the_json_lacks_is_the_pictures(load, tmp_path):
+def test_a_size_that_the_json_lacks_is_the_images(load, tmp_path):
     path = one(tmp_path / "own", [thing(2, 2)], height=None, width=None)
     assert load("train", path=path).source[1]["height"] == 24
 
@@ -386,7 +384,7 @@ def test_image_ids_that_repeat_are_told_apart(load, tmp_path):
     images = [image(1), image(2), image(2), image(3), image(3, file_name="other.jpg")]
     images += [image(4, file_name="000000000001.jpg")]
     things = [thing(n, n) for n in (1, 2, 3)]
-    write(root / "annotations/instances_train.json", images, things, pictures=root / "train")
+    write(root / "annotations/instances_train.json", images, things, folder=root / "train")
     reader = coco.read_folder(str(root))
     assert len(reader.remarks) == 1
     assert reader.remarks[0].endswith("000000000002.jpg: image 2 is there twice; one kept")
@@ -428,7 +426,7 @@ def test_remarks_are_logged_where_a_dataset_is_prepared(load, tmp_path, caplog):
         (b'{"images": [], "annotations": []}', "has no list 'categories'"),
         (b'{"images": [], "annotations": [], "categories": [{"id": 1}]}', "needs a whole number"),
         (b'{"images": [3], "annotations": [], "categories": []}', "no id or no file_name"),
-        (b'{"images": [], "annotations": [], "categories": []}', "holds no picture"),
+        (b'{"images": [], "annotations": [], "categories": []}', "holds no image"),
         (
             b'{"images": [], "annotations": [], "categories": '
             b'[{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}',
@@ -456,7 +454,7 @@ def test_datasets_that_are_not_there_say_what_was_looked_for(load, tmp_path):
     (tmp_path / "own").mkdir()
     with pytest.raises(errors.UserError, match=r"looked for annotations/instances_\*\.json"):
         load("train", path=str(tmp_path / "own"))
-    bare = write(tmp_path / "own/instances_train.json", [image(1)], [], pictures=tmp_path / "own")
+    bare = write(tmp_path / "own/instances_train.json", [image(1)], [], folder=tmp_path / "own")
     with pytest.raises(errors.UserError, match="no annotation is an object"):
         load("train", path=str(bare))
     with pytest.raises(errors.UserError, match="letters, digits and underscores"):
@@ -470,11 +468,11 @@ def test_a_changed_dataset_is_prepared_anew(load, tmp_path):
     file = root / "annotations/instances_train2017.json"
     write(file, [image(9)], things)
     assert len(load("train2017", path=str(root)).source[0]["labels"]) == 2
-    picture = voc_tree.jpeg(seed=3)
-    (root / "train2017/000000000009.jpg").write_bytes(picture)
-    assert load("train2017", path=str(root)).source[0]["image"] == picture
+    jpeg = voc_tree.jpeg(seed=3)
+    (root / "train2017/000000000009.jpg").write_bytes(jpeg)
+    assert load("train2017", path=str(root)).source[0]["image"] == jpeg
     (root / "train2017/000000000009.jpg").unlink()
-    with pytest.raises(errors.UserError, match="no such picture"):
+    with pytest.raises(errors.UserError, match="no such image"):
         load("train2017", path=str(root))
 
 
@@ -538,7 +536,7 @@ def test_objects_without_area_count_as_pycocotools_counts_them(load, tmp_path):
             (bbox, float(rng.random()), int(rng.choice([3, 18]))) for bbox in [*boxes, *shifted]
         ]
     file = tmp_path / "own/annotations/instances_val.json"
-    write(file, images, things, pictures=tmp_path / "own/val")
+    write(file, images, things, folder=tmp_path / "own/val")
     split = load("val", path=str(tmp_path / "own"))
     truth = datasets.coco_ground_truth(split)
     assert sum(len(rows[0]) for rows in truth.values()) == len(things)

@@ -35,10 +35,10 @@ def random_set(seed, *, images=12, crowd=0.2):
 
 
 def small_set(seed):
-    """A picture or more of two classes, of which one or both may be without objects.
+    """An image or more of two classes, of which one or both may be without objects.
 
     Numbers have one decimal and scores are of twenty, so that IoUs lie on thresholds and scores tie
-    within a picture and between pictures.
+    within an image and between images.
     """
     rng = np.random.default_rng(seed)
     truth, detections = {}, {}

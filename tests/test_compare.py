@@ -148,7 +148,7 @@ def test_folders_of_any_name(tmp_path, capsys):
     a, b = folders(path)
     there = a.rename(path / "a\udcff")
     page = path / "page.html"
-    command = ["compare", str(there), str(b), "--no_pictures", "--output", str(page)]  # as in 0.1
+    command = ["compare", str(there), str(b), "--no_images", "--output", str(page)]  # as in 0.1
     assert report.main(command) == 0
     assert capsys.readouterr() == (f"{page}\n", "")
     assert "my[/run]/a\\udcff" in page.read_text(encoding="utf-8")
@@ -243,15 +243,15 @@ def test_broken_file_is_one_line(tmp_path, content):
 
 
 HARM = {
-    "a picture that is not there": {"found_image": np.array([2**31 - 1])},
-    "a picture below the first": {"found_image": np.array([-1])},
+    "an image that is not there": {"found_image": np.array([2**31 - 1])},
+    "an image below the first": {"found_image": np.array([-1])},
     "a class that is not there": {"found_labels": np.array([9])},
     "boxes of three numbers": {"found_boxes": np.ones((1, 3))},
     "boxes that are no numbers": {"found_boxes": np.full((1, 4), np.nan)},
     "more scores than boxes": {"found_values": np.ones(2)},
     "scores that are texts": {"found_values": np.array(["a"])},
     "names that are numbers": {"class_names": np.ones(1)},
-    "a picture without height": {"sizes": np.array([[0, 9]])},
+    "an image without height": {"sizes": np.array([[0, 9]])},
 }
 
 

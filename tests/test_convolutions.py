@@ -76,7 +76,7 @@ def test_few_outputs_and_strides_are_left_to_xla(inputs, outputs, stride):
 
 
 def test_the_gradient_of_many_outputs_is_exact_to_float32():
-    """Beside sums in float64, over each of 1444 pixels and 2 pictures."""
+    """Beside sums in float64, over each of 1444 pixels and 2 images."""
     side, inputs, outputs = 38, 8, 64
     x, gradient = random(2, side, side, inputs), random(2, side, side, outputs, seed=1)
     padded = np.pad(np.float64(x), ((0, 0), (1, 1), (1, 1), (0, 0)))

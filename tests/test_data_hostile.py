@@ -147,14 +147,14 @@ def test_numbers_that_no_float_holds_cost_their_image(tmp_path, number):
 )
 def test_endless_parts_of_xml_are_one_short_line(xml, word):
     with pytest.raises(errors.UserError) as caught:
-        annotations.parse(xml, name="a.xml", picture_size=(24, 32))
+        annotations.parse(xml, name="a.xml", image_size=(24, 32))
     assert word in str(caught.value)
     assert len(str(caught.value)) < 400
 
 
 def test_deep_xml_is_read(tmp_path):
     deep = b"<annotation>" + b"<a>" * 300_000 + b"</a>" * 300_000 + b"</annotation>"
-    assert annotations.parse(deep, name="a.xml", picture_size=(24, 32)).names == ()
+    assert annotations.parse(deep, name="a.xml", image_size=(24, 32)).names == ()
 
 
 # --- What is no file ---

@@ -109,7 +109,7 @@ def test_a_lost_and_found_that_only_root_may_read_is_no_part_of_a_dataset(
 
 
 @pytest.mark.parametrize("trouble", [MemoryError(), OSError(errno.ENOMEM, "Cannot allocate")])
-def test_memory_that_runs_out_while_decoding_is_no_fault_of_the_picture(
+def test_memory_that_runs_out_while_decoding_is_no_fault_of_the_image(
     load, tmp_path, monkeypatch, trouble
 ):
     path = str(write_voc(tmp_path / "own"))
@@ -160,7 +160,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(load, tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (24, 32, 3), dtype=np.uint8)
     root = voc_tree.write(
         tmp_path / "own",
-        pictures={f"{n}.png": voc_tree.encoded(noise, "PNG") for n in range(60)},
+        images={f"{n}.png": voc_tree.encoded(noise, "PNG") for n in range(60)},
         annotations={f"{n}": voc_tree.xml(voc_tree.box()) for n in range(60)},
     )
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -219,7 +219,7 @@ def test_leftovers_of_the_built_in_dataset_are_removed(tmp_path, monkeypatch):
     assert not left.exists()
 
 
-def test_a_process_that_makes_the_built_in_pictures_tells_that_the_disk_is_full(tmp_path):
+def test_a_process_that_makes_the_built_in_images_tells_that_the_disk_is_full(tmp_path):
     with pytest.raises(OSError, match="No such file") as caught:
         synthetic._write_share_in_a_process(str(tmp_path / "gone"), (1, 0), 0, 0, 1)
     assert caught.value.errno == errno.ENOENT
@@ -269,7 +269,7 @@ def test_a_good_dataset_is_not_prepared_again_for_another_decoder(load, tmp_path
     assert load("folder", "all", path=path).source._stretches == first
 
 
-def test_a_picture_that_comes_later_is_found(load, tmp_path):
+def test_a_image_that_comes_later_is_found(load, tmp_path):
     root = write_voc(tmp_path / "own")
     late = root / "JPEGImages/000002.jpg"
     content = late.read_bytes()

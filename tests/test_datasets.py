@@ -63,7 +63,7 @@ def test_every_field_survives(load, tmp_path):
     )
     folder = voc_tree.write(
         tmp_path / "own",
-        pictures={"a.jpg": data, "b.jpg": data},
+        images={"a.jpg": data, "b.jpg": data},
         annotations={"a": voc_tree.xml(*objects), "b": voc_tree.xml()},
         splits={"train": ["a", "b"]},
     )
@@ -98,7 +98,7 @@ def test_ground_truth_is_in_voc_pixels(load, tmp_path):
     assert difficult.tolist() == [False, False]
 
 
-def test_ground_truth_refuses_a_picture_twice(load, tmp_path):
+def test_ground_truth_refuses_a_image_twice(load, tmp_path):
     folder = voc_tree.write_plain(tmp_path / "own")
     twice = load("folder", "train+train[:1]", path=str(folder))
     assert "holds 000001.jpg twice" in refusal(datasets.ground_truth, twice)
@@ -125,7 +125,7 @@ def test_ids_with_spaces_are_no_class_list(load, tmp_path):
     splits = {"train": keys, "dog_train": ["photo0  1", "photo1 -1"]}
     folder = voc_tree.write(
         tmp_path / "own",
-        pictures={f"{key}.jpg": voc_tree.jpeg() for key in keys},
+        images={f"{key}.jpg": voc_tree.jpeg() for key in keys},
         annotations={key: voc_tree.xml(voc_tree.box()) for key in keys},
         splits=splits,
     )
@@ -195,7 +195,7 @@ def test_what_another_process_finishes_meanwhile_is_read(load, tmp_path, monkeyp
 def test_lower_case_folders_and_mixed_suffixes_are_read(load, tmp_path):
     folder = voc_tree.write(
         tmp_path / "own",
-        pictures={
+        images={
             "a.JPEG": voc_tree.jpeg(),
             "b.png": voc_tree.encoded(voc_tree.pixels(), "PNG"),
             "deep/c.bmp": voc_tree.encoded(voc_tree.pixels(), "BMP"),
@@ -212,7 +212,7 @@ def test_lower_case_folders_and_mixed_suffixes_are_read(load, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "picture",
+    "image",
     {
         "grey": voc_tree.encoded(voc_tree.pixels()[:, :, 0], "JPEG"),
         "cmyk": voc_tree.encoded(Image.new("CMYK", (32, 24)), "JPEG"),
@@ -221,14 +221,14 @@ def test_lower_case_folders_and_mixed_suffixes_are_read(load, tmp_path):
     }.items(),
     ids=lambda item: item[0],
 )
-def test_unusual_pictures_are_kept_byte_for_byte(load, tmp_path, picture):
+def test_unusual_images_are_kept_byte_for_byte(load, tmp_path, image):
     folder = voc_tree.write(
         tmp_path / "own",
-        pictures={"a.jpg": picture[1]},
+        images={"a.jpg": image[1]},
         annotations={"a": voc_tree.xml(voc_tree.box())},
     )
     record = load("folder", "all", path=str(folder)).source[0]
-    assert record["image"] == picture[1]
+    assert record["image"] == image[1]
     assert images.decode(record["image"], name="a").shape == (24, 32, 3)
 
 
@@ -247,13 +247,13 @@ def test_a_half_destroyed_cmyk_jpeg_is_named(load, tmp_path):
     assert "JPEGImages/000001.jpg: not a readable image (Corrupt JPEG data" in message
 
 
-def test_a_rotated_picture_has_its_upright_size(load, tmp_path):
+def test_a_rotated_image_has_its_upright_size(load, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     data = voc_tree.encoded(voc_tree.pixels(24, 32), "JPEG", exif=exif)
     folder = voc_tree.write(
         tmp_path / "own",
-        pictures={"a.jpg": data},
+        images={"a.jpg": data},
         annotations={"a": voc_tree.xml(voc_tree.box(), size=(32, 24))},
     )
     record = load("folder", "all", path=str(folder)).source[0]
@@ -266,7 +266,7 @@ def test_mended_boxes_are_logged(load, tmp_path, caplog):
     corners = [(0, 0, 99, 99), (20, 18, 3, 4), (9, 9, 9, 20), (50, 50, 60, 60)]
     folder = voc_tree.write(
         tmp_path / "own",
-        pictures={"a.jpg": voc_tree.jpeg()},
+        images={"a.jpg": voc_tree.jpeg()},
         annotations={"a": voc_tree.xml(*(voc_tree.box(corners=each) for each in corners))},
     )
     with caplog.at_level(logging.WARNING, logger="absl"):
@@ -281,19 +281,19 @@ def test_mended_boxes_are_logged(load, tmp_path, caplog):
     ]
 
 
-@pytest.mark.parametrize("content", [b"", b"no picture", voc_tree.jpeg()[:-200]])
-def test_broken_pictures_are_named_and_counted(load, tmp_path, content):
+@pytest.mark.parametrize("content", [b"", b"no image", voc_tree.jpeg()[:-200]])
+def test_broken_images_are_named_and_counted(load, tmp_path, content):
     folder = voc_tree.write_plain(tmp_path / "own", 20)
     for number in range(3, 18):
         (folder / f"JPEGImages/{number:06d}.jpg").write_bytes(content)
     message = refusal(load, "folder", "all", path=str(folder))
     assert f"{folder}/JPEGImages/000003.jpg: " in message
-    assert "15 of 20 pictures cannot be used" in message
+    assert "15 of 20 images cannot be used" in message
     assert "; 14 more cannot be used: 000004, 000005, 000006" in message
     assert message.endswith(", ...: python -m ssd_jax.data.check PATH lists all")
 
 
-def test_a_dataset_of_broken_pictures_alone_is_not_prepared(load, tmp_path):
+def test_a_dataset_of_broken_images_alone_is_not_prepared(load, tmp_path):
     folder = voc_tree.write_plain(tmp_path / "own", 2)
     for number in (1, 2):
         (folder / f"JPEGImages/{number:06d}.jpg").write_bytes(b"")
@@ -305,10 +305,10 @@ def test_a_dataset_of_broken_pictures_alone_is_not_prepared(load, tmp_path):
 
 
 def spoiled(folder: pathlib.Path, *numbers: int) -> str:
-    """A plain folder of 20 pictures of which some cannot be read."""
+    """A plain folder of 20 images of which some cannot be read."""
     voc_tree.write_plain(folder, 20)
     for number in numbers:
-        (folder / f"JPEGImages/{number:06d}.jpg").write_bytes(b"no picture")
+        (folder / f"JPEGImages/{number:06d}.jpg").write_bytes(b"no image")
     return str(folder)
 
 
@@ -322,7 +322,7 @@ def test_training_leaves_out_and_names_what_cannot_be_read(load, tmp_path, caplo
         assert len(split.source) == 14
         assert not {"000003.jpg", "000007.jpg"} & set(names(split))
         (message,) = caplog.messages
-        assert "2 of 16 pictures cannot be used and are left out" in message
+        assert "2 of 16 images cannot be used and are left out" in message
         assert f"{folder}/JPEGImages/000003.jpg: not a readable image" in message
         assert message.endswith("1 more cannot be used: 000007")
 
@@ -330,7 +330,7 @@ def test_training_leaves_out_and_names_what_cannot_be_read(load, tmp_path, caplo
 def test_more_than_the_share_stops_with_the_list_and_the_way_out(load, tmp_path):
     folder = spoiled(tmp_path / "own", 3, 7)
     message = refusal(load, "folder", "train", path=folder, max_bad_share=0.12)
-    assert "2 of 16 pictures cannot be used, a share of 12.5%" in message
+    assert "2 of 16 images cannot be used, a share of 12.5%" in message
     assert "more than config.data.max_bad_share=0.12" in message
     assert "train without them by --config.data.max_bad_share=0.13" in message
     assert "JPEGImages/000003.jpg: not a readable image" in message
@@ -348,9 +348,9 @@ def test_evaluation_skips_nothing(load, tmp_path):
         message = refusal(load, "folder", split, path=path)
         assert "an evaluation skips none; repair or remove them" in message
         assert "JPEGImages/000003.jpg: the file is empty" in message
-    assert "1 of 2 pictures" in refusal(load, "folder", "train", path=path)
-    assert "1 of 4 pictures" in refusal(load, "folder", "val+train", path=path)
-    assert "1 of 4 pictures" in refusal(load, "folder", "trainval", path=path)
+    assert "1 of 2 images" in refusal(load, "folder", "train", path=path)
+    assert "1 of 4 images" in refusal(load, "folder", "val+train", path=path)
+    assert "1 of 4 images" in refusal(load, "folder", "trainval", path=path)
     assert len(load("folder", "trainval", path=path, max_bad_share=0.25).source) == 3
 
 
@@ -359,7 +359,7 @@ def test_an_evaluation_of_a_split_by_order_names_what_is_not_in_it(load, tmp_pat
     with caplog.at_level(logging.WARNING, logger="absl"):
         assert names(load("folder", "val", path=folder)) == ["000020.jpg"]
     (message,) = caplog.messages
-    assert "split 'val', made by order: 3 of the dataset's 20 pictures cannot be used" in message
+    assert "split 'val', made by order: 3 of the dataset's 20 images cannot be used" in message
     assert "JPEGImages/000005.jpg: not a readable image" in message
     assert message.endswith("2 more cannot be used: 000010, 000015")
     caplog.clear()
@@ -372,7 +372,7 @@ def test_an_evaluation_of_a_split_by_order_names_what_is_not_in_it(load, tmp_pat
 def test_what_cannot_be_read_never_falls_to_a_val_by_order(load, tmp_path):
     folder = spoiled(tmp_path / "own", 5)  # the first of every fifth
     assert names(load("folder", "val", path=folder)) == ["000010.jpg", "000015.jpg", "000020.jpg"]
-    assert "1 of 17 pictures" in refusal(load, "folder", "train", path=folder)
+    assert "1 of 17 images" in refusal(load, "folder", "train", path=folder)
     assert "000005.jpg" not in names(load("folder", "train", path=folder, max_bad_share=0.1))
     (pathlib.Path(folder) / "JPEGImages/000005.jpg").write_bytes(voc_tree.jpeg())
     assert (
@@ -404,14 +404,14 @@ def test_training_may_skip_and_evaluation_may_not(tmp_path):
 
 
 @pytest.mark.parametrize("difficult", [True, False])
-def test_the_sheet_of_augmented_pictures_shows_what_the_network_sees(monkeypatch, difficult):
+def test_the_sheet_of_augmented_images_shows_what_the_network_sees(monkeypatch, difficult):
     from ssd_jax import visualize
 
     shown = {}
 
-    def augmentations(key, picture, boxes, labels, **options):
+    def augmentations(key, image, boxes, labels, **options):
         shown.update(options, boxes=boxes.tolist(), labels=labels.tolist())
-        return picture
+        return image
 
     monkeypatch.setattr(visualize, "augmentations", augmentations)
     corners = np.float32([[0, 0, 0.5, 0.5], [0, 0, 1, 1], [0.5, 0, 1, 1]])
@@ -437,7 +437,7 @@ def test_the_sheet_of_augmented_pictures_shows_what_the_network_sees(monkeypatch
 def test_names_may_have_spaces_and_letters_of_any_script(load, tmp_path):
     folder = voc_tree.write(
         tmp_path / "Träume und Bilder",
-        pictures={"möwe 海.jpg": voc_tree.jpeg(), "b c.png": voc_tree.jpeg()},
+        images={"möwe 海.jpg": voc_tree.jpeg(), "b c.png": voc_tree.jpeg()},
         annotations={
             "möwe 海": voc_tree.xml(voc_tree.box("Möwe [x]")),
             "b c": voc_tree.xml(voc_tree.box("鳥")),
@@ -465,7 +465,7 @@ def test_missing_files_are_named(load, tmp_path):
     shutil.rmtree(folder / "ImageSets")
     (folder / "JPEGImages/000002.jpg").unlink()
     message = refusal(load, "folder", "train", path=str(folder))
-    assert "Annotations/000002.xml has no picture JPEGImages/000002" in message
+    assert "Annotations/000002.xml has no image JPEGImages/000002" in message
 
 
 def test_folders_that_hold_no_data_say_what_was_looked_for(load, tmp_path):
@@ -475,12 +475,12 @@ def test_folders_that_hold_no_data_say_what_was_looked_for(load, tmp_path):
     assert "no such folder" in refusal(load, "folder", "all", path=str(tmp_path / "none"))
     assert "config.data.path is empty" in refusal(load, "folder", "all")
     bare = voc_tree.write(
-        tmp_path / "bare", pictures={"a.jpg": voc_tree.jpeg()}, annotations={"a": voc_tree.xml()}
+        tmp_path / "bare", images={"a.jpg": voc_tree.jpeg()}, annotations={"a": voc_tree.xml()}
     )
     assert "no annotation has an object" in refusal(load, "folder", "all", path=str(bare))
 
 
-def test_two_pictures_of_one_name_and_odd_split_names_are_refused(load, tmp_path):
+def test_two_images_of_one_name_and_odd_split_names_are_refused(load, tmp_path):
     folder = voc_tree.write_plain(tmp_path / "own", splits={"all": ["000001"]})
     message = refusal(load, "folder", "all", path=str(folder))
     assert "rename its split `all` (ImageSets/Main/all.txt" in message
@@ -666,17 +666,17 @@ def test_both_years_are_joined(load, tmp_path):
 
 
 def write_2012_test(folder):
-    """The archive of 2012's test pictures, with an annotation of another task in it."""
+    """The archive of 2012's test images, with an annotation of another task in it."""
     tree = voc_tree.write(
         folder / "2012test",
-        pictures={"a.jpg": voc_tree.jpeg(seed=1), "b.jpg": voc_tree.jpeg(seed=2)},
+        images={"a.jpg": voc_tree.jpeg(seed=1), "b.jpg": voc_tree.jpeg(seed=2)},
         annotations={"b": voc_tree.xml(voc_tree.box("person"), voc_tree.box("head"))},
         splits={"test": ["b", "a"]},
     )
     return voc_tree.pack(tree, folder / "VOC2012test.tar", root="VOCdevkit/VOC2012")
 
 
-def test_2012_test_is_pictures_alone(load, tmp_path):
+def test_2012_test_is_images_alone(load, tmp_path):
     write_2012_test(tmp_path)
     split = load("voc", "2012/test", archives=str(tmp_path))
     assert names(split) == ["b.jpg", "a.jpg"]
@@ -834,7 +834,7 @@ def test_neither_tensorflow_nor_jax_is_imported(tmp_path):
 
 @pytest.fixture
 def kangaroo(shared, tmp_path):
-    """A copy of a real folder that may be changed; its picture 00090.jpg is truncated."""
+    """A copy of a real folder that may be changed; its image 00090.jpg is truncated."""
     folder = tmp_path / "kangaroo"
     shutil.copytree(shared / "own_data/kangaroo", folder, copy_function=shutil.copyfile)
     folder.chmod(0o755)
@@ -843,7 +843,7 @@ def kangaroo(shared, tmp_path):
     return folder
 
 
-def test_a_real_folder_with_a_truncated_picture(load, kangaroo):
+def test_a_real_folder_with_a_truncated_image(load, kangaroo):
     folder = kangaroo
     message = refusal(load, "folder", "train", path=str(folder))
     assert "kangaroo/JPEGImages/00090.jpg: not a readable image" in message
@@ -874,19 +874,19 @@ def test_a_real_folder_is_trained_on_with_one_command(kangaroo, tmp_path):
     )
     ((status, err),) = tiny_run.ends([tiny_run.start_training(*command)])
     assert status == 0, err
-    assert "1 of 31 pictures cannot be used and are left out" in err
-    assert "split 'val', made by order: 1 of the dataset's 38 pictures" in err
+    assert "1 of 31 images cannot be used and are left out" in err
+    assert "split 'val', made by order: 1 of the dataset's 38 images" in err
     assert err.count("JPEGImages/00090.jpg: not a readable image") == 2
     figures = json.loads((tmp_path / "run/evaluation.json").read_text())
     assert 0 <= figures["mean_ap_voc07"] <= 1
     (kangaroo / "Annotations/00001.xml").unlink()
     ((status, err),) = tiny_run.ends([tiny_run.start_training(*command)])
     assert status == 2
-    assert "run have changed: data.train_split has 29 pictures, and had 30. Give another" in err
+    assert "run have changed: data.train_split has 29 images, and had 30. Give another" in err
     last = tiny_run.start_training(*command, "--change-config")
     out, err = last.communicate(timeout=300)
     assert last.returncode == 0, err
-    assert "  changed  data.train_split has 29 pictures, and had 30" in out
+    assert "  changed  data.train_split has 29 images, and had 30" in out
 
 
 @pytest.mark.slow

@@ -113,7 +113,7 @@ def test_cocos_results_have_the_ids_of_the_annotations(workdir, tmp_path):
 def test_a_broken_image_is_named_and_the_others_are_done(workdir, tmp_path):
     """One whose name begins like a flag is named behind two dashes."""
     good, broken = noise(tmp_path / "--good.png", size=(40, 40)), tmp_path / "broken.jpg"
-    broken.write_text("no picture")
+    broken.write_text("no image")
     step_folder = workdir / "checkpoints" / "0"
     done = detect(
         "--checkpoint", step_folder, broken, f"--output={tmp_path / 'out'}", "--", good.name,
@@ -226,23 +226,23 @@ def test_an_empty_folder_is_named(workdir, tmp_path):
 
 
 def test_no_workdir_is_refused(tmp_path):
-    picture = noise(tmp_path / "a.png", size=(40, 40))
-    assert refused(detect(picture), "--workdir")
+    image = noise(tmp_path / "a.png", size=(40, 40))
+    assert refused(detect(image), "--workdir")
 
 
 def test_a_workdir_without_a_checkpoint_is_named(workdir, tmp_path):
-    picture, empty = noise(tmp_path / "a.png", size=(40, 40)), tmp_path / "empty"
+    image, empty = noise(tmp_path / "a.png", size=(40, 40)), tmp_path / "empty"
     empty.mkdir()
-    assert refused(detect("--workdir", empty, picture), empty)
+    assert refused(detect("--workdir", empty, image), empty)
     shutil.copy(workdir / "config.json", empty)
-    assert refused(detect("--workdir", empty, picture), empty)
+    assert refused(detect("--workdir", empty, image), empty)
     assert not (tmp_path / "detections").exists()
 
 
 @pytest.mark.parametrize("step_folder", ["nonsense", "{workdir}/checkpoints/99"])
 def test_a_checkpoint_that_is_none_is_refused(workdir, tmp_path, step_folder):
-    picture = noise(tmp_path / "a.png", size=(40, 40))
-    refused(detect("--checkpoint", step_folder.format(workdir=workdir), picture))
+    image = noise(tmp_path / "a.png", size=(40, 40))
+    refused(detect("--checkpoint", step_folder.format(workdir=workdir), image))
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def grid_boxes(rng, count):
 
 
 def random_outputs(seed, *, priors=30, classes=4):
-    """(loc, conf, priors) of one picture."""
+    """(loc, conf, priors) of one image."""
     rng = np.random.default_rng(seed)
     conf = rng.normal(0, 1.5, (priors, classes))
     conf[:, 0] += seed % 4  # from crowded to sparse
@@ -114,7 +114,7 @@ def test_detect_equals_the_reference_plain_jit_and_vmap():
     cases = [random_outputs(seed) for seed in range(40)]
     expected = [EXPECTED(*case) for case in cases]
     lengths = {len(rows) for rows in expected}
-    assert max(lengths) == 12  # some pictures fill every row,
+    assert max(lengths) == 12  # some images fill every row,
     assert min(lengths) < 12  # some don't
     batched = BATCHED(*(np.stack(part) for part in zip(*cases, strict=True)))
     for row, (case, rows) in enumerate(zip(cases, expected, strict=True)):
@@ -230,7 +230,7 @@ def test_a_score_of_exactly_the_threshold_is_dropped():
 
 
 def test_suppression_sees_boxes_before_they_are_clipped():
-    # Of the second box, 4/5 lie left of the picture. Unclipped IoU: 1/5 at most, so both stay;
+    # Of the second box, 4/5 lie left of the image. Unclipped IoU: 1/5 at most, so both stay;
     # clipped, the two would be the same box.
     priors = [[0.125, 0.5, 0.25, 0.25], [-0.375, 0.5, 1.25, 0.25]]
     overlap = reference.iou(*(reference.corners(prior) for prior in priors))

@@ -129,19 +129,19 @@ def test_the_scripts_say_it_too(narrow, tmp_path):
 # --- What a detector sees ---
 
 
-def bilinear(picture, side):
+def bilinear(image, side):
     """`[side, side, 3]` by two pixels along each axis, whose centres are at halves."""
     for axis in (0, 1):
-        length = picture.shape[axis]
+        length = image.shape[axis]
         place = np.clip((np.arange(side) + 0.5) * length / side - 0.5, 0, length - 1)
         low = np.minimum(place.astype(int), length - 2)
         share = (place - low).reshape(-1, *[1] * (2 - axis))
-        first, second = (picture.take(low + k, axis=axis) for k in (0, 1))
-        picture = first * (1 - share) + second * share
-    return picture
+        first, second = (image.take(low + k, axis=axis) for k in (0, 1))
+        image = first * (1 - share) + second * share
+    return image
 
 
-def test_a_picture_of_cocos_size_is_resampled_once(tmp_path):
+def test_a_image_of_cocos_size_is_resampled_once(tmp_path):
     np.savez(tmp_path / "w.npz", **heads(91))
     config = load.find(tmp_path / "w.npz").config
     seen = []
@@ -150,12 +150,12 @@ def test_a_picture_of_cocos_size_is_resampled_once(tmp_path):
         seen.append(jax.vmap(lambda *of: augment.resize(*of, size=300))(images, extents)[0])
         return Detections(*(np.zeros((1, 1, *of)) for of in ((4,), (), ())))
 
-    picture = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
-    detector_lib.Detector(config, classes.COCO, None, predict=predict)([picture])
-    np.testing.assert_allclose(seen[0], bilinear(picture.astype(float), 300), atol=0.05)
+    image = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+    detector_lib.Detector(config, classes.COCO, None, predict=predict)([image])
+    np.testing.assert_allclose(seen[0], bilinear(image.astype(float), 300), atol=0.05)
 
 
-def pictures_of_every_kind():
+def images_of_every_kind():
     random = np.random.default_rng(0)
     grey = random.integers(0, 65536, (20, 30), dtype=np.uint16)
     rgb = random.integers(0, 256, (20, 30, 3), dtype=np.uint8)
@@ -171,16 +171,16 @@ def pictures_of_every_kind():
     }
 
 
-@pytest.mark.parametrize("kind", list(pictures_of_every_kind()))
-def test_a_pil_picture_is_what_its_file_is(tmp_path, kind):
-    image, options = pictures_of_every_kind()[kind]
+@pytest.mark.parametrize("kind", list(images_of_every_kind()))
+def test_a_pil_image_is_what_its_file_is(tmp_path, kind):
+    image, options = images_of_every_kind()[kind]
     path = tmp_path / "a.png"
     image.save(path, **options)
-    wanted = detector_lib.read_picture(path)
+    wanted = detector_lib.read_image(path)
     with Image.open(path) as opened:
-        np.testing.assert_array_equal(detector_lib.read_picture(opened), wanted)
+        np.testing.assert_array_equal(detector_lib.read_image(opened), wanted)
     if not options:  # what PIL keeps in memory alone
-        np.testing.assert_array_equal(detector_lib.read_picture(image), wanted)
+        np.testing.assert_array_equal(detector_lib.read_image(image), wanted)
 
 
 # --- From where ---

@@ -99,7 +99,7 @@ def test_two_processes_evaluate_what_one_does(config_file, whole):
 
 
 def test_processes_look_equally_often_for_a_signal_while_they_evaluate(monkeypatch):
-    """9 pictures are shares of 5 and 4, which with 4 in a batch are still two batches each."""
+    """9 images are shares of 5 and 4, which with 4 in a batch are still two batches each."""
     settings = config_lib.Config()
     settings.eval = dataclasses.replace(settings.eval, batch_size=4)
     detector = types.SimpleNamespace(config=settings, predict_batches=list)

@@ -73,7 +73,7 @@ def written(detector, tmp_path_factory):
     return path
 
 
-def pictures(*sizes):
+def make_images(*sizes):
     """Coarse noise, `[H, W, 3]` uint8 each."""
     random = np.random.default_rng(1)
     for height, width in sizes:
@@ -91,7 +91,7 @@ def batch_of(count, *, side=300):
 
 
 def expected(detector, images):
-    """JAX's raw outputs and detections of resized pictures."""
+    """JAX's raw outputs and detections of resized images."""
     config = detector.config
     raw = jax.jit(network.raw_network(config.model, len(NAMES)))(detector.params, images)
     return raw, jax.jit(lambda raw: network.detections_of(raw, config.eval))(raw)
@@ -124,7 +124,7 @@ def close(found, wanted, *, tolerance=1e-3):
 def test_a_file_detects_what_the_detector_does(detector, written, name, outputs):
     again = ssd_jax.load_detector(written(name, outputs))
     assert again.class_names == NAMES
-    images = list(pictures((90, 60), (100, 100), (150, 400)))
+    images = list(make_images((90, 60), (100, 100), (150, 400)))
     for several in (images[:1], images):  # run in batches of 1 and 4
         wanted, found = (d(several, score_threshold=0.1) for d in (detector, again))
         assert [len(of.scores) for of in wanted] == [len(of.scores) for of in found]
@@ -258,7 +258,7 @@ def convolved(x, kernel, layout):
 
 
 def pixels(x):
-    """A kernel `[1, 1, 3, 3]` that depends on the pictures."""
+    """A kernel `[1, 1, 3, 3]` that depends on the images."""
     return jnp.sum(x, axis=(0, 1, 2)).reshape(1, 1, 1, 3) * jnp.ones((1, 1, 3, 1))
 
 
@@ -567,11 +567,11 @@ def test_the_last_of_full_rows_may_be_cut_off():
 
 @pytest.fixture(scope="module")
 def workdir(detector, tmp_path_factory):
-    """What `train.py` leaves, on a folder of pictures."""
+    """What `train.py` leaves, on a folder of images."""
     folder = tmp_path_factory.mktemp("runs")
     data = voc_tree.write(
         folder / "data",
-        pictures={f"{k}.jpg": voc_tree.jpeg(90, 120, seed=k) for k in range(3)},
+        images={f"{k}.jpg": voc_tree.jpeg(90, 120, seed=k) for k in range(3)},
         annotations={
             f"{k}": voc_tree.xml(*map(voc_tree.box, NAMES), size=(90, 120)) for k in range(3)
         },
@@ -611,26 +611,26 @@ def test_the_scripts_export_and_detect_the_same(workdir, tmp_path):
         assert max(float(boxes), float(scores)) < 1e-4
         assert int(count) > 0
         assert alone == "0"
-    picture = tmp_path / "a.jpg"
-    picture.write_bytes(voc_tree.jpeg(200, 300))
+    image = tmp_path / "a.jpg"
+    image.write_bytes(voc_tree.jpeg(200, 300))
     found = []
     for source in (("--weights", workdir / "export" / "detector.onnx"), ("--workdir", workdir)):
         output = tmp_path / source[0].strip("-")
-        done = script("detect.py", *source, picture, "--output", output, "--score_threshold", 0.1)
+        done = script("detect.py", *source, image, "--output", output, "--score_threshold", 0.1)
         assert (done.returncode, done.stderr) == (0, "")
-        found.append(json.loads((output / "detections.json").read_text())[str(picture)])
+        found.append(json.loads((output / "detections.json").read_text())[str(image)])
     assert found[0]["labels"] == found[1]["labels"] != []
     for field, tolerance in (("boxes", 0.01), ("scores", 1e-4)):
         np.testing.assert_allclose(found[0][field], found[1][field], atol=tolerance)
 
 
 @pytest.mark.slow
-def test_export_compares_on_pictures_that_are_named(written, tmp_path):
+def test_export_compares_on_images_that_are_named(written, tmp_path):
     command = ("export.py", "--weights", written("safetensors"), "--formats", "safetensors")
     (tmp_path / "a.jpg").write_bytes(voc_tree.jpeg(200, 300))
     done = script(*command, tmp_path / "a.jpg", "--output", tmp_path / "a")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "from JAX on 1 pictures" in done.stdout
+    assert "from JAX on 1 images" in done.stdout
     (row,) = [line for line in done.stdout.splitlines() if line.startswith("│ safetensors")]
     boxes, scores, count, alone = (float(cell) for cell in row.split("│")[2:6])
     assert (boxes, scores, alone) == (0, 0, 0)
@@ -650,7 +650,7 @@ def test_weights_alone_are_exported_without_a_dataset(written, tmp_path):
         "--output", tmp_path / "out", f"--config.data.cache_dir={tmp_path / 'cache'}",
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
-    assert "not compared with JAX: name a picture" in done.stdout
+    assert "not compared with JAX: name an image" in done.stdout
     assert (tmp_path / "out" / "detector.safetensors").is_file()
 
 
@@ -661,15 +661,15 @@ def test_weights_alone_are_exported_without_a_dataset(written, tmp_path):
         (("export.py", "--workdir", "{workdir}", "--formats=onnx,coreml"), "stablehlo"),
         (("export.py", "--workdir", "nowhere"), "nowhere"),
         (("export.py",), "--workdir"),
-        (("detect.py", "--weights", "nowhere.onnx", "{picture}"), "nowhere.onnx"),
-        (("detect.py", "--weights", "a.onnx", "--workdir", "{workdir}", "{picture}"), "--weights"),
-        (("detect.py", "--weights=a.onnx", "{picture}"), "a.onnx: there is no such file"),
+        (("detect.py", "--weights", "nowhere.onnx", "{image}"), "nowhere.onnx"),
+        (("detect.py", "--weights", "a.onnx", "--workdir", "{workdir}", "{image}"), "--weights"),
+        (("detect.py", "--weights=a.onnx", "{image}"), "a.onnx: there is no such file"),
     ],
 )
 def test_mistakes_are_one_line(workdir, tmp_path, arguments, named):
-    picture = tmp_path / "a.jpg"
-    picture.write_bytes(voc_tree.jpeg())
-    done = script(*(text.format(workdir=workdir, picture=picture) for text in arguments))
+    image = tmp_path / "a.jpg"
+    image.write_bytes(voc_tree.jpeg())
+    done = script(*(text.format(workdir=workdir, image=image) for text in arguments))
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1, done.stderr
@@ -714,8 +714,8 @@ def test_what_comes_with_foreign_weights_travels_too(tmp_path, name):
     detector = detector_lib.Detector(config, ("a", "b", "c"), params)
     export.write(detector, tmp_path / f"a.{name}")
     loaded = load.load_detector(tmp_path / f"a.{name}")
-    picture = np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)
-    (expected,), (found,) = (each([picture], score_threshold=0.0) for each in (detector, loaded))
+    image = np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)
+    (expected,), (found,) = (each([image], score_threshold=0.0) for each in (detector, loaded))
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)
     np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-2)
     np.testing.assert_array_equal(found.labels, expected.labels)

@@ -31,7 +31,7 @@ def close(actual: np.ndarray, expected: np.ndarray, tolerance: int = 8) -> bool:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF"])
-def test_a_picture_of_every_common_kind_is_read(kind: str):
+def test_a_image_of_every_common_kind_is_read(kind: str):
     options = {"quality": 95} if kind == "JPEG" else {"lossless": True} if kind == "WEBP" else {}
     data = voc_tree.encoded(voc_tree.pixels(), kind, **options)
     image = images.decode(data, name="a")
@@ -150,7 +150,7 @@ def test_broken_exif_is_upright():
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "WEBP"])
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.95])
-def test_a_truncated_picture_is_named(kind: str, share: float):
+def test_a_truncated_image_is_named(kind: str, share: float):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     data = voc_tree.encoded(noise, kind)
     with pytest.raises(errors.UserError, match=r"^x/a\.jpg: .*; replace or remove it$"):
@@ -158,7 +158,7 @@ def test_a_truncated_picture_is_named(kind: str, share: float):
 
 
 @pytest.mark.parametrize("data", [b"", b"<html></html>", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"])
-def test_what_is_no_picture_is_named(data: bytes):
+def test_what_is_no_image_is_named(data: bytes):
     for read in (images.decode, images.size):
         with pytest.raises(errors.UserError, match=r"^a\.png: [^\n]*$"):
             read(data, name="a.png")
@@ -492,7 +492,7 @@ def test_shrink_takes_means():
 
 @pytest.mark.parametrize("orientation", [1, 6])
 @pytest.mark.parametrize("fit", [(100, 100), (37, 53), (300, 200), (2000, 2000)])
-def test_a_picture_decoded_to_fit_is_the_whole_one_shrunk(orientation: int, fit: tuple[int, int]):
+def test_a_image_decoded_to_fit_is_the_whole_one_shrunk(orientation: int, fit: tuple[int, int]):
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     data = voc_tree.encoded(voc_tree.pixels(480, 640), "JPEG", exif=exif, quality=95)
@@ -509,8 +509,8 @@ def test_exif_is_found_behind_fill_bytes_and_other_segments(before: bytes):
 def test_a_jpeg_as_wide_as_the_room_is_decoded_there_and_others_are_not():
     room = np.zeros((40, 32, 3), np.uint8)
     data = oriented("JPEG", 1)
-    picture = images.decode(data, name="a", into=room)
-    assert np.shares_memory(picture, room)
+    image = images.decode(data, name="a", into=room)
+    assert np.shares_memory(image, room)
     np.testing.assert_array_equal(room[:24], images.decode(data, name="a"))
     assert not room[24:].any()
     for other in (oriented("JPEG", 3), oriented("PNG", 1)):

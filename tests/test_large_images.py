@@ -182,7 +182,7 @@ def test_pipes_and_devices_are_one_line_and_not_read(tmp_path):
     os.mkfifo(pipe)
     for path in (pipe, "/dev/zero"):
         with pytest.raises(errors.UserError, match=f"^{path}: not a regular file but a pipe or"):
-            detector_lib.read_picture(path)
+            detector_lib.read_image(path)
 
 
 def test_a_file_that_is_larger_than_any_image_is_not_read(tmp_path):
@@ -190,7 +190,7 @@ def test_a_file_that_is_larger_than_any_image_is_not_read(tmp_path):
     with path.open("wb") as file:
         file.truncate(10**12)  # takes no room
     with pytest.raises(errors.UserError, match=f"^{path}: larger than .* bytes"):
-        detector_lib.read_picture(path)
+        detector_lib.read_image(path)
 
 
 def test_what_the_machine_denies_is_not_the_files_fault(tmp_path, monkeypatch):
@@ -202,13 +202,13 @@ def test_what_the_machine_denies_is_not_the_files_fault(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "open", denied)
     with pytest.raises(errors.MachineError, match=f"^{path}: Permission denied: give the perm"):
-        detector_lib.read_picture(path)
+        detector_lib.read_image(path)
     monkeypatch.undo()
     with pytest.raises(errors.UserError, match=r"none\.png: No such file") as caught:
-        detector_lib.read_picture(tmp_path / "none.png")
+        detector_lib.read_image(tmp_path / "none.png")
     assert not isinstance(caught.value, errors.MachineError)
     with pytest.raises(errors.UserError, match="null byte"):
-        detector_lib.read_picture("a\0.png")
+        detector_lib.read_image("a\0.png")
 
 
 def test_the_config_of_before_has_the_bound_of_today():

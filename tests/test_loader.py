@@ -19,7 +19,7 @@ from ssd_jax.data import loader
 
 
 def record(index):
-    """A picture whose width tells its index, with `index % 3` objects."""
+    """An image whose width tells its index, with `index % 3` objects."""
     return {**labelled(index), "image": png(40 + index, 30, index * 10)}
 
 
@@ -37,7 +37,7 @@ def png(width, height, grey):
 
 
 def labelled(index):
-    """What a record says of its picture, without the picture."""
+    """What a record says of its image, without the image."""
     objects = index % 3
     return {
         "name": f"{index}",
@@ -64,7 +64,7 @@ def positions_and_widths(batches, count):
     ]
 
 
-def test_each_epoch_holds_every_picture_once_in_an_order_of_its_own():
+def test_each_epoch_holds_every_image_once_in_an_order_of_its_own():
     stream = loader.training_batches(RECORDS, batch_size=5, **OPTIONS)
     widths = [width for _, width in positions_and_widths(stream, 6)]
     epochs = [widths[:10], widths[10:20], widths[20:]]
@@ -119,7 +119,7 @@ def test_processes_share_each_global_batch():
         loader.training_batches(RECORDS, batch_size=4, processes=3, **OPTIONS)
 
 
-def test_boxes_are_padded_and_the_picture_lies_in_the_corner():
+def test_boxes_are_padded_and_the_image_lies_in_the_corner():
     batch = next(loader.training_batches([RECORDS[2]], batch_size=1, **OPTIONS))
     np.testing.assert_array_equal(batch["labels"], [[1, 2, 0, 0]])
     assert batch["boxes"].shape == (1, 4, 4)
@@ -141,21 +141,21 @@ def test_crowds_are_always_left_out():
     np.testing.assert_array_equal(batch["labels"], [[2, 0, 0, 0]])
 
 
-def test_larger_pictures_shrink_to_the_canvas():
+def test_larger_images_shrink_to_the_canvas():
     options = {**OPTIONS, "canvas": 20}
     batch = next(loader.training_batches([RECORDS[0]], batch_size=1, **options))
     np.testing.assert_array_equal(batch["extent"], [[15, 20]])
 
 
-def test_evaluation_gives_each_picture_once_and_fills_up_the_last_batch():
+def test_evaluation_gives_each_image_once_and_fills_up_the_last_batch():
     batches = list(loader.evaluation_batches(RECORDS, count=7, batch_size=3, canvas=64))
     index = np.concatenate([batch["index"] for batch in batches])
     np.testing.assert_array_equal(index, [0, 1, 2, 3, 4, 5, 6, -1, -1])
     assert all(batch["image"].shape == (3, 64, 64, 3) for batch in batches)
 
 
-def test_a_broken_picture_is_named():
-    broken = {**RECORDS[1], "image": b"no picture", "name": "broken.jpg"}
+def test_a_broken_image_is_named():
+    broken = {**RECORDS[1], "image": b"no image", "name": "broken.jpg"}
     with pytest.raises(errors.UserError, match=r"broken\.jpg"):
         next(loader.training_batches([broken], batch_size=1, **OPTIONS))
 

@@ -12,15 +12,15 @@ LOSS_AND_GRADIENTS = jax.jit(jax.value_and_grad(losses.multibox_loss, (0, 1), ha
 MASK = jax.jit(losses.hard_negative_mask)
 
 
-def random_batch(seed, *, pictures=4, priors=50, classes=5, positive=0.1):
+def random_batch(seed, *, images=4, priors=50, classes=5, positive=0.1):
     """(loc, conf, targets, labels); about `positive` of the priors have a class."""
     rng = np.random.default_rng(seed)
-    labels = rng.integers(1, classes, (pictures, priors))
-    labels *= rng.random((pictures, priors)) < positive
+    labels = rng.integers(1, classes, (images, priors))
+    labels *= rng.random((images, priors)) < positive
     return (
-        rng.normal(0, 1, (pictures, priors, 4)).astype(np.float32),
-        rng.normal(0, 2, (pictures, priors, classes)).astype(np.float32),
-        rng.normal(0, 1, (pictures, priors, 4)).astype(np.float32),
+        rng.normal(0, 1, (images, priors, 4)).astype(np.float32),
+        rng.normal(0, 2, (images, priors, classes)).astype(np.float32),
+        rng.normal(0, 1, (images, priors, 4)).astype(np.float32),
         labels.astype(np.int32),
     )
 
@@ -115,19 +115,19 @@ def test_loc_weight_scales_the_localisation_part_only():
     np.testing.assert_allclose(loss, reference.multibox_loss(*batch, loc_weight=2.5)[0], rtol=1e-5)
 
 
-def test_mining_is_per_picture():
-    # One picture has a positive, the other none: all negatives come from the first.
-    _, conf, _, _ = batch = random_batch(4, pictures=2, positive=0)
+def test_mining_is_per_image():
+    # One image has a positive, the other none: all negatives come from the first.
+    _, conf, _, _ = batch = random_batch(4, images=2, positive=0)
     labels = batch[3].copy()
     labels[0, 7] = 1
-    conf[1, :, 0] = -20  # the second picture's background is far worse
+    conf[1, :, 0] = -20  # the second image's background is far worse
     metrics = check_loss((*batch[:3], labels))
     assert metrics["negatives"] == 3
 
 
 def test_positives_are_counted_over_the_batch():
-    # A picture with 1 positive and one with 4: the sum over 5, not the mean of two quotients.
-    batch = random_batch(5, pictures=2, positive=0)
+    # An image with 1 positive and one with 4: the sum over 5, not the mean of two quotients.
+    batch = random_batch(5, images=2, positive=0)
     batch[3][0, 3], batch[3][1, 10:14] = 2, 1
     metrics = check_loss(batch)
     assert metrics["positives"] == 5
@@ -172,7 +172,7 @@ def test_gradients_equal_their_formula():
 
 
 def test_gradient_equals_finite_differences_of_the_reference():
-    batch = random_batch(9, pictures=1, priors=12, positive=0.2)
+    batch = random_batch(9, images=1, priors=12, positive=0.2)
     assert (batch[3] > 0).any()
     _, gradients = LOSS_AND_GRADIENTS(*batch)
     step = 1e-5
@@ -224,13 +224,13 @@ def test_softmax_is_stable_for_each_prior_on_its_own():
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 3), (3, 1)])
 def test_tiny_batches_equal_the_reference(shape):
-    batch = random_batch(12, pictures=shape[0], priors=shape[1], positive=1)
+    batch = random_batch(12, images=shape[0], priors=shape[1], positive=1)
     check_loss(batch)
 
 
 def test_eight_devices_give_the_loss_and_gradients_of_one():
     # The devices' positives differ, two have none, so a mean over devices would be another loss.
-    batch = random_batch(13, pictures=8)
+    batch = random_batch(13, images=8)
     batch[3][:2] = 0
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     rows = PartitionSpec("data")

@@ -45,7 +45,7 @@ def outside(rng, count):
 
 
 def expected_matches(gt_boxes, gt_labels, priors_cxcywh):
-    """(index, boxes, labels) of the reference, for one picture."""
+    """(index, boxes, labels) of the reference, for one image."""
     index = reference.match(gt_boxes, gt_labels, priors_cxcywh)
     corners = np.asarray(boxes.cxcywh_to_xyxy(priors_cxcywh))
     if len(gt_boxes) == 0:
@@ -98,7 +98,7 @@ def test_random_cases_hold_ties_and_shared_favourites():
     assert (favourites[:, 1:] == favourites[:, :-1]).any(1).mean() > 0.5
 
 
-def one_picture(seed):
+def one_image(seed):
     rng = np.random.default_rng(seed)
     low = rng.uniform(0, 0.7, (4, 2))
     gt = np.concatenate([low, low + rng.uniform(0.05, 0.3, (4, 2))], -1).astype(np.float32)
@@ -106,7 +106,7 @@ def one_picture(seed):
 
 
 def test_the_priors_of_ssd300_match_as_in_the_reference():
-    gt, labels, defaults = one_picture(0)
+    gt, labels, defaults = one_image(0)
     index, matched_boxes, matched_labels = expected_matches(gt, labels, defaults)
     assert set(index) == {-1, 0, 1, 2, 3}
     got = MATCH(gt, labels, defaults)
@@ -126,7 +126,7 @@ def test_plain_jit_and_vmap_agree():
 
 
 def test_float64_matches_likewise():
-    gt, labels, defaults = one_picture(0)
+    gt, labels, defaults = one_image(0)
     expected = MATCH(gt, labels, defaults)
     with jax.enable_x64(True):
         got = matching.match(gt.astype(float), labels, defaults.astype(float))
@@ -191,7 +191,7 @@ def test_an_overlap_below_a_millionth_is_none():
 
 @pytest.mark.parametrize("extra", [1, 7])
 def test_more_padding_changes_nothing(extra):
-    gt, labels, defaults = one_picture(1)
+    gt, labels, defaults = one_image(1)
     expected = MATCH(gt, labels, defaults)
     padded = MATCH(np.pad(gt, ((0, extra), (0, 0))), np.pad(labels, (0, extra)), defaults)
     np.testing.assert_array_equal(padded.labels, expected.labels)

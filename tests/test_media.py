@@ -378,7 +378,7 @@ def test_batches_are_bounded_in_number_and_in_pixels(tmp_path, monkeypatch):
 
 
 class SeeingDetector(FakeDetector):
-    """Finds, as a ring, the one thing in a image that is brighter than its ground."""
+    """Finds, as a ring, the one thing in an image that is brighter than its ground."""
 
     def _find(self, image, score_threshold):
         rows, columns = np.nonzero(image.min(axis=2) > 100)
@@ -1085,7 +1085,7 @@ def test_a_camera_is_a_video_of_some_seconds(tmp_path, monkeypatch):
 
 
 class SlowDetector(FakeDetector):
-    """Takes half a second for a image, by its clock."""
+    """Takes half a second for an image, by its clock."""
 
     now = 0.0
 

@@ -75,7 +75,7 @@ def test_the_source_maps_are_torchvisions(golden, tmp_path):
     params, report = loading.fit({"mobilenet_v2": shapes}, weights)
     assert (report.fresh, report.ignored) == ({}, {})
     apply = jax.jit(lambda params, x: mobilenet.MobileNetV2().apply({"params": params}, x))
-    images = make_mobilenet.picture()[None] * np.float32(weights.layout.std)
+    images = make_mobilenet.make_image()[None] * np.float32(weights.layout.std)
     maps = apply(params["mobilenet_v2"], images)
     for got, name in zip(maps, ("expansion", "last"), strict=True):
         expected = golden[name]
@@ -122,7 +122,7 @@ def test_outputs_and_default_boxes_have_the_same_rows(size):
 
 @pytest.mark.slow
 def test_a_fresh_network_keeps_the_signals_size():
-    """Of pixels, smooth as pictures are, no map of a layer dies or is stuck at ReLU6's end."""
+    """Of pixels, smooth as images are, no map of a layer dies or is stuck at ReLU6's end."""
     model = models.SSD(num_classes=21, backbone="mobilenet_v2")
     y, x = np.mgrid[0:160, 0:160] / 160
     phases = np.random.default_rng(0).uniform(0, 20, (3, 3))
@@ -191,7 +191,7 @@ def test_two_steps_move_every_parameter_by_its_gradient():
     first = step.init_state(TINY, optimizer, size, seed=0)
     before = jax.device_get(first.params)
     rng = np.random.default_rng(0)
-    # In each picture the first box of a cell of each map.
+    # In each image the first box of a cell of each map.
     cells = np.cumsum([0, *(6 * n * n for n in (6, 3, 2, 1, 1))])
     corners = np.asarray(boxes.cxcywh_to_xyxy(jnp.asarray(boxes_cxcywh[cells])))
     batch = {
@@ -343,8 +343,8 @@ def test_an_exported_file_answers_as_the_detector(trained, tmp_path, name):
     export.write(trained, tmp_path / f"x.{name}")
     again = ssd_jax.load_detector(tmp_path / f"x.{name}")
     assert again.config.model == trained.config.model
-    pictures = [np.random.default_rng(n).integers(0, 256, (80, 90, 3), np.uint8) for n in (0, 1)]
-    wanted, found = (each(pictures, score_threshold=0.1) for each in (trained, again))
+    images = [np.random.default_rng(n).integers(0, 256, (80, 90, 3), np.uint8) for n in (0, 1)]
+    wanted, found = (each(images, score_threshold=0.1) for each in (trained, again))
     for w, f in zip(wanted, found, strict=True):
         assert len(w.scores) > 0
         np.testing.assert_allclose(f.scores, w.scores, atol=1e-5)

@@ -92,8 +92,8 @@ def relative(got, expected):
 
 @pytest.mark.slow
 def test_the_network_answers_as_torchvisions(golden, theirs):
-    picture = make_backbones.picture(make_backbones.HEIGHT, make_backbones.WIDTH)
-    image = augment.resize(picture, np.array(picture.shape[:2]), size=320)
+    original = make_backbones.make_image(make_backbones.HEIGHT, make_backbones.WIDTH)
+    image = augment.resize(original, np.array(original.shape[:2]), size=320)
     config = theirs.config.model
     model = build.model(config, len(theirs.class_names))
     body = mobilenet_v3.MobileNetV3Large()
@@ -116,8 +116,8 @@ def test_the_network_answers_as_torchvisions(golden, theirs):
 @pytest.mark.slow
 def test_its_detections_are_torchvisions(golden, theirs):
     assert theirs.class_names == classes.VOC
-    picture = make_backbones.picture(make_backbones.HEIGHT, make_backbones.WIDTH)
-    (found,) = theirs([picture], score_threshold=0.001)
+    image = make_backbones.make_image(make_backbones.HEIGHT, make_backbones.WIDTH)
+    (found,) = theirs([image], score_threshold=0.001)
     scores, labels, boxes = (golden[f"ssdlite_{kind}"] for kind in ("scores", "labels", "boxes"))
     np.testing.assert_allclose(found.scores, scores, atol=1e-4)
     # Those that are as good as equal may change places: each of ours is one of theirs, and back.

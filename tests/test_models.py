@@ -118,7 +118,7 @@ def test_the_gradient_of_every_parameter_is_nonzero(side):
         assert np.abs(gradient).max() > 0, path
 
 
-def test_pictures_one_after_the_other_give_what_the_batch_gives():
+def test_images_one_after_the_other_give_what_the_batch_gives():
     model = models.SSD(num_classes=4, width=0.125)
     params = ssd.init(jax.random.key(0), model, (300, 300))
     images = random_images(300, count=3)
@@ -129,7 +129,7 @@ def test_pictures_one_after_the_other_give_what_the_batch_gives():
 
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
-def test_only_a_cpu_takes_one_picture_after_the_other(platform):
+def test_only_a_cpu_takes_one_image_after_the_other(platform):
     model = models.SSD(num_classes=4, width=0.125)
     images = jax.ShapeDtypeStruct((3, 300, 300, 3), jnp.float32)
     params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
@@ -138,7 +138,7 @@ def test_only_a_cpu_takes_one_picture_after_the_other(platform):
     assert ("stablehlo.while" in lowered) == (platform == "cpu")
 
 
-def test_pictures_of_a_batch_do_not_mix():
+def test_images_of_a_batch_do_not_mix():
     model, params = small(300)
     images = random_images(300, count=2)
     apply = jax.jit(functools.partial(ssd.apply, model))

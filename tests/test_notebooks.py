@@ -29,7 +29,7 @@ nbformat.write(notebook, sys.argv[2])
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """A detector that finds a cat in the middle of everything, and a picture."""
+    """A detector that finds a cat in the middle of everything, and an image."""
     folder = tmp_path_factory.mktemp("detector")
     config = config_lib.Config()
     config.model.width = 0.125
@@ -42,10 +42,10 @@ def files(tmp_path_factory):
     params["conf5"]["bias"].reshape(-1, 3)[0, 2] = 24
     detector = detector_lib.Detector(config, ("dog", "cat"), params)
     export.write(detector, folder / "detector.safetensors")
-    Image.fromarray(np.zeros((100, 100, 3), np.uint8)).save(folder / "picture.png")
+    Image.fromarray(np.zeros((100, 100, 3), np.uint8)).save(folder / "image.png")
     return {
         "DETECTOR": str(folder / "detector.safetensors"),
-        "PICTURE": str(folder / "picture.png"),
+        "IMAGE": str(folder / "image.png"),
     }
 
 
@@ -63,7 +63,7 @@ SAID = {
             ("missed", "missed"),
         )
     ],
-    "own_pictures.ipynb": ["12 steps; the loss fell: True", r"\d+ detections of \('.*"],
+    "own_images.ipynb": ["12 steps; the loss fell: True", r"\d+ detections of \('.*"],
     "the_paper.ipynb": [
         "53 positives, 159 negatives",
         r"\{.*'loss': \d+\.\d+, 'negatives': 159.0, 'positives': 53.0\}",
@@ -71,8 +71,8 @@ SAID = {
     ],
 }
 """Patterns of whole lines that a notebook has to print."""
-DRAWN = {"detect.ipynb": 1, "errors.ipynb": 3, "own_pictures.ipynb": 3, "the_paper.ipynb": 8}
-"""How many pictures it shows."""
+DRAWN = {"detect.ipynb": 1, "errors.ipynb": 3, "own_images.ipynb": 3, "the_paper.ipynb": 8}
+"""How many images it shows."""
 
 
 def printed(notebook):

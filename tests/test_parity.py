@@ -1,6 +1,6 @@
 """The same answers as torchvision's ssd300_vgg16, for weights that anyone can make again.
 
-`../shared/parity/make_torchvision_golden.py` is the recipe of weights, picture and targets.
+`../shared/parity/make_torchvision_golden.py` is the recipe of weights, image and targets.
 """
 
 import ast
@@ -72,7 +72,7 @@ def our_place(name):
     return *LAYERS[layer], {"weight": "kernel", "bias": "bias"}[kind]
 
 
-def picture():
+def make_image():
     rng = np.random.default_rng([SEED, 1])
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH] / 100.0
     channels = [
@@ -103,7 +103,7 @@ def params(golden):
 
 @pytest.fixture(scope="module")
 def network_input():
-    image = augment.resize(picture(), np.array([HEIGHT, WIDTH]), size=300)
+    image = augment.resize(make_image(), np.array([HEIGHT, WIDTH]), size=300)
     return (image - TORCHVISION_MEAN.astype(np.float32))[None]
 
 
@@ -149,7 +149,7 @@ def test_preprocessing_is_torchvisions(golden, network_input):
     expected = golden["input_300_rows"].transpose(1, 2, 0)
     # float32 pixels over 255, minus the mean, times 255: some 1e-5 are lost on the way.
     np.testing.assert_allclose(network_input[0, ::50, ::50], expected, atol=1e-4)
-    resized = augment.resize(picture(), np.array([HEIGHT, WIDTH]), size=300)
+    resized = augment.resize(make_image(), np.array([HEIGHT, WIDTH]), size=300)
     ours = augment.normalize(resized)[::50, ::50]
     np.testing.assert_allclose(ours, expected, atol=2e-3)  # the means differ by up to 8e-4
 
@@ -200,5 +200,5 @@ def test_detections_are_torchvisions(golden, answers, priors_cxcywh):
     found = jax.jit(detection.multiclass_nms)(clipped, jax.nn.softmax(conf))
     np.testing.assert_allclose(found.scores, golden["scores"], atol=1e-4)
     np.testing.assert_array_equal(found.labels, golden["labels"])
-    # Two networks in float32 that differ by 1e-6 relative, in a picture of 500 pixels: 5e-4.
+    # Two networks in float32 that differ by 1e-6 relative, in an image of 500 pixels: 5e-4.
     np.testing.assert_allclose(found.boxes * SCALE, golden["boxes"], atol=5e-3)

@@ -36,9 +36,9 @@ def ssd_file(tmp_path_factory):
 
 @pytest.mark.slow
 def test_detect_needs_nothing_but_weights(ssd_file, tmp_path):
-    picture = tmp_path / "a.png"
-    Image.fromarray(np.zeros((150, 300, 3), np.uint8)).save(picture)
-    done = scripts.run("detect.py", "--weights", ssd_file, picture, "--output", tmp_path / "out")
+    image = tmp_path / "a.png"
+    Image.fromarray(np.zeros((150, 300, 3), np.uint8)).save(image)
+    done = scripts.run("detect.py", "--weights", ssd_file, image, "--output", tmp_path / "out")
     assert (done.returncode, done.stderr) == (0, "")
     (found,) = json.loads((tmp_path / "out/detections.json").read_text()).values()
     assert found["labels"] == ["cat"]
@@ -52,7 +52,7 @@ def test_evaluate_needs_nothing_but_weights_and_data(ssd_file, tmp_path):
     objects = "".join(voc_tree.box(name, (3, 4, 20, 18)) for name in classes.VOC)
     voc_tree.write(
         tmp_path / "data",
-        pictures={"a.jpg": voc_tree.jpeg()},
+        images={"a.jpg": voc_tree.jpeg()},
         annotations={"a": voc_tree.xml(objects)},
         splits={"val": ["a"]},
     )

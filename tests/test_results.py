@@ -41,7 +41,7 @@ def refusal(path, key):
 
 
 def assert_same(found, expected, *, rtol=1e-7):
-    """Of either convention, picture by picture, in any order of the detections."""
+    """Of either convention, image by image, in any order of the detections."""
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.keys() == theirs.keys()
         for name in theirs:
@@ -91,7 +91,7 @@ def random_found(seed, split):
 
 @pytest.fixture
 def official(tmp_path):
-    """COCO's archives with 12 pictures in an order that is not that of their ids."""
+    """COCO's archives with 12 images in an order that is not that of their ids."""
     images = [coco_tree.image(number) for number in np.random.default_rng(0).permutation(12) + 1]
     images = [{**entry, "id": int(entry["id"])} for entry in images]
     return coco_tree.write_archives(
@@ -160,14 +160,14 @@ def test_the_forms_are_the_servers(tmp_path):
     assert results.write(tmp_path, found, VOC_KEY, dataset="folder", split="val") == {}
 
 
-def test_a_split_that_holds_a_picture_twice_has_no_results(official):
+def test_a_split_that_holds_a_image_twice_has_no_results(official):
     twice = datasets.load(
         "coco",
         "val2017+val2017[:1]",
         archives=str(official),
         cache_dir=official.parent / "cache",
     )
-    with pytest.raises(errors.UserError, match="twice; detect in each picture once"):
+    with pytest.raises(errors.UserError, match="twice; detect in each image once"):
         results.key_of(twice)
 
 
@@ -211,7 +211,7 @@ def test_no_detections_at_all_are_results(tmp_path):
 @pytest.mark.parametrize(
     ("line", "word"),
     [
-        ("000003 0.5 1 2 3 4", "line 1: the split has no picture 000003; give --config.data"),
+        ("000003 0.5 1 2 3 4", "line 1: the split has no image 000003; give --config.data"),
         ("000001 0.5 1 2 3", "line 1 is '000001 0.5 1 2 3', not an id, a score and xmin"),
         ("000001 0.5 1 2 3 4 5", "not an id, a score"),
         ("000001 0.5 1 2 3 x", "not an id, a score"),
@@ -252,7 +252,7 @@ def unpacked(shared, detector, folder):
 
 @pytest.mark.slow
 def test_real_detections_of_voc2007_have_their_ap(shared, tmp_path):
-    """evaluate.py on the official annotations, whose pictures stand in as black ones."""
+    """evaluate.py on the official annotations, whose images stand in as black ones."""
     with tarfile.open(shared / "voc/VOC2007_test_annotations.tar.gz") as opened:
         opened.extractall(tmp_path / "annotations", filter="data")
     (tree,) = (path.parent for path in (tmp_path / "annotations").rglob("Annotations"))
@@ -306,7 +306,7 @@ def write_run(workdir, config, class_names):
 
 @pytest.mark.slow
 def test_evaluate_writes_cocos_results_and_takes_them_back(tmp_path):
-    """First of pictures without annotations; val2017's are then made of some that it found."""
+    """First of images without annotations; val2017's are then made of some that it found."""
     images, archives = [coco_tree.image(number) for number in (3, 2)], tmp_path / "archives"
     coco_tree.write_archives(archives, "test2017", images, [])
     config = config_lib.Config()
@@ -353,7 +353,7 @@ def test_evaluate_writes_vocs_results_of_2012_test(tmp_path):
     ids = ["2008_000001", "2008_000004"]
     tree = voc_tree.write(
         tmp_path / "tree",
-        pictures={f"{key}.jpg": voc_tree.jpeg() for key in ids},
+        images={f"{key}.jpg": voc_tree.jpeg() for key in ids},
         annotations={},
         splits={"test": ids},
     )

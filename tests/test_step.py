@@ -29,7 +29,7 @@ def make_batch(count):
     rng = np.random.default_rng(0)
     low = rng.uniform(0, 0.5, (count, 3, 2))
     labels = rng.integers(1, 4, (count, 3))
-    labels[2] = 0  # a picture without objects
+    labels[2] = 0  # an image without objects
     labels[5, 1:] = 0
     return {
         "image": rng.integers(0, 256, (count, 64, 64, 3), dtype=np.uint8),
@@ -174,7 +174,7 @@ def test_the_step_is_the_sum_of_its_parts(batch):
     assert_close(new_params, expected)
 
 
-def test_the_same_picture_is_augmented_alike_in_any_batch():
+def test_the_same_image_is_augmented_alike_in_any_batch():
     key = jax.random.key(7)
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     arguments = (image, np.float32([64, 64]), np.zeros((1, 4), "f4"), np.zeros(1, "i4"))
@@ -223,7 +223,7 @@ def test_accumulated_parts_give_the_gradient_of_the_whole(batch, devices, parts)
 def test_four_parts_of_eight_give_the_parameters_of_thirty_two():
     """Parameters to 1e-5 after a step at ten times the paper's rate.
 
-    A network of 8 pictures rounds otherwise than one of 32, see `assert_same_gradient`: the whole
+    A network of 8 images rounds otherwise than one of 32, see `assert_same_gradient`: the whole
     gradient was 1.5e-5 of its length apart.
     """
     batch, rate = make_batch(32), 1e-2
@@ -267,7 +267,7 @@ def test_remat_keeps_only_the_inputs_of_blocks():
 @pytest.mark.parametrize(
     "harm",
     [
-        pytest.param({"extent": np.nan}, id="picture"),
+        pytest.param({"extent": np.nan}, id="image"),
         pytest.param({"boxes": np.nan}, id="boxes"),
         pytest.param({"loc_weight": np.float32(np.inf)}, id="gradients"),
     ],
@@ -340,7 +340,7 @@ def test_larger_gradients_are_clipped_to_the_norm(batch):
 
 @pytest.mark.slow
 def test_boxes_over_the_edge_can_be_as_if_they_were_not_there(batch):
-    """Against the reference on the default boxes inside the picture alone."""
+    """Against the reference on the default boxes inside the image alone."""
     image, gt_boxes, gt_labels = flipped(batch, SIZE)
     corners = np.array([reference.corners(prior) for prior in PRIORS])
     kept = (corners.min(1) >= -1e-6) & (corners.max(1) <= 1 + 1e-6)

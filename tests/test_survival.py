@@ -380,7 +380,7 @@ def nan_boxes(batches):
         yield {**batch, "boxes": boxes}
 
 
-def test_a_step_that_is_not_finite_is_skipped_and_its_pictures_named(
+def test_a_step_that_is_not_finite_is_skipped_and_its_images_named(
     config, tmp_path, monkeypatch, warnings_of
 ):
     original = loader.training_batches
@@ -398,7 +398,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_its_pictures_named(
     )
     positions = [next(stream)["position"] for _ in range(2)][1]
     order = [*loader.epoch_order(12, 0, 0), *loader.epoch_order(12, 0, 1)]
-    assert row["pictures"] == [split.source[order[place]]["name"] for place in positions]
+    assert row["images"] == [split.source[order[place]]["name"] for place in positions]
     assert any("step 2 is skipped" in line for line in warnings_of)
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     rows = [row for row in map(json.loads, lines) if "loss" in row]
@@ -542,8 +542,8 @@ def test_a_profile_that_is_no_range_is_one_line(value):
     )
 
 
-def test_parts_that_do_not_divide_a_devices_pictures_are_refused(config, tmp_path):
-    with pytest.raises(errors.UserError, match=r"accumulate \(3\) must divide the 1 pictures"):
+def test_parts_that_do_not_divide_a_devices_images_are_refused(config, tmp_path):
+    with pytest.raises(errors.UserError, match=r"accumulate \(3\) must divide the 1 images"):
         loop.train(changed(config, accumulate=3), tmp_path / "run")
 
 

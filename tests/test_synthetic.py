@@ -46,15 +46,15 @@ def test_a_scene_depends_on_its_random_generator_only():
     assert first.image.shape != other.image.shape or (first.image != other.image).any()
 
 
-def test_neither_the_number_of_pictures_nor_of_processes_changes_a_picture(folder, tmp_path):
+def test_neither_the_number_of_images_nor_of_processes_changes_a_image(folder, tmp_path):
     synthetic.write(tmp_path / "shapes", train=2, test=4, seed=7, processes=1)
     many, few = _files(folder), _files(tmp_path / "shapes")
-    pictures = [path for path in few if path.suffix in (".jpg", ".xml") and path in many]
-    assert len(pictures) == 2 * (2 + 3)
-    assert all(few[path] == many[path] for path in pictures)
+    images = [path for path in few if path.suffix in (".jpg", ".xml") and path in many]
+    assert len(images) == 2 * (2 + 3)
+    assert all(few[path] == many[path] for path in images)
 
 
-def test_splits_and_seeds_share_no_picture(folder, tmp_path):
+def test_splits_and_seeds_share_no_image(folder, tmp_path):
     synthetic.write(tmp_path / "shapes", train=5, test=3, seed=8, processes=1)
     both = [
         *_files(folder / "JPEGImages").values(),
@@ -63,7 +63,7 @@ def test_splits_and_seeds_share_no_picture(folder, tmp_path):
     assert len(set(both)) == 16
 
 
-def test_boxes_lie_inside_the_picture_and_have_an_area(scenes):
+def test_boxes_lie_inside_the_image_and_have_an_area(scenes):
     for scene in scenes:
         height, width, _ = scene.image.shape
         for one in scene.objects:
@@ -72,10 +72,10 @@ def test_boxes_lie_inside_the_picture_and_have_an_area(scenes):
             assert 1 <= ymin < ymax <= height
 
 
-def test_pictures_are_portrait_and_landscape_within_the_stated_sides(scenes):
+def test_images_are_portrait_and_landscape_within_the_stated_sides(scenes):
     heights, widths = np.array([scene.image.shape[:2] for scene in scenes]).T
-    assert min(heights.min(), widths.min()) >= synthetic_scenes.PICTURE_SIDES[0]
-    assert max(heights.max(), widths.max()) <= synthetic_scenes.PICTURE_SIDES[1]
+    assert min(heights.min(), widths.min()) >= synthetic_scenes.IMAGE_SIDES[0]
+    assert max(heights.max(), widths.max()) <= synthetic_scenes.IMAGE_SIDES[1]
     assert 0.3 < (heights > widths).mean() < 0.7
     assert all(scene.image.dtype == np.uint8 for scene in scenes)
 
@@ -179,8 +179,8 @@ def test_half_hidden_is_difficult_and_nearly_hidden_is_refused():
     )
 
 
-def test_the_edge_of_the_picture_hides_too():
-    """A block of 10 x 10 pixels with 4, 6 and 9 rows above the picture."""
+def test_the_edge_of_the_image_hides_too():
+    """A block of 10 x 10 pixels with 4, 6 and 9 rows above the image."""
     block, back = np.ones((10, 10), bool), np.zeros((30, 30), np.int16)
     for y, difficult in ((-4, False), (-6, True)):
         owner, things = synthetic_scenes._put(
@@ -222,8 +222,8 @@ def test_the_folder_is_a_voc_folder(folder):
     assert len(names["test"]) == 3
     for name in names["train"] + names["test"]:
         root = ElementTree.parse(folder / "Annotations" / f"{name}.xml").getroot()
-        with Image.open(folder / "JPEGImages" / f"{name}.jpg") as picture:
-            size = (*picture.size, len(picture.getbands()))
+        with Image.open(folder / "JPEGImages" / f"{name}.jpg") as image:
+            size = (*image.size, len(image.getbands()))
         assert root.findtext("folder") == "shapes"
         assert root.findtext("filename") == f"{name}.jpg"
         assert root.findtext("source/database")

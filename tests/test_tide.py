@@ -27,7 +27,7 @@ def one_kind(result):
     return tide.KINDS[kind], int(result.counts[kind]), result.cost[kind]
 
 
-# A cat that is found stands in each picture; AP of cats, by hand, without and with the error.
+# A cat that is found stands in each image; AP of cats, by hand, without and with the error.
 RIGHT = (FAR, 0.5, 1)
 SEEN = (FAR, 1, False)
 

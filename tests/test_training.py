@@ -91,8 +91,8 @@ def test_a_finished_run_is_only_evaluated_again(finished, config):
 
 def test_the_detector_of_a_workdir_finds_things_in_pixels(finished):
     detector = load.load_detector(finished)
-    picture = np.random.default_rng(0).integers(0, 256, (120, 200, 3), dtype=np.uint8)
-    (found,) = detector([picture], score_threshold=0.0)
+    image = np.random.default_rng(0).integers(0, 256, (120, 200, 3), dtype=np.uint8)
+    (found,) = detector([image], score_threshold=0.0)
     assert found.boxes.shape == (len(found.scores), 4)
     assert (found.boxes >= 0).all()
     assert (found.boxes <= [200, 120, 200, 120]).all()

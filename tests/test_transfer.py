@@ -330,7 +330,7 @@ def test_a_run_begins_with_somebodys_detector_of_other_classes(cfg, amdegroots, 
     names = ("bee", "dog", "person")  # two of them are VOC's
     data = voc_tree.write(
         tmp_path / "data",
-        pictures={f"{k}.jpg": voc_tree.jpeg(90, 120, seed=k) for k in range(8)},
+        images={f"{k}.jpg": voc_tree.jpeg(90, 120, seed=k) for k in range(8)},
         annotations={
             f"{k}": voc_tree.xml(*map(voc_tree.box, names), size=(90, 120)) for k in range(8)
         },

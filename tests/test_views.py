@@ -1,4 +1,4 @@
-"""Several views of a picture: mirrored, and at other sizes than the training's."""
+"""Several views of an image: mirrored, and at other sizes than the training's."""
 
 import dataclasses
 import functools
@@ -32,7 +32,7 @@ def random_outputs(seed, *, priors=30, classes=4):
 
 
 def detect_both(plain, mirrored):
-    """Detections in a picture from the outputs for it and for its mirror image."""
+    """Detections in an image from the outputs for it and for its mirror image."""
     (loc, conf, cells), (other_loc, other_conf, other_cells) = plain, mirrored
     other_loc, other_cells = detection.unmirror(other_loc, other_cells)
     return detection.detect(
@@ -110,7 +110,7 @@ def noise(seed, *, size=(60, 90)):
 
 
 def as_rows(found, *, width=None):
-    """Sorted rows (box, score, label), mirrored in a picture of that width if it is given."""
+    """Sorted rows (box, score, label), mirrored in an image of that width if it is given."""
     boxes = np.asarray(found.boxes)
     if width is not None:
         boxes = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], -1)
@@ -118,9 +118,9 @@ def as_rows(found, *, width=None):
     return rows[np.lexsort(rows[:, ::-1].round(3).T)]
 
 
-def test_a_mirrored_picture_gives_mirrored_detections_with_the_mirrored_view():
-    picture = noise(1)
-    both = [picture, np.ascontiguousarray(picture[:, ::-1])]
+def test_a_mirrored_image_gives_mirrored_detections_with_the_mirrored_view():
+    image = noise(1)
+    both = [image, np.ascontiguousarray(image[:, ::-1])]
     here, there = detector_of(flip=True)(both, score_threshold=0.01)
     assert len(here.scores) > 10
     np.testing.assert_allclose(as_rows(here), as_rows(there, width=90), atol=0.05)
@@ -129,13 +129,13 @@ def test_a_mirrored_picture_gives_mirrored_detections_with_the_mirrored_view():
 
 
 def test_a_detector_joins_its_views_as_the_reference_does():
-    picture = noise(2)
+    original = noise(2)
     detector = detector_of(flip=True, sizes=(300, 260))
     model = build.model(detector.config.model, len(NAMES))
     apply = jax.jit(functools.partial(ssd.apply, model))
     seen = []
     for side in (300, 260):
-        resized = augment.resize(picture, picture.shape[:2], size=side)
+        resized = augment.resize(original, original.shape[:2], size=side)
         maps = ssd.feature_map_shapes(model, (side, side))
         strides = (8, 16, 32, 64, 64, 64)
         spec = priors.at_size(priors.SSD300_VOC, (side, side), maps, strides)
@@ -143,7 +143,7 @@ def test_a_detector_joins_its_views_as_the_reference_does():
             image = augment.normalize(resized[None, :, ::-1] if mirrored else resized[None])
             loc, conf = apply(parameters(), image)
             seen.append((loc[0], conf[0], priors.default_boxes(spec), mirrored))
-    (found,) = detector([picture], score_threshold=0)
+    (found,) = detector([original], score_threshold=0)
     seen = [(*map(np.asarray, view[:3]), view[3]) for view in seen]
     expected = reference.detect_views(seen, top_k=30, max_detections=20)
     scale = np.array([90, 60, 90, 60])
@@ -151,8 +151,8 @@ def test_a_detector_joins_its_views_as_the_reference_does():
 
 
 def test_the_trainings_size_alone_is_what_no_sizes_mean():
-    picture = noise(3)
-    (plain,), (named,) = (detector_of(**o)([picture]) for o in ({}, {"sizes": (300,)}))
+    image = noise(3)
+    (plain,), (named,) = (detector_of(**o)([image]) for o in ({}, {"sizes": (300,)}))
     jax.tree.map(np.testing.assert_array_equal, plain, named)
 
 
@@ -226,7 +226,7 @@ def test_a_size_too_small_for_the_maps_is_one_line():
 @pytest.mark.parametrize("options", [{"flip": True}, {"sizes": (300,)}])
 @pytest.mark.parametrize("name", ["onnx", "stablehlo"])
 def test_formats_of_one_look_refuse_several(name, options, tmp_path):
-    with pytest.raises(errors.UserError, match=r"looks at a picture once; give --config\.eval"):
+    with pytest.raises(errors.UserError, match=r"looks at an image once; give --config\.eval"):
         export.write(detector_of(**options), tmp_path / f"a.{name}")
     assert not list(tmp_path.iterdir())
 

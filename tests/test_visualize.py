@@ -12,7 +12,7 @@ from ssd_jax import fonts, visualize
 CLASSES = ("cat", "dog", "sheep")
 
 
-def picture(height=200, width=300):
+def make_image(height=200, width=300):
     return np.full((height, width, 3), 40, np.uint8)
 
 
@@ -40,7 +40,7 @@ def test_neighbouring_classes_differ_clearly():
 
 
 def test_box_is_drawn_in_the_color_of_its_class():
-    drawn = draw(picture(), [[50.0, 60.0, 150.0, 160.0]], [2])
+    drawn = draw(make_image(), [[50.0, 60.0, 150.0, 160.0]], [2])
     for y, x in ((160, 100), (110, 50), (110, 150), (60, 149)):
         assert tuple(drawn[y, x]) == visualize.class_color(2)
     assert tuple(drawn[110, 100]) == (40, 40, 40)
@@ -49,7 +49,7 @@ def test_box_is_drawn_in_the_color_of_its_class():
 
 
 def test_argument_stays_as_it_is():
-    image = picture()
+    image = make_image()
     drawn = draw(image, [[50, 60, 150, 160]], [1])
     assert (image == 40).all()
     drawn[:] = 0
@@ -57,19 +57,19 @@ def test_argument_stays_as_it_is():
 
 
 def test_nothing_to_draw_gives_an_equal_copy():
-    image = picture()
+    image = make_image()
     drawn = draw(image, np.zeros((0, 4)), np.zeros(0, int), np.zeros(0))
     np.testing.assert_array_equal(drawn, image)
     assert not np.shares_memory(drawn, image)
 
 
 def test_padding_rows_are_not_drawn():
-    drawn = draw(picture(), [[50, 60, 150, 160]], [0], [0.0])
-    assert not changed(picture(), drawn).any()
+    drawn = draw(make_image(), [[50, 60, 150, 160]], [0], [0.0])
+    assert not changed(make_image(), drawn).any()
 
 
 def test_caption_stands_above_the_box_with_black_or_white_letters():
-    drawn = draw(picture(800, 1200), [[200, 240, 600, 640]], [1], [0.5])
+    drawn = draw(make_image(800, 1200), [[200, 240, 600, 640]], [1], [0.5])
     tag = drawn[180:240, 200:440].reshape(-1, 3)
     assert (tag == visualize.class_color(1)).all(axis=1).any()
     assert ((tag == 0).all(axis=1) | (tag == 255).all(axis=1)).any()
@@ -90,7 +90,7 @@ def test_caption_is_whole_wherever_the_box_is(box):
     """As many pixels of the letters as where there is room for all of them."""
 
     def letters(box):
-        drawn = draw(picture(800, 1200), [box], [3], [0.5])
+        drawn = draw(make_image(800, 1200), [box], [3], [0.5])
         return int((drawn == 0).all(axis=-1).sum() + (drawn == 255).all(axis=-1).sum())
 
     assert letters(box) == letters((200, 240, 600, 640)) > 0
@@ -98,37 +98,37 @@ def test_caption_is_whole_wherever_the_box_is(box):
 
 def test_scores_are_written_as_asked():
     boxes, labels, scores = [[50, 60, 150, 160]], [1], [0.126]
-    two = draw(picture(), boxes, labels, scores)
-    assert not np.array_equal(two, draw(picture(), boxes, labels))
-    assert not np.array_equal(two, draw(picture(), boxes, labels, scores, score_format=".0%"))
-    np.testing.assert_array_equal(two, draw(picture(), boxes, labels, [0.13]))
+    two = draw(make_image(), boxes, labels, scores)
+    assert not np.array_equal(two, draw(make_image(), boxes, labels))
+    assert not np.array_equal(two, draw(make_image(), boxes, labels, scores, score_format=".0%"))
+    np.testing.assert_array_equal(two, draw(make_image(), boxes, labels, [0.13]))
 
 
 def test_first_row_is_on_top():
-    drawn = draw(picture(), [[50, 60, 150, 160], [50, 60, 150, 160]], [1, 2])
+    drawn = draw(make_image(), [[50, 60, 150, 160], [50, 60, 150, 160]], [1, 2])
     assert tuple(drawn[160, 100]) == visualize.class_color(1)
 
 
-def test_lines_and_letters_grow_with_the_picture():
+def test_lines_and_letters_grow_with_the_image():
     box = np.array([[0.2, 0.3, 0.8, 0.8]])
-    small = draw(picture(200, 200), box * 200, [1])
-    large = draw(picture(1600, 1600), box * 1600, [1])
+    small = draw(make_image(200, 200), box * 200, [1])
+    large = draw(make_image(1600, 1600), box * 1600, [1])
 
     def line(image):
         side = len(image)
-        return changed(picture(side, side), image)[side // 2, : side // 2].sum()
+        return changed(make_image(side, side), image)[side // 2, : side // 2].sum()
 
     assert line(large) == pytest.approx(8 * line(small), abs=8)
-    share = [changed(picture(len(i), len(i)), i).mean() for i in (small, large)]
+    share = [changed(make_image(len(i), len(i)), i).mean() for i in (small, large)]
     assert share[1] > share[0] / 3
 
 
 @pytest.mark.parametrize("size", [(1, 1), (8, 300), (300, 8)])
-def test_tiny_pictures_can_be_drawn_on(size):
-    assert draw(picture(*size), [[0, 0, 300, 300]], [1], [1.0]).shape == (*size, 3)
+def test_tiny_images_can_be_drawn_on(size):
+    assert draw(make_image(*size), [[0, 0, 300, 300]], [1], [1.0]).shape == (*size, 3)
 
 
-def test_grid_puts_pictures_in_reading_order():
+def test_grid_puts_images_in_reading_order():
     grey = [np.full((50, 100, 3), 20 * k, np.uint8) for k in range(5)]
     sheet = visualize.grid(grey, columns=2, width=208, gap=4)
     assert sheet.dtype == np.uint8
@@ -137,8 +137,8 @@ def test_grid_puts_pictures_in_reading_order():
     assert [int(sheet[center][0]) for center in centers] == [0, 20, 40, 60, 80, 255]
 
 
-def test_grid_takes_pictures_of_any_size():
-    sheet = visualize.grid([picture(10, 40), picture(300, 200)], columns=2, width=400)
+def test_grid_takes_images_of_any_size():
+    sheet = visualize.grid([make_image(10, 40), make_image(300, 200)], columns=2, width=400)
     assert sheet.shape[1] == 400
     assert sheet.shape[0] > 250
 
@@ -150,16 +150,16 @@ def test_grid_of_nothing_is_a_blank_strip():
 @pytest.mark.parametrize(("columns", "width"), [(0, 100), (-1, 100), (50, 100)])
 def test_columns_that_do_not_fit_are_refused(columns, width):
     with pytest.raises(ValueError, match=rf"columns \({columns}\) must be at least 1"):
-        visualize.grid([picture()], columns=columns, width=width)
+        visualize.grid([make_image()], columns=columns, width=width)
 
 
 def test_scores_in_the_place_of_labels_are_refused():
     with pytest.raises(ValueError, match="labels must be integers, not float64"):
-        draw(picture(), [[50, 60, 150, 160]], [0.9], [1])
+        draw(make_image(), [[50, 60, 150, 160]], [0.9], [1])
 
 
-def test_a_sheet_of_augmentations_shows_the_picture_first():
-    key, image = jax.random.key(0), picture(60, 80)
+def test_a_sheet_of_augmentations_shows_the_image_first():
+    key, image = jax.random.key(0), make_image(60, 80)
     boxes, labels = np.float32([[0.25, 0.25, 0.75, 0.75]]), np.array([2])
     sheet = visualize.augmentations(
         key, image, boxes, labels, class_names=CLASSES, size=40, count=5, columns=3
@@ -175,7 +175,7 @@ def test_a_sheet_of_augmentations_shows_the_picture_first():
 
 def test_a_sheet_without_objects_is_drawn():
     sheet = visualize.augmentations(
-        jax.random.key(0), picture(), np.zeros((0, 4)), [], class_names=CLASSES, size=20, count=1
+        jax.random.key(0), make_image(), np.zeros((0, 4)), [], class_names=CLASSES, size=20, count=1
     )
     assert sheet.dtype == np.uint8
 
@@ -265,7 +265,7 @@ def test_a_name_of_any_script_is_drawn_by_a_font_that_has_its_letters(name):
     assert all(bytes(font.getmask(letter)) != missing for letter in name)
     box, labels = np.array([[50, 60, 150, 160]]), np.array([1])
     shown = [
-        visualize.draw(picture(), box, labels, class_names=[text]) for text in (name, "class 1")
+        visualize.draw(make_image(), box, labels, class_names=[text]) for text in (name, "class 1")
     ]
     assert changed(*shown).any()
 
@@ -274,12 +274,12 @@ def test_a_name_that_no_font_has_is_the_classs_number_and_said_once(machine, cap
     machine()
     box, labels = [[50, 60, 250, 160]], [2]
     expected = visualize.draw(
-        picture(), np.array(box), np.array(labels), [0.5], class_names=("cat", "class 2")
+        make_image(), np.array(box), np.array(labels), [0.5], class_names=("cat", "class 2")
     )
     for _ in range(2):
         for name in ("\u732b", "\u72ac"):
             drawn = visualize.draw(
-                picture(), np.array(box), np.array(labels), [0.5], class_names=("cat", name)
+                make_image(), np.array(box), np.array(labels), [0.5], class_names=("cat", name)
             )
             np.testing.assert_array_equal(drawn, expected)
     out, err = capsys.readouterr()
@@ -302,11 +302,11 @@ def test_a_name_that_no_font_has_is_the_classs_number_and_said_once(machine, cap
 def test_a_caption_is_one_short_line_whatever_the_name_is(name, same):
     box, labels = np.array([[50, 60, 250, 160]]), np.array([1])
     tracemalloc.start()
-    drawn = visualize.draw(picture(), box, labels, [0.5], class_names=[name])
+    drawn = visualize.draw(make_image(), box, labels, [0.5], class_names=[name])
     assert tracemalloc.get_traced_memory()[1] < 1 << 24
     tracemalloc.stop()
     np.testing.assert_array_equal(
-        drawn, visualize.draw(picture(), box, labels, [0.5], class_names=[same])
+        drawn, visualize.draw(make_image(), box, labels, [0.5], class_names=[same])
     )
 
 
@@ -322,7 +322,7 @@ def test_fonts_are_looked_for_where_each_platform_has_them(monkeypatch):
 
 
 def test_a_very_tall_image_does_not_make_an_endless_sheet():
-    sheet = visualize.grid([picture(30_000, 3), picture(10, 10)], columns=2, width=216, gap=8)
+    sheet = visualize.grid([make_image(30_000, 3), make_image(10, 10)], columns=2, width=216, gap=8)
     assert sheet.shape == (4 * 96 + 16, 216, 3)
     assert (sheet[8:-8, 8 + 47] == 40).all()  # a pixel wide, in the middle of its column
     assert (sheet[8 : 8 + 100, 8 + 10] == 255).all()

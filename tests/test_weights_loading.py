@@ -78,7 +78,7 @@ def test_a_file_of_another_network_is_refused(params, npz):
 
 
 def test_another_mean_moves_into_the_bias(npz):
-    # At a pixel whose neighbours are all in the picture, both subtract what they say.
+    # At a pixel whose neighbours are all in the image, both subtract what they say.
     weights = npz(conv1_1__kernel=random(3, 3, 3, 8), conv1_1__bias=random(8, seed=1))
     mean = (120.0, 110.0, 100.0)
     moved = loading.with_mean(weights, mean)

@@ -54,10 +54,10 @@ def test_both_forms_of_pth_hold_torchvisions_entries(torchvision_file, state_dic
 def test_a_pth_of_torchvision_detects_what_torchvision_detects(torchvision_file, golden):
     detector = ssd_jax.load_detector(torchvision_file)
     assert detector.class_names == classes.VOC
-    (found,) = detector([torchvision_recipe.picture()], score_threshold=0.01)
+    (found,) = detector([torchvision_recipe.make_image()], score_threshold=0.01)
     np.testing.assert_allclose(found.scores, golden["scores"], atol=1e-4)
     np.testing.assert_array_equal(found.labels, golden["labels"])
-    # Two networks in float32 that differ by 1e-6 relative, in a picture of 500 pixels: 5e-4.
+    # Two networks in float32 that differ by 1e-6 relative, in an image of 500 pixels: 5e-4.
     np.testing.assert_allclose(found.boxes, golden["boxes"], atol=5e-3)
     assert jax.tree.all(jax.tree.map(lambda leaf: leaf.dtype == np.float32, detector.params))
 
@@ -68,11 +68,11 @@ def others():
         return dict(file)
 
 
-def predictions(detector, picture):
-    """`[P, 4]` loc and `[P, C]` conf of a picture of the network's size."""
+def predictions(detector, image):
+    """`[P, 4]` loc and `[P, C]` conf of an image of the network's size."""
     config = detector.config.model
     model = build.model(config, len(detector.class_names))
-    images = augment.normalize(picture[None], mean=build.mean(config))
+    images = augment.normalize(image[None], mean=build.mean(config))
     loc, conf = jax.jit(functools.partial(ssd.apply, model))(detector.params, images)
     return loc[0], conf[0]
 
@@ -93,17 +93,17 @@ def test_an_ssd_of_others_answers_as_theirs(others, tmp_path, whose, side):
     detector = ssd_jax.load_detector(tmp_path / "theirs")
     config = detector.config.model
     assert (config.image_size, config.prior_sizes, config.clip_priors) == (side, "voc", True)
-    loc, conf = predictions(detector, make_other_networks.picture(side))
+    loc, conf = predictions(detector, make_other_networks.make_image(side))
     rows = make_other_networks.rows(side)
     assert relative(loc[rows], others[f"{whose}_loc"]) < 1e-4
     assert relative(conf[rows], others[f"{whose}_conf"]) < 1e-4
 
 
 def body_of(weights):
-    """`[4, 4, 512]` conv5_3 of the small picture, with the body's weights of a file."""
+    """`[4, 4, 512]` conv5_3 of the small image, with the body's weights of a file."""
     model = vgg.VGG()
-    picture = make_other_networks.picture(make_other_networks.SMALL)
-    images = augment.normalize(picture[None], mean=weights.layout.mean)
+    image = make_other_networks.make_image(make_other_networks.SMALL)
+    images = augment.normalize(image[None], mean=weights.layout.mean)
     like = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
     params, report = loading.fit({"vgg16": zeros}, weights)
@@ -131,7 +131,7 @@ def test_kerass_vgg_answers_as_theirs(others, tmp_path):
 
 @pytest.mark.parametrize("write", [weight_files.torch_zip, weight_files.safetensors])
 def test_torchvisions_classifier_answers_as_theirs(others, tmp_path, write):
-    # At the borders too: its zeros, which pad scaled pictures, stand for the mean that we subtract.
+    # At the borders too: its zeros, which pad scaled images, stand for the mean that we subtract.
     arrays = make_other_networks.make(make_other_networks.torchvision_shapes())
     write(tmp_path / "vgg16", {**arrays, "classifier.0.bias": np.zeros(4096, np.float32)})
     weights = loading.read(tmp_path / "vgg16")
@@ -145,11 +145,11 @@ def test_our_mean_differs_from_torchvisions_at_the_border_only(tmp_path):
     weight_files.torch_zip(tmp_path / "vgg16", first)
     theirs = loading.read(tmp_path / "vgg16")
     ours = loading.with_mean(theirs, layouts.CAFFE_MEAN)
-    picture = make_other_networks.picture(make_other_networks.SMALL)[None]
+    image = make_other_networks.make_image(make_other_networks.SMALL)[None]
 
     def conv1_1(weights):
         kernel, bias = (weights.arrays[f"vgg16/conv1_1/{kind}"] for kind in ("kernel", "bias"))
-        images = augment.normalize(picture, mean=weights.layout.mean)
+        images = augment.normalize(image, mean=weights.layout.mean)
         numbers = ("NHWC", "HWIO", "NHWC")
         return bias + jax.lax.conv_general_dilated(
             images, kernel, (1, 1), "SAME", dimension_numbers=numbers

@@ -57,7 +57,7 @@ def state_dict(backbone):
 
 
 def answers(weights, backbone, layers=()):
-    """Maps of the small picture, or what some layers give behind a ReLU; every 16th channel."""
+    """Maps of the small image, or what some layers give behind a ReLU; every 16th channel."""
     model = ssd.BACKBONES[backbone].build()
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes_of(backbone))
     params, report = loading.fit(flax.traverse_util.unflatten_dict(zeros, sep="/"), weights)
@@ -65,8 +65,8 @@ def answers(weights, backbone, layers=()):
         f"{backbone}/conv4_4_norm/scale"
     }
     assert report.ignored == {}
-    picture = make_backbones.picture(make_backbones.SIDE, make_backbones.SIDE)
-    images = augment.normalize(picture[None], mean=weights.layout.mean)
+    image = make_backbones.make_image(make_backbones.SIDE, make_backbones.SIDE)
+    images = augment.normalize(image[None], mean=weights.layout.mean)
     kept = {}
 
     def record(next_call, args, kwargs, context):
@@ -124,7 +124,7 @@ def test_batch_norm_is_folded_by_the_formula(tmp_path):
     scale = 3 / np.sqrt(4 + 1e-5)
     np.testing.assert_allclose(weights.arrays["resnet18/conv1/scale"], [scale], rtol=1e-6)
     np.testing.assert_allclose(weights.arrays["resnet18/conv1/bias"], [1 - 2 * scale], rtol=1e-6)
-    # A picture without its mean m is K (x - m): another mean moves into the bias by the scale.
+    # An image without its mean m is K (x - m): another mean moves into the bias by the scale.
     kernel = np.ones((3, 3, 3, 1), np.float32)
     weights = weights._replace(arrays={**weights.arrays, "resnet18/conv1/kernel": kernel})
     mean = np.add(weights.layout.mean, (1, 2, 3))

@@ -18,7 +18,7 @@ def load(tmp_path):
 
 
 def write(root: Path, files: dict[str, str | bytes | None]) -> Path:
-    """Writes files below a folder; None stands for a picture of 32 x 24."""
+    """Writes files below a folder; None stands for an image of 32 x 24."""
     for name, content in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         data = voc_tree.jpeg(seed=len(name)) if content is None else content
@@ -27,7 +27,7 @@ def write(root: Path, files: dict[str, str | bytes | None]) -> Path:
 
 
 def write_plain(root: Path, label: str = LINE, **fields) -> Path:
-    """Ultralytics' layout: two pictures in train, of which b has `label`, one in val."""
+    """Ultralytics' layout: two images in train, of which b has `label`, one in val."""
     content = {"train": "images/train", "val": "images/val", "names": ["cat", "dog"], **fields}
     content = {name: value for name, value in content.items() if value is not None}
     return write(
@@ -71,7 +71,7 @@ def test_polygons_stand_for_their_bounding_boxes(tmp_path):
 
 
 @pytest.mark.parametrize("label", [None, "", "\n \n"])
-def test_a_missing_or_empty_text_file_is_an_empty_picture(load, tmp_path, label):
+def test_a_missing_or_empty_text_file_is_an_empty_image(load, tmp_path, label):
     path = write_plain(tmp_path / "own", label or "")
     if label is None:
         (path / "labels/train/b.txt").unlink()
@@ -96,9 +96,9 @@ def test_a_missing_or_empty_text_file_is_an_empty_picture(load, tmp_path, label)
         ("0 0.5 inf 0.1 0.1", "are not normalised"),
     ],
 )
-def test_lines_that_cannot_be_read_cost_their_picture(load, tmp_path, line, word):
+def test_lines_that_cannot_be_read_cost_their_image(load, tmp_path, line, word):
     path = str(write_plain(tmp_path / "own", LINE + line + "\n"))
-    with pytest.raises(errors.UserError, match=f"1 of 2 pictures.*labels/train/b.txt: .*{word}"):
+    with pytest.raises(errors.UserError, match=f"1 of 2 images.*labels/train/b.txt: .*{word}"):
         load("train", path=path)
     assert names(load("train", path=path, max_bad_share=0.5)) == ["images/train/a.jpg"]
 
@@ -111,7 +111,7 @@ def test_lines_that_cannot_be_read_cost_their_picture(load, tmp_path, line, word
         ("0 0.5 0.5 0 0.5", [], "has no area; dropped from training"),
     ],
 )
-def test_boxes_beyond_the_picture_are_mended_and_named(tmp_path, line, kept, word):
+def test_boxes_beyond_the_image_are_mended_and_named(tmp_path, line, kept, word):
     found = objects(write_plain(tmp_path / "own", line))
     boxes = found.boxes[~found.degenerate]
     np.testing.assert_allclose(boxes, np.array(kept).reshape(-1, 4), rtol=1e-5)
@@ -147,7 +147,7 @@ def test_keypoints_stand_behind_the_box(tmp_path):
 
 
 @pytest.mark.parametrize("line", ["x" * 5000, "x/" * 5000 + "a.jpg", "a\0.jpg", "/", "."])
-def test_lists_of_what_is_no_picture_cost_that_picture(load, tmp_path, line):
+def test_lists_of_what_is_no_image_cost_that_image(load, tmp_path, line):
     path = write_plain(tmp_path / "own", train="train.txt")
     (path / "train.txt").write_text(f"images/train/a.jpg\n{line}\n")
     assert names(load("train", path=str(path), max_bad_share=0.5)) == ["images/train/a.jpg"]
@@ -155,7 +155,7 @@ def test_lists_of_what_is_no_picture_cost_that_picture(load, tmp_path, line):
         load("train", path=str(path))
 
 
-def test_pictures_that_change_their_split_are_noticed(load, tmp_path):
+def test_images_that_change_their_split_are_noticed(load, tmp_path):
     path = write_plain(tmp_path / "own", train="train.txt", val="val.txt")
     a, b, c = "images/train/a.jpg", "images/train/b.jpg", "images/val/c.jpg"
     for train, val in (([a, b], [c]), ([c, b], [a])):
@@ -172,7 +172,7 @@ def test_text_that_is_none_is_named(tmp_path):
         objects(path)
 
 
-def test_broken_and_empty_pictures_are_named(tmp_path):
+def test_broken_and_empty_images_are_named(tmp_path):
     path = write_plain(tmp_path / "own")
     for content in (b"", b"text"):
         (path / "images/train/b.jpg").write_bytes(content)
@@ -220,7 +220,7 @@ def test_yaml_files_may_be_written_in_many_ways(load, tmp_path, fields):
         ({"train": "x" * 5000}, "is neither in"),
         ({"path": "x" * 5000, "train": "nowhere"}, "is neither in"),
         ({"train": "images/training"}, "train: images/training is neither in"),
-        ({"train": None, "val": None}, "names no pictures"),
+        ({"train": None, "val": None}, "names no images"),
     ],
 )
 def test_yaml_files_that_are_wrong_are_named(load, tmp_path, fields, word):
@@ -240,20 +240,20 @@ def test_files_that_are_no_yaml_are_named(load, tmp_path, content):
 
 
 @pytest.mark.parametrize(
-    ("picture", "text"),
+    ("image", "text"),
     [
         ("images/train/{}.jpg", "labels/train/{}.txt"),
         ("train/images/{}.jpg", "train/labels/{}.txt"),
         ("images/train/{}.jpg", "images/train/{}.txt"),
     ],
 )
-def test_folders_tell_the_splits_without_yaml(load, tmp_path, picture, text):
+def test_folders_tell_the_splits_without_yaml(load, tmp_path, image, text):
     root = write(
         tmp_path / "own",
-        {"classes.txt": "cat\ndog\n", picture.format("a"): None, text.format("a"): LINE},
+        {"classes.txt": "cat\ndog\n", image.format("a"): None, text.format("a"): LINE},
     )
     split = load("train", path=str(root))
-    assert names(split) == [picture.format("a")]
+    assert names(split) == [image.format("a")]
     assert split.source[0]["labels"].tolist() == [2]
     (root / "classes.txt").rename(root / "obj.names")
     assert load("train", path=str(root)).class_names == ("cat", "dog")
@@ -268,7 +268,7 @@ def test_a_flat_folder_is_split_by_order(load, tmp_path):
     assert yolo.Reader(path).remarks == []
 
 
-def test_mixed_pictures_and_other_files_are_sorted_out(load, tmp_path):
+def test_mixed_images_and_other_files_are_sorted_out(load, tmp_path):
     path = write_plain(tmp_path / "own")
     png = voc_tree.encoded(voc_tree.pixels(), "PNG")
     write(
@@ -276,7 +276,7 @@ def test_mixed_pictures_and_other_files_are_sorted_out(load, tmp_path):
         {
             "images/train/x.png": png,
             "images/train/b.png": png,
-            "images/train/Thumbs.db": "no picture",
+            "images/train/Thumbs.db": "no image",
             "images/train/._a.jpg": "Mac OS X",
             "labels/train/lonely.txt": LINE,
             "labels/train/classes.txt": "cat",
@@ -287,11 +287,11 @@ def test_mixed_pictures_and_other_files_are_sorted_out(load, tmp_path):
     assert [len(split.source[i]["labels"]) for i in range(4)] == [1, 1, 1, 0]
     unlabelled, twins, lonely = yolo.Reader(str(path)).remarks
     assert unlabelled.endswith(
-        "own: train: 1 of 4 pictures have no text file, so no objects; the first is "
+        "own: train: 1 of 4 images have no text file, so no objects; the first is "
         "images/train/x.png"
     )
     assert twins.endswith("labels/train/b.txt: is the text file of both b.jpg and b.png")
-    assert lonely.endswith("labels/train/lonely.txt: has no picture")
+    assert lonely.endswith("labels/train/lonely.txt: has no image")
 
 
 def test_names_may_have_spaces_and_letters_of_any_script(load, tmp_path):
@@ -311,7 +311,7 @@ def test_datasets_that_are_not_there_say_what_is_missing(load, tmp_path):
     with pytest.raises(errors.UserError, match="nothing names the classes; add data"):
         load("train", path=str(tmp_path / "own"))
     (tmp_path / "own/classes.txt").write_text("cat\n")
-    with pytest.raises(errors.UserError, match="holds no pictures"):
+    with pytest.raises(errors.UserError, match="holds no images"):
         load("train", path=str(tmp_path / "own"))
     (tmp_path / "own/classes.txt").write_text("\n")
     with pytest.raises(errors.UserError, match=r"classes\.txt: is empty"):

@@ -57,7 +57,7 @@ def write_config(folder, *, steps, devices, network=_SMALL):
 
 
 def config(cache, *, network=_SMALL):
-    """Four steps of a tiny network on built-in pictures, to train in this process."""
+    """Four steps of a tiny network on built-in images, to train in this process."""
     made = config_lib.Config()
     made.model = config_lib.ModelConfig(**network["model"])
     made.data = config_lib.DataConfig(

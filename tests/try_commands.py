@@ -147,7 +147,7 @@ WAYS = (
 
 # Flags in a sentence, and the command that it is about.
 BEHIND = (
-    (r"--config\.eval\.flip", "python detect.py --workdir runs/quickstart PICTURE.jpg"),
+    (r"--config\.eval\.flip", "python detect.py --workdir runs/quickstart IMAGE.jpg"),
     (r"--config\.eval\.flip", "python evaluate.py --workdir runs/quickstart"),
     (
         r"--(formats|outputs) \w|--config\.eval\.score_threshold=",
@@ -265,7 +265,7 @@ def make_stand_ins(folder: Path) -> None:
     (folder / "docs").mkdir()
     for name in (*scripts, "docs/pages.py"):  # which writes beside itself
         (folder / name).symlink_to(ROOT / name)
-    for number, name in enumerate(("PICTURE.jpg", "FOLDER/1.jpg", "photos/2.png")):
+    for number, name in enumerate(("IMAGE.jpg", "FOLDER/1.jpg", "photos/2.png")):
         place = folder / name
         place.parent.mkdir(exist_ok=True)
         place.write_bytes(voc_tree.jpeg(120, 160, seed=number))

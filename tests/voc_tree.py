@@ -1,4 +1,4 @@
-"""Makes small VOC folders, archives and picture files for tests."""
+"""Makes small VOC folders, archives and image files for tests."""
 
 import io
 import tarfile
@@ -14,7 +14,7 @@ TEST = "VOCtest_06-Nov-2007.tar"
 
 
 def pixels(height: int = 24, width: int = 32, seed: int = 0) -> np.ndarray:
-    """A smooth picture, `[height, width, 3]` uint8, that JPEG hardly changes."""
+    """A smooth image, `[height, width, 3]` uint8, that JPEG hardly changes."""
     y, x = np.mgrid[:height, :width]
     red, green = 255 * x / width, 255 * y / height
     return np.stack([red, green, np.full_like(red, 20 * seed % 256)], axis=-1).astype(np.uint8)
@@ -55,12 +55,12 @@ def xml(*objects: str, size: tuple[int, int] | None = (24, 32)) -> bytes:
 def write(
     root: Path,
     *,
-    pictures: Mapping[str, bytes],
+    images: Mapping[str, bytes],
     annotations: Mapping[str, bytes],
     splits: Mapping[str, Sequence[str]] | None = None,
 ) -> Path:
-    """Writes a VOC folder: pictures by file name, annotations by id, ids by split."""
-    files = {f"JPEGImages/{name}": data for name, data in pictures.items()}
+    """Writes a VOC folder: images by file name, annotations by id, ids by split."""
+    files = {f"JPEGImages/{name}": data for name, data in images.items()}
     files |= {f"Annotations/{key}.xml": data for key, data in annotations.items()}
     for name, ids in (splits or {}).items():
         files[f"ImageSets/Main/{name}.txt"] = "".join(f"{key}\n" for key in ids).encode()
@@ -73,11 +73,11 @@ def write(
 def write_plain(
     root: Path, count: int = 5, *, splits: Mapping[str, Sequence[str]] | None = None, first: int = 1
 ) -> Path:
-    """Writes `count` good pictures 000001, ... ; picture i has i - first + 1 dogs."""
+    """Writes `count` good images 000001, ... ; image i has i - first + 1 dogs."""
     keys = [f"{number:06d}" for number in range(first, first + count)]
     return write(
         root,
-        pictures={f"{key}.jpg": jpeg(seed=number) for number, key in enumerate(keys)},
+        images={f"{key}.jpg": jpeg(seed=number) for number, key in enumerate(keys)},
         annotations={key: xml(*[box()] * (number + 1)) for number, key in enumerate(keys)},
         splits=splits,
     )

@@ -1,6 +1,6 @@
-"""What is known of one picture: boxes, names and flags; and PASCAL VOC's XML form of it.
+"""What is known of one image: boxes, names and flags; and PASCAL VOC's XML form of it.
 
-Boxes lie in the picture's continuous plane, whose corners are (0, 0) and (width, height). This is
+Boxes lie in the image's continuous plane, whose corners are (0, 0) and (width, height). This is
 the one place that knows VOC's pixels: 1-based, with the last pixel inside the box. A box of VOC
 pixels (xmin, ymin, xmax, ymax) covers (xmin - 1, ymin - 1, xmax, ymax) of the plane.
 """
@@ -24,12 +24,12 @@ _LONGEST_NAME = 500  # characters of a class
 
 
 class Annotation(NamedTuple):
-    """What is known of one picture; N objects.
+    """What is known of one image; N objects.
 
     Attributes:
-      height: Of the picture, in pixels.
-      width: Of the picture, in pixels.
-      boxes: `[N, 4]` float32 xyxy, continuous edges in pixels, within the picture; of some area
+      height: Of the image, in pixels.
+      width: Of the image, in pixels.
+      boxes: `[N, 4]` float32 xyxy, continuous edges in pixels, within the image; of some area
         unless degenerate.
       names: Class of each object.
       difficult: `[N]` bool.
@@ -95,7 +95,7 @@ def class_name(text: str, where: str) -> str:
 def collect(
     objects: Iterable[Object], *, height: int, width: int, notes: Sequence[str]
 ) -> Annotation:
-    """Makes an annotation of objects whose boxes lie within the picture."""
+    """Makes an annotation of objects whose boxes lie within the image."""
     kept = list(objects)
     bboxes = np.array([_bbox(item) for item in kept], np.float64).reshape(-1, 4)
     told = [math.nan if item.area is None else item.area for item in kept]
@@ -118,48 +118,48 @@ def collect(
 def clip(
     edges: np.ndarray, *, height: int, width: int, written: str
 ) -> tuple[np.ndarray, bool, list[str]]:
-    """Brings one box into the picture.
+    """Brings one box into the image.
 
     Args:
       edges: `[4]` xyxy, continuous edges in pixels.
-      height: Of the picture, in pixels.
-      width: Of the picture, in pixels.
+      height: Of the image, in pixels.
+      width: Of the image, in pixels.
       written: The box as its file has it, for the remarks.
 
     Returns:
-      `[4]` float64 edges within the picture, whether the box is degenerate, and what is wrong, in
+      `[4]` float64 edges within the image, whether the box is degenerate, and what is wrong, in
       words. Less than half a pixel outside is rounding and not worth a remark.
     """
     clipped = np.clip(edges, 0, [width, height, width, height])
     if np.any(edges[2:] - edges[:2] < _LEAST_SIDE):
         return clipped, True, [f"box ({written}) has no area{_DROPPED}"]
     if np.any(clipped[2:] - clipped[:2] < _LEAST_SIDE):
-        outside = f"box ({written}) lies outside the {width} x {height} picture{_DROPPED}"
+        outside = f"box ({written}) lies outside the {width} x {height} image{_DROPPED}"
         return clipped, True, [outside]
     if np.any(np.abs(clipped - edges) >= _ROUNDING):
-        outside = f"box ({written}) reaches outside the {width} x {height} picture; clipped"
+        outside = f"box ({written}) reaches outside the {width} x {height} image; clipped"
         return clipped, False, [outside]
     return clipped, False, []
 
 
-def parse(xml: bytes, *, name: str, picture_size: tuple[int, int] | None) -> Annotation:
+def parse(xml: bytes, *, name: str, image_size: tuple[int, int] | None) -> Annotation:
     """Reads one annotation file.
 
     What can be mended is mended and noted: corners in the wrong order are exchanged, a box partly
-    outside the picture is clipped, one wholly outside or of no area (xmin = xmax or ymin = ymax) is
-    degenerate. A file without a size (or with one of 0) takes the picture's; without `difficult` or
+    outside the image is clipped, one wholly outside or of no area (xmin = xmax or ymin = ymax) is
+    degenerate. A file without a size (or with one of 0) takes the image's; without `difficult` or
     `truncated` they are 0. Coordinates may be fractional. Parts of objects are not objects.
 
     Args:
       xml: The whole file.
       name: What errors and notes call the file.
-      picture_size: (height, width) of the picture, upright; None where it is not known.
+      image_size: (height, width) of the image, upright; None where it is not known.
 
     Returns:
       The annotation, its boxes in continuous pixel edges.
 
     Raises:
-      UserError: The XML is malformed or declares entities; its size is not the picture's; an object
+      UserError: The XML is malformed or declares entities; its size is not the image's; an object
         lacks its name or box; a coordinate or flag is no number.
     """
     root = _parse_xml(xml, name)
@@ -167,7 +167,7 @@ def parse(xml: bytes, *, name: str, picture_size: tuple[int, int] | None) -> Ann
         raise errors.UserError(
             f"{name}: its root is <{parsing.cut(root.tag)}>, not VOC's <annotation>"
         )
-    height, width = _size(root, name, picture_size)
+    height, width = _size(root, name, image_size)
     kept: list[Object] = []
     notes: list[str] = []
     for number, element in enumerate(root.findall("object"), start=1):
@@ -182,8 +182,8 @@ def to_voc_pixels(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
 
     Args:
       boxes: `[N, 4]` xyxy, normalised to [0, 1].
-      height: Of the picture, in pixels.
-      width: Of the picture, in pixels.
+      height: Of the image, in pixels.
+      width: Of the image, in pixels.
 
     Returns:
       `[N, 4]` float32 (xmin, ymin, xmax, ymax), 1-based and inclusive.
@@ -246,20 +246,20 @@ def _parse_xml(xml: bytes, name: str) -> ElementTree.Element:
 
 
 def _size(
-    root: ElementTree.Element, name: str, picture_size: tuple[int, int] | None
+    root: ElementTree.Element, name: str, image_size: tuple[int, int] | None
 ) -> tuple[int, int]:
-    """(height, width) of the picture, which file and picture have to agree on."""
+    """(height, width) of the image, which file and image have to agree on."""
     width, height = (
         int(_number(root, f"size/{side}", name, default=0.0)) for side in ("width", "height")
     )
     if width <= 0 or height <= 0:
-        if picture_size is None:
-            raise errors.UserError(f"{name}: has no <size>, and the picture's size is not known")
-        return picture_size
-    if picture_size is not None and picture_size != (height, width):
+        if image_size is None:
+            raise errors.UserError(f"{name}: has no <size>, and the image's size is not known")
+        return image_size
+    if image_size is not None and image_size != (height, width):
         raise errors.UserError(
-            f"{name}: says {width} x {height}, but the picture is {picture_size[1]} x "
-            f"{picture_size[0]} (width x height, upright); correct <size> and the boxes"
+            f"{name}: says {width} x {height}, but the image is {image_size[1]} x "
+            f"{image_size[0]} (width x height, upright); correct <size> and the boxes"
         )
     return height, width
 
@@ -298,7 +298,7 @@ def _number(
 
 
 def _mend(item: Object, height: int, width: int) -> tuple[Object, list[str]]:
-    """An object with its box, in VOC's pixels as in the file, as edges within the picture."""
+    """An object with its box, in VOC's pixels as in the file, as edges within the image."""
     voc_box = item.box
     low, high = np.minimum(voc_box[:2], voc_box[2:]), np.maximum(voc_box[:2], voc_box[2:])
     written = ", ".join(f"{value:g}" for value in voc_box)

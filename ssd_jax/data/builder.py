@@ -2,8 +2,8 @@
 
 A `Builder` has tfds write what `examine` found good as `array_record`, read by `as_data_source()`
 without TensorFlow. It is shard-based: tfds' GeneratorBasedBuilder shuffles in memory up to 1 GB and
-beyond that through TensorFlow's files. Pictures are stored byte for byte as they came. Only the
-annotations are held in memory, and one shard of pictures.
+beyond that through TensorFlow's files. Images are stored byte for byte as they came. Only the
+annotations are held in memory, and one shard of images.
 """
 
 import abc
@@ -32,7 +32,7 @@ class Builder(tfds.core.ShardBasedBuilder):
 
     @abc.abstractmethod
     def _readers(self, dl_manager: tfds.download.DownloadManager) -> Sequence[readers.Reader]:
-        """Where the pictures and annotations are; the splits of one reader are not another's."""
+        """Where the images and annotations are; the splits of one reader are not another's."""
 
     def _info(self) -> tfds.core.DatasetInfo:
         scalar, flags = tfds.features.Scalar, tfds.features.Tensor(shape=(None,), dtype=np.bool_)
@@ -42,7 +42,7 @@ class Builder(tfds.core.ShardBasedBuilder):
         features = tfds.features.FeaturesDict(
             {
                 "image": tfds.features.Image(doc="The file's bytes, as they came."),
-                "name": tfds.features.Text(doc="File name of the picture, unique in its split."),
+                "name": tfds.features.Text(doc="File name of the image, unique in its split."),
                 "image_id": scalar(np.int64),
                 "height": scalar(np.int32),
                 "width": scalar(np.int32),
@@ -144,18 +144,18 @@ class Own(Builder):
 def _joined(splits: Mapping[str, Sequence[readers.Example]]) -> dict[str, list[str]]:
     """Splits that hold just what `train` and `val` hold, which need not be stored again."""
     parts = [name for name in ("train", "val") if splits.get(name)]
-    pictures = sorted(item.name for name in parts for item in splits[name])
+    names = sorted(item.name for name in parts for item in splits[name])
     return {
         name: parts
         for name in ("trainval", "all")
-        if splits.get(name) and sorted(item.name for item in splits[name]) == pictures
+        if splits.get(name) and sorted(item.name for item in splits[name]) == names
     }
 
 
 def _nothing(reader: readers.Reader, skipped: Mapping[str, Mapping[str, str]]) -> str:
-    """Says that no picture can be used, and why."""
+    """Says that no image can be used, and why."""
     failures = {key: reason for split in skipped.values() for key, reason in split.items()}
-    return examine.summary(failures) if failures else f"{reader.name}: holds no picture"
+    return examine.summary(failures) if failures else f"{reader.name}: holds no image"
 
 
 def _shards(examples: Sequence[readers.Example]) -> list[list[readers.Example]]:

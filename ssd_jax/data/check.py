@@ -4,7 +4,7 @@
   python -m ssd_jax.data.check VOCtrainval_06-Nov-2007.tar
   python -m ssd_jax.data.check instances_val2017.json --prior_sizes coco --image_size 512
 
-Every picture is decoded. Exit status: 0 nothing is wrong, 1 something is, 2 the command is.
+Every image is decoded. Exit status: 0 nothing is wrong, 1 something is, 2 the command is.
 `python train.py --config FILE --check` is the same with a config's own default boxes.
 """
 
@@ -49,13 +49,13 @@ _WIDE = 120  # columns where the output is no terminal
 
 
 class Objects(NamedTuple):
-    """The objects of some pictures, N in all; crowds and degenerate ones are not among them.
+    """The objects of some images, N in all; crowds and degenerate ones are not among them.
 
     Attributes:
       boxes: `[N, 4]` float32 xyxy, normalised.
-      areas: `[N]` of the boxes, in pixels of their pictures.
+      areas: `[N]` of the boxes, in pixels of their images.
       names: `[N]` class of each.
-      pictures: `[N]` number of its picture.
+      images: `[N]` number of its image.
       difficult: `[N]` bool.
       truncated: `[N]` bool.
     """
@@ -63,7 +63,7 @@ class Objects(NamedTuple):
     boxes: np.ndarray
     areas: np.ndarray
     names: np.ndarray
-    pictures: np.ndarray
+    images: np.ndarray
     difficult: np.ndarray
     truncated: np.ndarray
 
@@ -116,7 +116,7 @@ def open_reader(path: str, kind: str) -> readers.Reader:
 
 
 def objects_of(examples: Sequence[readers.Example]) -> Objects:
-    """Gathers the objects of pictures."""
+    """Gathers the objects of images."""
     counts = [len(item.annotation.names) for item in examples]
     sides = [(item.annotation.width, item.annotation.height) * 2 for item in examples]
     sides_of_each = np.repeat(np.array(sides, np.float32).reshape(-1, 4), counts, axis=0)
@@ -187,8 +187,8 @@ def report(reader: readers.Reader, default_boxes: np.ndarray, out: console.Conso
     """Reads a dataset, prints its tables and returns what is wrong with it."""
     examined = examine.examine(reader)
     out.print(split_table(examined))
-    pictures = {id(item): item for split in examined.splits.values() for item in split}
-    found = objects_of(list(pictures.values()))
+    examples = {id(item): item for split in examined.splits.values() for item in split}
+    found = objects_of(list(examples.values()))
     lines = wrong(examined)
     for split in sorted(examine.without_objects(examined.splits, reader.unannotated)):
         lines.append(f"{reader.name}: split {split!r}: no image has an object to train on")
@@ -274,7 +274,7 @@ def _class_row(
     found: Objects, sizes: np.ndarray, covered: np.ndarray, mine: np.ndarray
 ) -> list[str]:
     """Cells of the objects whose numbers `mine` has."""
-    counts = (len(np.unique(found.pictures[mine])), len(mine), found.difficult[mine].sum())
+    counts = (len(np.unique(found.images[mine])), len(mine), found.difficult[mine].sum())
     parts = [mine[sizes[mine] == index] for index in range(len(coverage.SIZES))]
     return [*map(str, counts), *(_share(covered[part]) for part in [*parts, mine])]
 

@@ -5,7 +5,7 @@
       train2017/000000000009.jpg, ...     or images/train2017/, images/, or beside the JSON
 
 A split is what follows `instances_` in a file's name. `train/_annotations.coco.json` with its
-pictures beside it is split `train`. One JSON file of any name may be given instead of the folder.
+images beside it is split `train`. One JSON file of any name may be given instead of the folder.
 
 COCO's boxes are (x, y, width, height) in continuous pixels of which the first begins at 0. Labels
 count from 1 in ascending order of the categories' ids, of which some may be missing. Crowds
@@ -30,12 +30,12 @@ from ssd_jax import errors
 from ssd_jax.data import annotations, coco_json, parsing, paths, readers
 
 _INSTANCES = "instances_"
-_BESIDE = "_annotations.coco.json"  # Roboflow's, in the folder of the pictures
+_BESIDE = "_annotations.coco.json"  # Roboflow's, in the folder of the images
 PATTERNS = (f"annotations/{_INSTANCES}*.json", f"{_INSTANCES}*.json", f"*/{_BESIDE}")
 
 
-class Pictures(Protocol):
-    """Picture files, wherever they lie; safe to read from several threads."""
+class Images(Protocol):
+    """Image files, wherever they lie; safe to read from several threads."""
 
     places: str  # where, for messages
 
@@ -48,8 +48,8 @@ class Pictures(Protocol):
         ...
 
 
-class FolderPictures:
-    """Pictures in folders of a dataset's folder, looked for in this order."""
+class FolderImages:
+    """Images in folders of a dataset's folder, looked for in this order."""
 
     def __init__(self, folders: Sequence[pathlib.Path], *, root: pathlib.Path):
         self.places = ", ".join(map(str, folders))
@@ -57,7 +57,7 @@ class FolderPictures:
         self._root = root
 
     def find(self, file_name: str) -> str | None:
-        """The path of a picture.
+        """The path of an image.
 
         Raises:
           UserError: It is not below the dataset's folder, where a change of it would be noticed.
@@ -67,7 +67,7 @@ class FolderPictures:
             return None
         if not pathlib.Path(os.path.normpath(path)).is_relative_to(os.path.normpath(self._root)):
             raise errors.UserError(
-                f"{path}: the JSON names a picture outside {self._root}; move it there, or a link "
+                f"{path}: the JSON names an image outside {self._root}; move it there, or a link "
                 "to its folder, and correct file_name"
             )
         return str(path)
@@ -78,24 +78,24 @@ class FolderPictures:
 
 
 class Source(NamedTuple):
-    """A JSON file and the pictures that it is about.
+    """A JSON file and the images that it is about.
 
     Attributes:
       file: What messages call the JSON.
       split: "" for a single file that names none.
       read: Gives the bytes of the JSON.
-      pictures: Where they are.
+      images: Where they are.
       annotated: Whether the JSON tells the objects.
     """
 
     file: str
     split: str
     read: Callable[[], bytes]
-    pictures: Pictures
+    images: Images
     annotated: bool = True
 
 
-class _Picture(NamedTuple):
+class _Entry(NamedTuple):
     """What a key stands for."""
 
     source: Source
@@ -105,7 +105,7 @@ class _Picture(NamedTuple):
 
 
 def files(path: str) -> list[pathlib.Path]:
-    """The JSON files and all pictures below their dataset's folder.
+    """The JSON files and all images below their dataset's folder.
 
     Raises:
       UserError: There is no such dataset.
@@ -115,7 +115,7 @@ def files(path: str) -> list[pathlib.Path]:
     return jsons + [
         file
         for file in below
-        if file.suffix.lower() in readers.PICTURE_SUFFIXES and paths.is_file(file)
+        if file.suffix.lower() in readers.IMAGE_SUFFIXES and paths.is_file(file)
     ]
 
 
@@ -138,48 +138,48 @@ class Reader(readers.Reader):
         self.name = name
         self._closed = categories is not None
         self._names: dict[int, str] = dict(categories or {})
-        self._pictures: dict[str, _Picture] = {}
+        self._entries: dict[str, _Entry] = {}
         remarks: list[str] = []
         splits = {}
         unannotated = []
         for source in sources:
             content = coco_json.load(source.read(), source.file, annotated=source.annotated)
             self._add_categories(content["categories"], source.file)
-            before = len(self._pictures)
-            remarks += self._add_pictures(content, source)
-            splits[source.split] = tuple(itertools.islice(self._pictures, before, None))
+            before = len(self._entries)
+            remarks += self._add_images(content, source)
+            splits[source.split] = tuple(itertools.islice(self._entries, before, None))
             unannotated += [] if source.annotated else [source.split]
-        self.keys = tuple(self._pictures)
+        self.keys = tuple(self._entries)
         self.splits = {name: keys for name, keys in splits.items() if name}
         self.remarks = remarks
         self.unannotated = tuple(unannotated)
 
     def example(self, key: str) -> readers.Example:
-        """Decodes one picture and converts its boxes."""
-        picture = self._pictures[key]
-        if picture.fault:
-            raise errors.UserError(picture.fault)
-        image, pictures = picture.image, picture.source.pictures
-        where = f"{picture.source.file}: {image.file_name}"
-        file = pictures.find(image.file_name)
+        """Decodes one image and converts its boxes."""
+        entry = self._entries[key]
+        if entry.fault:
+            raise errors.UserError(entry.fault)
+        image, images = entry.image, entry.source.images
+        where = f"{entry.source.file}: {image.file_name}"
+        file = images.find(image.file_name)
         if file is None:
             raise errors.UserError(
-                f"{where}: no such picture in {pictures.places}; add it or remove it from the JSON"
+                f"{where}: no such image in {images.places}; add it or remove it from the JSON"
             )
-        read = functools.partial(pictures.read, file)
+        read = functools.partial(images.read, file)
         data = read()
         height, width, notes = readers.decode_size(
             data, name=file, max_megapixels=self.max_megapixels
         )
         coco_json.check_size(image, (height, width), where)
-        annotation = self._annotation(picture, height, width, where)
+        annotation = self._annotation(entry, height, width, where)
         number = image.id if type(image.id) is int else readers.NO_IMAGE_ID
         return readers.Example(image.file_name, read, len(data), annotation, number, notes)
 
     def categories(self, names: Iterable[str]) -> dict[str, int]:
         """All categories, by ascending id, those without an object too."""
         if not self._closed and not set(names):
-            raise errors.UserError(f"{self.name}: no annotation is an object within its picture")
+            raise errors.UserError(f"{self.name}: no annotation is an object within its image")
         return {self._names[number]: number for number in sorted(self._names)}
 
     def _add_categories(self, entries: Iterable[Any], file: str) -> None:
@@ -207,8 +207,8 @@ class Reader(readers.Reader):
                 f"{file}: several categories are named {twice[0]!r}; rename all but one"
             )
 
-    def _add_pictures(self, content: Mapping[str, Any], source: Source) -> list[str]:
-        """Notes the pictures of one file; returns remarks."""
+    def _add_images(self, content: Mapping[str, Any], source: Source) -> list[str]:
+        """Notes the images of one file; returns remarks."""
         file, split = source.file, source.split
         remarks: list[str] = []
         images = coco_json.images_of(content["images"], file, remarks)
@@ -217,18 +217,18 @@ class Reader(readers.Reader):
         )
         for image, fault in images:
             key = f"{split}/{image.file_name}" if split else image.file_name
-            if key in self._pictures:
+            if key in self._entries:
                 fault = f"{file}: {image.file_name} is listed twice; remove one of the entries"
                 key = f"{key} (id {image.id})"
-            self._pictures[key] = _Picture(source, image, rows[image.id], fault)
+            self._entries[key] = _Entry(source, image, rows[image.id], fault)
         return remarks
 
     def _annotation(
-        self, picture: _Picture, height: int, width: int, where: str
+        self, image: _Entry, height: int, width: int, where: str
     ) -> annotations.Annotation:
         objects: list[annotations.Object] = []
         notes: list[str] = []
-        for row in picture.rows:
+        for row in image.rows:
             what = f"{where}: annotation {parsing.shown(row.id)}"
             if type(row.category_id) is not int or row.category_id not in self._names:
                 number = parsing.shown(row.category_id)
@@ -265,9 +265,9 @@ def read_folder(path: str) -> Reader:
     sources = []
     for split, file in _find(path).items():
         root = _root(file, path)
-        pictures = FolderPictures(_picture_folders(file, split, root), root=root)
+        images = FolderImages(_image_folders(file, split, root), root=root)
         read = functools.partial(paths.read, file, at_most=parsing.MOST_JSON_BYTES)
-        sources.append(Source(str(file), split, read, pictures))
+        sources.append(Source(str(file), split, read, images))
     return Reader(path, sources)
 
 
@@ -314,10 +314,8 @@ def _root(json: pathlib.Path, path: str) -> pathlib.Path:
     return json.parent.parent if json.parent.name == "annotations" else json.parent
 
 
-def _picture_folders(
-    json: pathlib.Path, split: str, root: pathlib.Path
-) -> tuple[pathlib.Path, ...]:
-    """Where a split's pictures may lie, the likeliest first."""
+def _image_folders(json: pathlib.Path, split: str, root: pathlib.Path) -> tuple[pathlib.Path, ...]:
+    """Where a split's images may lie, the likeliest first."""
     folders = [root / split, root / "images" / split] if split else []
     folders += [root / "images", json.parent, json.parent / "images", root]
     return tuple(filter(paths.is_folder, dict.fromkeys(folders)))

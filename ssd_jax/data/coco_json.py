@@ -71,7 +71,7 @@ def get(entry: Any, field: str) -> Any:
 def images_of(entries: Sequence[Any], file: str, remarks: list[str]) -> list[tuple[Image, str]]:
     """The entries of `images`, each with why it cannot be used, or "".
 
-    An id that repeats leaves open whose the objects are: neither picture can be used then.
+    An id that repeats leaves open whose the objects are: neither image can be used then.
     """
     images: dict[Image, str] = {}
     for number, entry in enumerate(entries):
@@ -152,11 +152,11 @@ def rows_of(
 
 
 def check_size(image: Image, actual: tuple[int, int], where: str) -> None:
-    """The picture's size, if the JSON tells it, has to be the true one."""
+    """The image's size, if the JSON tells it, has to be the true one."""
     told = (image.height, image.width)
     if all(told) and told != actual:
         raise errors.UserError(
-            f"{where}: the JSON says {told[1]} x {told[0]}, but the picture is {actual[1]} x "
+            f"{where}: the JSON says {told[1]} x {told[0]}, but the image is {actual[1]} x "
             f"{actual[0]} (width x height, upright); correct the JSON and the boxes"
         )
 

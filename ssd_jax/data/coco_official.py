@@ -39,13 +39,13 @@ class Official(NamedTuple):
     """What an official split is made of.
 
     Attributes:
-      pictures: The archive with its pictures.
+      images: The archive with its images.
       tables: The archive with its JSON.
       json: Which of its JSON files.
       annotated: Whether the objects were published.
     """
 
-    pictures: Archive
+    images: Archive
     tables: Archive
     json: str
     annotated: bool = True
@@ -112,8 +112,8 @@ _ROOM = 64 << 20  # bytes that anything in an archive may have, however small it
 _MOST_INFLATED = 100  # times that a larger file may grow when it is unpacked; COCO's JSON: 5
 
 
-class ZipPictures:
-    """Pictures of one folder of a zip archive, read in place, never extracted."""
+class ZipImages:
+    """Images of one folder of a zip archive, read in place, never extracted."""
 
     def __init__(self, path: pathlib.Path, *, folder: str):
         self.places = f"{path}/{folder}"
@@ -121,7 +121,7 @@ class ZipPictures:
         self._members = {f"{path}/{name}": name for name in self._archive.namelist()}
 
     def find(self, file_name: str) -> str | None:
-        """The name of a picture, behind that of the archive."""
+        """The name of an image, behind that of the archive."""
         file = f"{self.places}/{file_name}"
         return file if file in self._members else None
 
@@ -152,13 +152,13 @@ class Coco(builder.Builder):
     def _readers(self, dl_manager: tfds.download.DownloadManager) -> list[coco.Reader]:
         split = self.builder_config.name
         folder = pathlib.Path(dl_manager.download_dir)
-        pictures, tables = self._archives or [_download(folder, a) for a in archives_of(split)]
-        return [read_archives(pictures, tables, split)]
+        images, tables = self._archives or [_download(folder, a) for a in archives_of(split)]
+        return [read_archives(images, tables, split)]
 
 
 def archives_of(split: str) -> tuple[Archive, Archive]:
-    """The official archives of a split: its pictures', and that of its JSON."""
-    return SPLITS[split].pictures, SPLITS[split].tables
+    """The official archives of a split: its images', and that of its JSON."""
+    return SPLITS[split].images, SPLITS[split].tables
 
 
 def find_archives(folder: str, split: str) -> tuple[pathlib.Path, pathlib.Path]:
@@ -170,24 +170,24 @@ def find_archives(folder: str, split: str) -> tuple[pathlib.Path, pathlib.Path]:
     base = pathlib.Path(folder).expanduser()
     if not paths.is_folder(base):
         raise errors.UserError(f"config.data.archives={folder}: no such folder")
-    pictures, tables = (base / archive.filename for archive in archives_of(split))
-    for path in (pictures, tables):
+    images, tables = (base / archive.filename for archive in archives_of(split))
+    for path in (images, tables):
         if not paths.is_file(path):
             raise errors.UserError(
                 f"config.data.archives={folder}: no {path.name} in it, which {split} needs; put it "
                 "there, or leave the field empty to download it"
             )
-    return pictures, tables
+    return images, tables
 
 
-def read_archives(pictures: pathlib.Path, tables: pathlib.Path, split: str) -> coco.Reader:
+def read_archives(images: pathlib.Path, tables: pathlib.Path, split: str) -> coco.Reader:
     """An official split, with COCO's 80 classes, from its archives, which are not extracted.
 
     Raises:
       UserError: They are no such archives.
     """
     official = SPLITS[split]
-    folder = official.pictures.filename.removesuffix(".zip")
+    folder = official.images.filename.removesuffix(".zip")
     archive, member = _open_zip(tables), f"annotations/{official.json}"
     if member not in archive.namelist():
         raise errors.UserError(f"{tables}: holds no {member}; is it another archive?")
@@ -197,10 +197,10 @@ def read_archives(pictures: pathlib.Path, tables: pathlib.Path, split: str) -> c
         read=functools.partial(
             _member, archive, member, f"{tables}/{member}", at_most=parsing.MOST_JSON_BYTES
         ),
-        pictures=ZipPictures(pictures, folder=folder),
+        images=ZipImages(images, folder=folder),
         annotated=official.annotated,
     )
-    return coco.Reader(str(pictures), [source], categories=CATEGORIES)
+    return coco.Reader(str(images), [source], categories=CATEGORIES)
 
 
 def _open_zip(path: pathlib.Path) -> zipfile.ZipFile:

@@ -35,9 +35,9 @@ class Split(NamedTuple):
     Attributes:
       source: Its records, by number.
       class_names: Label k is class_names[k - 1].
-      max_objects: The most objects in any of its pictures, at least 1.
+      max_objects: The most objects in any of its images, at least 1.
       category_ids: The dataset's own id of each class: COCO's and YOLO's; others count from 1.
-      annotated: Whether the objects in its pictures are known; those of tests often are not.
+      annotated: Whether the objects in its images are known; those of tests often are not.
     """
 
     source: records.Records
@@ -69,11 +69,11 @@ def load(
         "2012/trainval", ... COCO's are "train2017", "val2017" and the others of
         `coco_official.SPLITS`. Synthetic data have "train" and "test". A folder's are those of its
         ImageSets/Main, of your own JSON those of the files' names, YOLO's those of data.yaml;
-        without, they are "train", "val" (every fifth picture) and "all".
+        without, they are "train", "val" (every fifth image) and "all".
       path: Of your own dataset; with "coco", empty is the official one.
       archives: Folder with VOC's or COCO's archives; empty: they are downloaded.
       cache_dir: Where prepared data and downloads are kept.
-      max_bad_share: Which share of the split's pictures, in [0, 1], may be left out because they or
+      max_bad_share: Which share of the split's images, in [0, 1], may be left out because they or
         their annotations cannot be read; they are named once in the log. None, for evaluation:
         not one. It is taken over the whole splits that `split` names, also where they are sliced.
         A "val" by order is made of what can be read; the log names what the dataset has besides.
@@ -122,26 +122,26 @@ def load(
 
 
 def ground_truth(split: Split) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """What evaluation compares detections with; no picture is decoded.
+    """What evaluation compares detections with; no image is decoded.
 
     Args:
       split: Of `load`.
 
     Returns:
-      By picture's name: boxes `[M, 4]` float32 in VOC's pixels (1-based, inclusive), those of
+      By image's name: boxes `[M, 4]` float32 in VOC's pixels (1-based, inclusive), those of
       degenerate objects, which the devkit counts too, as the file has them; labels `[M]` int32
       from 1; difficult `[M]` bool: what counts neither as hit nor as miss, which are VOC's
       difficult objects and COCO's crowds.
 
     Raises:
-      UserError: The split holds a picture twice.
+      UserError: The split holds an image twice.
     """
     truth: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
     for index in range(len(split.source)):
         item = split.source[index]
         if item["name"] in truth:
             raise errors.UserError(
-                f"the split holds {item['name']} twice; evaluate each picture once"
+                f"the split holds {item['name']} twice; evaluate each image once"
             )
         boxes = annotations.to_voc_pixels(item["boxes"], item["height"], item["width"])
         whole = annotations.bboxes_to_voc_pixels(item["bboxes"]).clip(-_FAR, _FAR)
@@ -156,10 +156,10 @@ def coco_ground_truth(
     """What COCO's evaluation compares detections with, exactly as the files have it.
 
     Args:
-      split: Of `load`, with each picture once.
+      split: Of `load`, with each image once.
 
     Returns:
-      By picture's name, in the order of the ids that COCO gives to pictures, on which the order of
+      By image's name, in the order of the ids that COCO gives to images, on which the order of
       equal scores depends: bboxes `[M, 4]` float64 (x, y, width, height), labels `[M]` int32 from
       1, crowd `[M]` bool, which are VOC's difficult objects too, and areas `[M]` float64.
     """
@@ -179,7 +179,7 @@ def _info(directory: str) -> tfds.core.DatasetInfo:
 def _account(
     facts: Mapping[split_names.Part, metadata.Metadata], split: str, max_bad_share: float | None
 ) -> None:
-    """Sees to it that no more pictures are left out than may be, and names them in the log.
+    """Sees to it that no more images are left out than may be, and names them in the log.
 
     Raises:
       UserError: Too many are.
@@ -193,7 +193,7 @@ def _account(
         _tell_of_others(facts, split)
         return
     share = len(bad) / (len(bad) + good)
-    count = f"split {split!r}: {len(bad)} of {len(bad) + good} pictures cannot be used"
+    count = f"split {split!r}: {len(bad)} of {len(bad) + good} images cannot be used"
     if max_bad_share is None:
         raise errors.UserError(
             f"{count}, and an evaluation skips none; repair or remove them: {examine.summary(bad)}"
@@ -214,7 +214,7 @@ def _tell_of_others(facts: Mapping[split_names.Part, metadata.Metadata], split: 
     if fact.by_order and (others := fact.skipped["all"]):
         good = sum(map(len, fact.object_counts.values()))
         logging.warning(
-            "split %r, made by order: %d of the dataset's %d pictures cannot be used and are not "
+            "split %r, made by order: %d of the dataset's %d images cannot be used and are not "
             "in it: %s",
             split,
             len(others),

@@ -20,8 +20,8 @@ from ssd_jax import console, errors
 from ssd_jax.data import readers
 
 LIST_ALL = "python -m ssd_jax.data.check PATH lists all"
-_VAL_EVERY = 5  # of a dataset without splits every fifth picture validates
-_IN_FLIGHT = 1024  # pictures that are given to the threads at a time
+_VAL_EVERY = 5  # of a dataset without splits every fifth image validates
+_IN_FLIGHT = 1024  # images that are given to the threads at a time
 _MOST_LISTED = 10
 _LONGEST_PART = 1000  # characters of a remark's beginning, and of its end
 
@@ -30,9 +30,9 @@ class Examined(NamedTuple):
     """A dataset, read whole.
 
     Attributes:
-      splits: By split, its pictures that can be used.
+      splits: By split, its images that can be used.
       skipped: By split, the keys of the others, with the reason.
-      remarks: A line for each thing wrong that cost no picture: boxes clipped, ...
+      remarks: A line for each thing wrong that cost no image: boxes clipped, ...
     """
 
     splits: dict[str, list[readers.Example]]
@@ -41,9 +41,9 @@ class Examined(NamedTuple):
 
 
 def examine(reader: readers.Reader) -> Examined:
-    """Decodes every picture of a dataset and reads every annotation, each once.
+    """Decodes every image of a dataset and reads every annotation, each once.
 
-    Without splits of its own, in the order of the keys every fifth picture is `val`, the others
+    Without splits of its own, in the order of the keys every fifth image is `val`, the others
     are `train`, and `all` is both; what cannot be used counts as `train`'s, so that `val` is whole.
 
     Raises:
@@ -129,10 +129,10 @@ def _threads_for(name: str) -> Iterator[None]:
 
 
 def _example_or_reason(reader: readers.Reader, key: str) -> readers.Example | str:
-    """Reads one picture.
+    """Reads one image.
 
     Raises:
-      MachineError: The machine could not; the picture may be good.
+      MachineError: The machine could not; the image may be good.
     """
     try:
         example = reader.example(key)
@@ -176,7 +176,7 @@ def _progress(
     screen = console.Console(stderr=True)
     return rich.progress.track(
         results,
-        description="Checking pictures",
+        description="Checking images",
         total=total,
         console=screen,
         disable=not screen.is_terminal,

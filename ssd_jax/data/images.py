@@ -104,7 +104,7 @@ def most_bytes(max_megapixels: float = MAX_MEGAPIXELS) -> int:
 
 
 def shrink(image: np.ndarray, *, height: int, width: int) -> np.ndarray:
-    """Scales a picture down, never up, to fit within `height` x `width`, keeping its aspect ratio.
+    """Scales an image down, never up, to fit within `height` x `width`, keeping its aspect ratio.
 
     Args:
       image: `[H, W, 3]` uint8.
@@ -121,34 +121,34 @@ def shrink(image: np.ndarray, *, height: int, width: int) -> np.ndarray:
     return np.asarray(resized)
 
 
-def put(picture: np.ndarray, canvas: np.ndarray) -> None:
-    """Writes a picture into the upper left corner of a canvas and black around it.
+def put(image: np.ndarray, canvas: np.ndarray) -> None:
+    """Writes an image into the upper left corner of a canvas and black around it.
 
     Args:
-      picture: `[H, W, 3]` uint8, perhaps a view of the canvas, where it then lies already.
+      image: `[H, W, 3]` uint8, perhaps a view of the canvas, where it then lies already.
       canvas: `[height, width, 3]` uint8 with room for it.
     """
-    height, width = picture.shape[:2]
-    if not np.may_share_memory(picture, canvas):  # else it was decoded there
-        canvas[:height, :width] = picture
+    height, width = image.shape[:2]
+    if not np.may_share_memory(image, canvas):  # else it was decoded there
+        canvas[:height, :width] = image
     canvas[:height, width:] = 0
     canvas[height:] = 0
 
 
-def place(picture: np.ndarray, canvas: int) -> tuple[np.ndarray, np.ndarray]:
-    """Puts a picture into the upper left corner of a square canvas, shrunk if it must be.
+def place(image: np.ndarray, canvas: int) -> tuple[np.ndarray, np.ndarray]:
+    """Puts an image into the upper left corner of a square canvas, shrunk if it must be.
 
     Args:
-      picture: `[H, W, 3]` uint8.
+      image: `[H, W, 3]` uint8.
       canvas: The canvas's side in pixels.
 
     Returns:
-      `[canvas, canvas, 3]` uint8, and `[2]` float32 (height, width) of the picture on it.
+      `[canvas, canvas, 3]` uint8, and `[2]` float32 (height, width) of the image on it.
     """
-    picture = shrink(picture, height=canvas, width=canvas)
-    image = np.empty((canvas, canvas, 3), np.uint8)
-    put(picture, image)
-    return image, np.array(picture.shape[:2], np.float32)
+    image = shrink(image, height=canvas, width=canvas)
+    filled = np.empty((canvas, canvas, 3), np.uint8)
+    put(image, filled)
+    return filled, np.array(image.shape[:2], np.float32)
 
 
 def _fitted_size(height: int, width: int, fit: tuple[int, int]) -> tuple[int, int]:

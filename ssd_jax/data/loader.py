@@ -1,7 +1,7 @@
 """Fixed-size batches from records: decode on threads, pad, stack.
 
 The training stream is infinite and a pure function of (seed, position): position `n` holds the same
-picture whatever the batch size, the number of threads, workers and processes, so a run resumes
+image whatever the batch size, the number of threads, workers and processes, so a run resumes
 by asking for the stream from `step * batch_size` on.
 """
 
@@ -118,10 +118,10 @@ def training_batches(
     Args:
       source: Records as `datasets.load` gives them.
       batch_size: Global batch size B; this process gets `batch_size / processes` of each batch.
-      canvas: Side of the square canvas in pixels; larger pictures are shrunk to it.
+      canvas: Side of the square canvas in pixels; larger images are shrunk to it.
       max_objects: G, rows that boxes are padded to.
       seed: Of the order.
-      start: Position in the stream, in pictures, to begin at.
+      start: Position in the stream, in images, to begin at.
       difficult: Keep objects that are marked difficult; crowds, of COCO, and objects without area
         are always left out.
       process: Index of this process.
@@ -132,12 +132,12 @@ def training_batches(
 
     Returns:
       An iterator of batches: `image` `[b, canvas, canvas, 3]` uint8; `extent` `[b, 2]` float32
-      (height, width) of the picture on the canvas; `boxes` `[b, G, 4]` float32 corners in [0, 1];
+      (height, width) of the image on the canvas; `boxes` `[b, G, 4]` float32 corners in [0, 1];
       `labels` `[b, G]` int32, 0 is padding; `position` `[b]` int32 in the stream.
 
     Raises:
       ValueError: If the processes do not divide the batch.
-      UserError: While iterating, if a picture does not decode.
+      UserError: While iterating, if an image does not decode.
       MachineError: At once or while iterating, if the workers lack memory.
     """
     if batch_size % processes:
@@ -207,11 +207,11 @@ def check_objects(source: Source, *, difficult: bool, split: str) -> None:
 
 
 def names(source: Source, *, positions: Iterable[int], seed: int) -> list[str]:
-    """Names of the pictures that a training stream holds at some positions.
+    """Names of the images that a training stream holds at some positions.
 
     Args:
       source: Records as `datasets.load` gives them.
-      positions: In the stream, in pictures, from 0.
+      positions: In the stream, in images, from 0.
       seed: Of the order.
     """
     records = (_record_at(source, position, seed) for position in positions)
@@ -229,7 +229,7 @@ def evaluation_batches(
     threads: int = 4,
     max_megapixels: float = images.MAX_MEGAPIXELS,
 ) -> Iterator[Batch]:
-    """The first `count` records once, in order; the last batch is filled up with black pictures.
+    """The first `count` records once, in order; the last batch is filled up with black images.
 
     Of several processes each has its own share, every `processes`-th record, in as many batches.
 
@@ -237,7 +237,7 @@ def evaluation_batches(
       source: Records as `datasets.load` gives them.
       count: How many of them.
       batch_size: B.
-      canvas: Side of the square canvas in pixels; larger pictures are shrunk to it.
+      canvas: Side of the square canvas in pixels; larger images are shrunk to it.
       process: Index of this process.
       processes: Number of processes.
       threads: That decode, a batch each; as many batches lie ready.
@@ -248,7 +248,7 @@ def evaluation_batches(
       into `source`, -1 where a row only fills up.
 
     Raises:
-      UserError: While iterating, if a picture does not decode.
+      UserError: While iterating, if an image does not decode.
     """
     pool = Pool()
 
@@ -310,7 +310,7 @@ class _Workers:
 
         Raises:
           MachineError: The machine has ended a worker, or lacks shared memory.
-          UserError: A picture does not decode.
+          UserError: An image does not decode.
         """
         return self._waiting.pop() if self._waiting else self._next()
 
@@ -404,7 +404,7 @@ def _end_with_parent(worker: int, workers: int) -> None:
 
 
 def _blank(rows: int, canvas: int, pool: Pool) -> Batch:
-    """Room for the pictures of a batch, not yet filled."""
+    """Room for the images of a batch, not yet filled."""
     return {
         "image": pool.empty((rows, canvas, canvas, 3)),
         "extent": np.full((rows, 2), canvas, np.float32),
@@ -412,14 +412,14 @@ def _blank(rows: int, canvas: int, pool: Pool) -> Batch:
 
 
 def _draw(record: Mapping[str, Any], batch: Batch, row: int, max_megapixels: float) -> None:
-    """Decodes a picture to its place in a batch."""
+    """Decodes an image to its place in a batch."""
     canvas = batch["image"][row]
-    picture = images.decode(
+    image = images.decode(
         record["image"],
         name=record["name"],
         fit=canvas.shape[:2],
         into=canvas,
         max_megapixels=max_megapixels,
     )
-    images.put(picture, canvas)
-    batch["extent"][row] = picture.shape[:2]
+    images.put(image, canvas)
+    batch["extent"][row] = image.shape[:2]

@@ -51,7 +51,7 @@ OWN: dict[str, tuple[Callable[[str], list[pathlib.Path]], Callable[[str], reader
 def home(part: split_names.Part, *, official: bool) -> str:
     """What is prepared together: a year of VOC, an official split of COCO, whole other datasets.
 
-    VOC2012's test pictures have an archive of their own, which training does not need.
+    VOC2012's test images have an archive of their own, which training does not need.
     """
     if official:
         return f"{part.year}/{part.name}" if part.year else part.name

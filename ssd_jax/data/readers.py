@@ -8,21 +8,21 @@ from typing import NamedTuple
 from ssd_jax import errors
 from ssd_jax.data import annotations, images
 
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 NO_IMAGE_ID = -1
 
 _SPLIT_NAME = re.compile(r"[A-Za-z]\w*")
 
 
 class Example(NamedTuple):
-    """One picture with its annotation, found good.
+    """One image with its annotation, found good.
 
     Attributes:
-      name: File name of the picture, unique in its split.
+      name: File name of the image, unique in its split.
       read: Gives the file's bytes.
       bytes: How many they are.
       annotation: What is known of it.
-      image_id: COCO's id of the picture; NO_IMAGE_ID in other formats.
+      image_id: COCO's id of the image; NO_IMAGE_ID in other formats.
       notes: A line for each fault of the file that costs no pixel.
     """
 
@@ -35,14 +35,14 @@ class Example(NamedTuple):
 
 
 class Reader(abc.ABC):
-    """A dataset whose files are listed; no picture is opened yet.
+    """A dataset whose files are listed; no image is opened yet.
 
     Attributes:
       name: What messages call the dataset: its path.
-      keys: A word for each picture, unique, in order.
+      keys: A word for each image, unique, in order.
       splits: The keys of each split; empty where the dataset has none.
       remarks: A line for each thing that is wrong with the dataset as a whole, with a file's name.
-      unannotated: The splits of which nothing but the pictures was published.
+      unannotated: The splits of which nothing but the images was published.
       max_megapixels: An image of more cannot be used.
     """
 
@@ -55,7 +55,7 @@ class Reader(abc.ABC):
 
     @abc.abstractmethod
     def example(self, key: str) -> Example:
-        """Reads one picture and its annotation; safe to call from several threads.
+        """Reads one image and its annotation; safe to call from several threads.
 
         Raises:
           UserError: Either cannot be used; it names the file.

@@ -35,7 +35,7 @@ class Records:
 
     Threads may share it; pickled, it opens its files anew and keeps nothing, as worker processes
     would each keep all. Item `i`, which may be shared and is not to be changed, is a dict of
-    `image` (the bytes of the picture's file), `name`, `height` and `width` (pixels), `boxes`
+    `image` (the bytes of the image's file), `name`, `height` and `width` (pixels), `boxes`
     ([N, 4] float32 xyxy in [0, 1]), `labels` ([N] int32, from 1), `difficult`, `truncated`,
     `crowd` and `degenerate` ([N] bool), `bboxes` ([N, 4] float64, (x, y, width, height) as the file
     has them) and `areas` ([N] float64), in pixels, and `image_id`, that of COCO, which is -1 in
@@ -93,7 +93,7 @@ def _record(example: bytes) -> dict[str, Any]:
     """Reads a stored `tf.train.Example`.
 
     tfds' own way from there to arrays takes three times as long, with the GIL held: a fifth of the
-    time that decoding the picture takes.
+    time that decoding the image takes.
     """
     # NumPy takes a list in half the time that it takes protobuf's own sequence.
     feature = tf_example_pb2.Example.FromString(example).features.feature

@@ -43,9 +43,9 @@ def bounds(part: Part, length: int, split: str) -> tuple[int, int]:
         (bounds,) = instruction.to_absolute({"part": whole})
     except (ValueError, AssertionError) as error:
         raise errors.UserError(
-            f"split {split!r}: cannot take {part.slice} of {length} pictures, {HELP}"
+            f"split {split!r}: cannot take {part.slice} of {length} images, {HELP}"
         ) from error
     start, stop, _ = slice(bounds.from_, bounds.to).indices(length)
     if start >= stop:
-        raise errors.UserError(f"split {split!r}: {part.slice} of {length} pictures is none")
+        raise errors.UserError(f"split {split!r}: {part.slice} of {length} images is none")
     return start, stop

@@ -25,7 +25,7 @@ from PIL import Image
 from ssd_jax import errors
 from ssd_jax.data import synthetic_scenes, synthetic_shapes
 
-SPLITS = ("train", "test")  # the position of a name is part of its pictures' random key
+SPLITS = ("train", "test")  # the position of a name is part of its images' random key
 JPEG_QUALITY = 90
 
 _MACHINE = 100  # exit status of a process that the machine stopped, less the system's number of it
@@ -69,7 +69,7 @@ def _name(split: str, number: int) -> str:
 def _write_share(
     folder: str, counts: Sequence[int], seed: int, first: int, step: int, parent: int
 ) -> None:
-    """Writes the pictures first, first + step, ... of every split and their annotations.
+    """Writes the images first, first + step, ... of every split and their annotations.
 
     Ends this process where `parent`, for which it works, is gone, or the machine is in trouble,
     whose number its exit status then tells.
@@ -77,7 +77,7 @@ def _write_share(
     for index, (split, count) in enumerate(zip(SPLITS, counts, strict=True)):
         for number in range(first, count, step):
             if os.getppid() != parent:
-                sys.exit("whoever wanted these pictures is gone")
+                sys.exit("whoever wanted these images is gone")
             drawn, name = (
                 synthetic_scenes.scene(np.random.default_rng([seed, index, number])),
                 _name(split, number),
@@ -89,9 +89,9 @@ def _write_share(
 
 
 def _write_scene(folder: Path, name: str, drawn: synthetic_scenes.Scene) -> None:
-    picture = folder / "JPEGImages" / f"{name}.jpg"
-    Image.fromarray(drawn.image).save(picture, quality=JPEG_QUALITY)
-    root = _annotation(folder.name, picture.name, drawn)
+    image = folder / "JPEGImages" / f"{name}.jpg"
+    Image.fromarray(drawn.image).save(image, quality=JPEG_QUALITY)
+    root = _annotation(folder.name, image.name, drawn)
     ElementTree.ElementTree(root).write(folder / "Annotations" / f"{name}.xml")
 
 
@@ -112,7 +112,7 @@ def _write_share_in_a_process(*job: object) -> None:
     if status > _MACHINE:
         raise OSError(status - _MACHINE, os.strerror(status - _MACHINE), job[0])
     if status == -signal.SIGKILL:  # as the system does to end what takes its memory
-        raise OSError(errno.ENOMEM, "a process that makes the pictures was killed", job[0])
+        raise OSError(errno.ENOMEM, "a process that makes the images was killed", job[0])
     if status:
         raise subprocess.CalledProcessError(status, command)
 
@@ -129,9 +129,9 @@ def write(
 
     Args:
       folder: Made here, with JPEGImages, Annotations and ImageSets/Main; its parents too.
-      train: Number of pictures of the split "train".
-      test: Number of pictures of the split "test".
-      seed: At least 0; another seed gives other pictures.
+      train: Number of images of the split "train".
+      test: Number of images of the split "test".
+      seed: At least 0; another seed gives other images.
       processes: At least 1; None takes one for each CPU. It does not change what is written.
 
     Raises:

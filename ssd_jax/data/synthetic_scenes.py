@@ -14,14 +14,14 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from ssd_jax.data import synthetic_shapes
 
-PICTURE_SIDES = (240, 420)  # pixels
-EMPTY_SHARE = 0.05  # of the pictures hold no object
+IMAGE_SIDES = (240, 420)  # pixels
+EMPTY_SHARE = 0.05  # of the images hold no object
 MAX_OBJECTS = 8
 LOOK_ALIKES_MEAN, MAX_LOOK_ALIKES = 0.6, 3  # Poisson
-# Log-normal: longer side of a thing / shorter side of the picture.
+# Log-normal: longer side of a thing / shorter side of the image.
 SIZE_MEDIAN, SIZE_SIGMA = 0.3, 0.55
 SIZE_RANGE = (0.05, 0.9)
-CUT_SHARE = 0.15  # of the objects may reach over the edge of the picture
+CUT_SHARE = 0.15  # of the objects may reach over the edge of the image
 OVERLAP_SHARE = 0.35  # of the things may hide much of others; the rest hide little (LEAST_HIDDEN)
 # Hidden share of an object's own pixels.
 OCCLUDED_FROM, LEAST_HIDDEN, DIFFICULT_FROM, GONE_FROM = 0.05, 0.1, 0.5, 0.85
@@ -34,9 +34,9 @@ class SceneObject(NamedTuple):
     Attributes:
       name: One of `CLASS_NAMES`.
       box: xmin, ymin, xmax, ymax in pixels, counted from 1, both ends included, as VOC has it;
-        tight around the part of the shape inside the picture, whether or not others cover it.
-      difficult: More than half of the shape is hidden, by others or by the edge of the picture.
-      truncated: The edge of the picture cuts the shape.
+        tight around the part of the shape inside the image, whether or not others cover it.
+      difficult: More than half of the shape is hidden, by others or by the edge of the image.
+      truncated: The edge of the image cuts the shape.
       occluded: Others cover more than a twentieth of the shape.
     """
 
@@ -48,7 +48,7 @@ class SceneObject(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """A picture, uint8 `(H, W, 3)` RGB, and its objects from back to front."""
+    """An image, uint8 `(H, W, 3)` RGB, and its objects from back to front."""
 
     image: np.ndarray
     objects: tuple[SceneObject, ...]
@@ -112,7 +112,7 @@ class _Thing(NamedTuple):
     name: str
     box: tuple[int, int, int, int]
     pixels: int  # of the whole shape
-    inside: int  # of the part in the picture
+    inside: int  # of the part in the image
 
 
 def _plan(rng: np.random.Generator) -> list[tuple[str, float]]:
@@ -136,13 +136,13 @@ def _offset(rng: np.random.Generator, side: int, room: int, over: float) -> int:
 
 
 def _common(
-    picture: np.ndarray, patch: np.ndarray, offset: tuple[int, int]
+    image: np.ndarray, patch: np.ndarray, offset: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the views of both where a patch at offset (y, x) lies on the picture."""
-    (y, x), (h, w) = offset, picture.shape[:2]
+    """Returns the views of both where a patch at offset (y, x) lies on the image."""
+    (y, x), (h, w) = offset, image.shape[:2]
     top, left = max(y, 0), max(x, 0)
     inner = patch[top - y : max(h - y, 0), left - x : max(w - x, 0)]
-    return picture[top : top + inner.shape[0], left : left + inner.shape[1]], inner
+    return image[top : top + inner.shape[0], left : left + inner.shape[1]], inner
 
 
 def _visible(owner: np.ndarray, things: Sequence[_Thing]) -> np.ndarray:
@@ -216,7 +216,7 @@ def _photograph(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
 
 def scene(rng: np.random.Generator) -> Scene:
     """Draws a scene: 0 to 8 objects and some look-alikes on a cluttered ground."""
-    height, width = (int(side) for side in rng.integers(*PICTURE_SIDES, 2, endpoint=True))
+    height, width = (int(side) for side in rng.integers(*IMAGE_SIDES, 2, endpoint=True))
     image, owner = _ground(rng, height, width), np.zeros((height, width), np.int16)
     things: list[_Thing] = []
     side = rng.choice((-1.0, 1.0))

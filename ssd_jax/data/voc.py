@@ -59,7 +59,7 @@ ARCHIVES: dict[str, dict[str, Archive]] = {
         ),
     },
 }
-"""By what is prepared together: a year, and apart from it the test pictures of 2012, whose
+"""By what is prepared together: a year, and apart from it the test images of 2012, whose
 annotations were never published."""
 
 _SPLITS = {
@@ -155,7 +155,7 @@ class TarTree:
 
 
 class Reader(readers.Reader):
-    """A tree in VOC's form; a key is the path of a picture within its folder, less the suffix.
+    """A tree in VOC's form; a key is the path of an image within its folder, less the suffix.
 
     Splits are the files of `ImageSets/Main` whose lines are one id each. Without such files the
     annotations define the set.
@@ -170,59 +170,59 @@ class Reader(readers.Reader):
         Args:
           tree: The files.
           classes: All that may occur, label 1 first; empty: those that occur.
-          annotated: Whether the pictures have annotations; if not, those that lie there, of other
+          annotated: Whether the images have annotations; if not, those that lie there, of other
             tasks, are passed over.
         """
         self.name = tree.name
         self._tree = tree
         self._classes = classes
-        self._pictures: dict[str, str] = {}
+        self._images: dict[str, str] = {}
         self._xmls: dict[str, str] = {}
-        self._twins: dict[str, str] = {}  # pictures that differ from another by suffix only
+        self._twins: dict[str, str] = {}  # images that differ from another by suffix only
         self._lists: dict[str, str] = {}  # files of ImageSets/Main
         for file in tree.files():
             self._sort_in(file)
         self._annotated = annotated
         if not annotated:
             self._xmls.clear()
-        self.keys = sorted(self._xmls if annotated else self._pictures)
+        self.keys = sorted(self._xmls if annotated else self._images)
         self.splits, empty = self._read_lists()
         if empty and not self.splits:
             raise errors.UserError(f"{empty[0]}; write its ids there, or remove the file")
         self.remarks = [*empty, *(self._strays() if annotated else [])]
 
     def example(self, key: str) -> readers.Example:
-        """Decodes one picture and parses its annotation."""
+        """Decodes one image and parses its annotation."""
         if self._annotated and key not in self._xmls:
             raise errors.UserError(
                 f"{self.name}: no Annotations/{key}.xml, though ImageSets/Main names {key}; add "
                 "the file or remove the id"
             )
         xml = self._xmls.get(key, "ImageSets/Main")
-        if key not in self._pictures:
+        if key not in self._images:
             raise errors.UserError(
-                f"{self.name}: {xml} has no picture JPEGImages/{key} with a suffix of "
-                f"{', '.join(readers.PICTURE_SUFFIXES)}; add the picture or remove the annotation"
+                f"{self.name}: {xml} has no image JPEGImages/{key} with a suffix of "
+                f"{', '.join(readers.IMAGE_SUFFIXES)}; add the image or remove the annotation"
             )
-        picture = self._pictures[key]
+        image = self._images[key]
         if key in self._twins:
             raise errors.UserError(
-                f"{self.name}: {picture} and {self._twins[key]} differ by suffix only; remove one"
+                f"{self.name}: {image} and {self._twins[key]} differ by suffix only; remove one"
             )
-        read = functools.partial(_read, self._tree, picture, paths.MOST_IMAGE_BYTES)
+        read = functools.partial(_read, self._tree, image, paths.MOST_IMAGE_BYTES)
         data = read()
         height, width, notes = readers.decode_size(
-            data, name=f"{self.name}/{picture}", max_megapixels=self.max_megapixels
+            data, name=f"{self.name}/{image}", max_megapixels=self.max_megapixels
         )
         annotation = self._annotation(xml, (height, width))
-        name = picture.partition("/")[2]
+        name = image.partition("/")[2]
         return readers.Example(name, read, len(data), annotation, notes=notes)
 
     def categories(self, names: Iterable[str]) -> dict[str, int]:
         """VOC's 20, or else those that occur, sorted; numbered from 1."""
         classes = self._classes or tuple(sorted(names))
         if not classes:
-            raise errors.UserError(f"{self.name}: no annotation has an object within its picture")
+            raise errors.UserError(f"{self.name}: no annotation has an object within its image")
         return {name: number for number, name in enumerate(classes, start=1)}
 
     def _annotation(self, xml: str, size: tuple[int, int]) -> annotations.Annotation:
@@ -231,7 +231,7 @@ class Reader(readers.Reader):
         annotation = annotations.parse(
             _read(self._tree, xml, paths.MOST_TEXT_BYTES),
             name=f"{self.name}/{xml}",
-            picture_size=size,
+            image_size=size,
         )
         self._check_classes(xml, annotation.names)
         return annotation
@@ -245,14 +245,14 @@ class Reader(readers.Reader):
         match kind.lower(), suffix.lower():
             case "annotations", ".xml":
                 self._xmls[key] = file
-            case (("jpegimages" | "images"), suffix) if suffix in readers.PICTURE_SUFFIXES:
-                (self._twins if key in self._pictures else self._pictures)[key] = file
+            case (("jpegimages" | "images"), suffix) if suffix in readers.IMAGE_SUFFIXES:
+                (self._twins if key in self._images else self._images)[key] = file
             case "imagesets", ".txt" if key.lower().startswith("main/"):
                 self._lists[key.partition("/")[2]] = file
 
     def _read_lists(self) -> tuple[dict[str, tuple[str, ...]], list[str]]:
         """The splits, each id once, and a remark on each file without an id."""
-        known = self._pictures.keys() | self._xmls.keys()
+        known = self._images.keys() | self._xmls.keys()
         splits, empty = {}, []
         for name, file in self._lists.items():
             data = _read(self._tree, file, paths.MOST_LIST_BYTES)
@@ -265,12 +265,12 @@ class Reader(readers.Reader):
         return splits, empty
 
     def _strays(self) -> list[str]:
-        """Pictures that nothing is known of, and annotations outside all splits of no picture."""
+        """Images that nothing is known of, and annotations outside all splits of no image."""
         named = {key for split in self.splits.values() for key in split} or set(self._xmls)
-        stray = self._pictures.keys() - self._xmls.keys() - named
-        lines = [f"{self.name}/{self._pictures[key]}: has no annotation" for key in sorted(stray)]
-        lonely = sorted(self._xmls.keys() - self._pictures.keys() - named)
-        return lines + [f"{self.name}/{self._xmls[key]}: has no picture" for key in lonely]
+        stray = self._images.keys() - self._xmls.keys() - named
+        lines = [f"{self.name}/{self._images[key]}: has no annotation" for key in sorted(stray)]
+        lonely = sorted(self._xmls.keys() - self._images.keys() - named)
+        return lines + [f"{self.name}/{self._xmls[key]}: has no image" for key in lonely]
 
     def _check_classes(self, xml: str, names: Iterable[str]) -> None:
         for name in names if self._classes else ():

@@ -1,15 +1,15 @@
 """Datasets of YOLO text files, as Ultralytics, Roboflow, LabelImg and darknet write them.
 
     your folder/
-      data.yaml                    names, and the pictures of train, val, test
+      data.yaml                    names, and the images of train, val, test
       images/train/a.jpg, ...      or train/images/, or all beside their text files
       labels/train/a.txt, ...      a line for each object: class cx cy width height
 
 Without a data.yaml the names are the lines of `classes.txt` or `obj.names`, and the splits are the
 folders below `images` (or those that hold an `images`); without such folders there are none.
-Numbers are normalised to the picture and classes count from 0; label k is class k - 1. A line of a
+Numbers are normalised to the image and classes count from 0; label k is class k - 1. A line of a
 polygon, `class x1 y1 x2 y2 x3 y3 ...`, stands for the box around it; one with keypoints, which
-data.yaml tells by `kpt_shape`, for the box that it begins with. A picture whose text file is
+data.yaml tells by `kpt_shape`, for the box that it begins with. An image whose text file is
 missing or empty has no objects.
 
 Source: "Detection datasets", "Segmentation datasets" and "Pose datasets" of the Ultralytics
@@ -40,7 +40,7 @@ _SLACK = 0.01  # outside [0, 1] that Ultralytics allows too; more is no normalis
 _NO_LABELS = (*_CLASS_FILES, "train.txt", "val.txt", "test.txt")
 
 
-class _Picture(NamedTuple):
+class _Files(NamedTuple):
     """What a key stands for."""
 
     file: pathlib.Path
@@ -51,53 +51,53 @@ class _Layout(NamedTuple):
     """Where everything is."""
 
     root: pathlib.Path
-    about: list[pathlib.Path]  # the file that names the classes, and those that list pictures
+    about: list[pathlib.Path]  # the file that names the classes, and those that list images
     names: dict[int, str]
     splits: dict[str, list[pathlib.Path]]  # "" where the dataset has no splits
     keypoints: int = 0  # numbers behind the box in a line; 0: a box or a polygon
 
 
 def files(path: str) -> list[pathlib.Path]:
-    """The files that name the classes and list pictures, all pictures and their text files.
+    """The files that name the classes and list images, all images and their text files.
 
     Raises:
       UserError: There is no such dataset.
     """
     layout = _layout(path)
-    pictures = [_picture(file) for split in layout.splits.values() for file in split]
-    found = (file for picture in pictures for file in picture if file is not None)
+    images = [_image(file) for split in layout.splits.values() for file in split]
+    found = (file for image in images for file in image if file is not None)
     return [*layout.about, *filter(paths.is_file, found)]
 
 
 class Reader(readers.Reader):
-    """YOLO's text files and their pictures; a key is the picture's path below the folder."""
+    """YOLO's text files and their images; a key is the image's path below the folder."""
 
     def __init__(self, path: str):
         """Lists the dataset.
 
         Raises:
-          UserError: It has no pictures, or nothing names its classes.
+          UserError: It has no images, or nothing names its classes.
         """
         self.name = path
         layout = _layout(path)
         self._names = layout.names
         self._range = f"from {min(layout.names)} to {max(layout.names)}"
         self._keypoints = layout.keypoints
-        self._pictures: dict[str, _Picture] = {}
+        self._images: dict[str, _Files] = {}
         splits: dict[str, list[str]] = {}
-        for split, pictures in layout.splits.items():
-            splits[split] = [_key(file, layout.root) for file in pictures]
-            self._pictures |= zip(splits[split], map(_picture, pictures), strict=True)
-        self.keys = sorted(self._pictures)
+        for split, images in layout.splits.items():
+            splits[split] = [_key(file, layout.root) for file in images]
+            self._images |= zip(splits[split], map(_image, images), strict=True)
+        self.keys = sorted(self._images)
         self.splits = {name: keys for name, keys in splits.items() if name}
         self.remarks = [
             *self._unlabelled(splits),
-            *_strays(self._pictures.values()),
+            *_strays(self._images.values()),
         ]
 
     def example(self, key: str) -> readers.Example:
-        """Decodes one picture and parses its text file."""
-        file, labels = self._pictures[key]
+        """Decodes one image and parses its text file."""
+        file, labels = self._images[key]
         read = functools.partial(paths.read, file, at_most=paths.MOST_IMAGE_BYTES)
         data = read()
         height, width, notes = readers.decode_size(
@@ -110,16 +110,16 @@ class Reader(readers.Reader):
     def categories(self, names: Iterable[str]) -> dict[str, int]:
         """All classes, in their order, those without an object too; YOLO counts them from 0."""
         if not set(names):
-            raise errors.UserError(f"{self.name}: no text file has an object within its picture")
+            raise errors.UserError(f"{self.name}: no text file has an object within its image")
         return {self._names[number]: number for number in sorted(self._names)}
 
     def _unlabelled(self, splits: Mapping[str, Sequence[str]]) -> Iterator[str]:
-        """Remarks on the splits in which pictures have no text file."""
+        """Remarks on the splits in which images have no text file."""
         for split, keys in splits.items():
-            missing = [key for key in keys if self._pictures[key].labels is None]
+            missing = [key for key in keys if self._images[key].labels is None]
             if missing:
                 yield (
-                    f"{self.name}: {split or 'all'}: {len(missing)} of {len(keys)} pictures have "
+                    f"{self.name}: {split or 'all'}: {len(missing)} of {len(keys)} images have "
                     f"no text file, so no objects; the first is {missing[0]}"
                 )
 
@@ -166,7 +166,7 @@ class Reader(readers.Reader):
             )
         if not all(-_SLACK <= value <= 1 + _SLACK for value in values):  # NaN too
             raise errors.UserError(
-                f"{where}: {shown} are not normalised to [0, 1]; divide by the picture's size"
+                f"{where}: {shown} are not normalised to [0, 1]; divide by the image's size"
             )
         return self._names[int(kind)], _corners(np.array(values))
 
@@ -198,7 +198,7 @@ def _text(file: pathlib.Path, at_most: int) -> str:
 
 
 def _layout(path: str) -> _Layout:
-    """Finds names, splits and pictures.
+    """Finds names, splits and images.
 
     Raises:
       UserError: There is no such dataset.
@@ -209,7 +209,7 @@ def _layout(path: str) -> _Layout:
     description = given if paths.is_file(given) else _description(given)
     layout = _from_yaml(description) if description else _from_folders(given)
     if not any(layout.splits.values()):
-        raise errors.UserError(f"{path}: holds no pictures ({', '.join(readers.PICTURE_SUFFIXES)})")
+        raise errors.UserError(f"{path}: holds no images ({', '.join(readers.IMAGE_SUFFIXES)})")
     return layout
 
 
@@ -241,9 +241,9 @@ def _from_yaml(file: pathlib.Path) -> _Layout:
         if content[split]
     }
     if not places:
-        raise errors.UserError(f"{file}: names no pictures; it needs train and val")
+        raise errors.UserError(f"{file}: names no images; it needs train and val")
     lists = [place for found in places.values() for place in found if paths.is_file(place)]
-    splits = {split: _pictures_at(found) for split, found in places.items()}
+    splits = {split: _images_at(found) for split, found in places.items()}
     return _Layout(root, [file, *lists], names, splits, _keypoints(content["kpt_shape"], file))
 
 
@@ -293,7 +293,7 @@ def _distinct(names: dict[int, str], file: pathlib.Path) -> dict[int, str]:
 def _places_of(
     entry: Any, split: str, bases: Sequence[pathlib.Path], file: pathlib.Path
 ) -> list[pathlib.Path]:
-    """What one entry of a YAML file names: folders, or text files that list pictures."""
+    """What one entry of a YAML file names: folders, or text files that list images."""
     found: list[pathlib.Path] = []
     for part in entry if isinstance(entry, list) else [entry]:
         # Roboflow writes ../train/images, which is wrong from where its file lies.
@@ -319,20 +319,20 @@ def _word(value: Any, field: str, file: pathlib.Path) -> str:
     return str(value)
 
 
-def _pictures_at(places: Iterable[pathlib.Path]) -> list[pathlib.Path]:
-    """The pictures in folders and lists, each once."""
-    found = (_listed(place) if paths.is_file(place) else _pictures_below(place) for place in places)
+def _images_at(places: Iterable[pathlib.Path]) -> list[pathlib.Path]:
+    """The images in folders and lists, each once."""
+    found = (_listed(place) if paths.is_file(place) else _images_below(place) for place in places)
     return list(dict.fromkeys(itertools.chain.from_iterable(found)))
 
 
 def _listed(file: pathlib.Path) -> list[pathlib.Path]:
-    """The pictures that a text file lists, relative ones from where it lies."""
+    """The images that a text file lists, relative ones from where it lies."""
     lines = (line.strip() for line in _text(file, paths.MOST_LIST_BYTES).splitlines())
     return [pathlib.Path(os.path.normpath(file.parent / line)) for line in lines if line]
 
 
-def _pictures_below(folder: pathlib.Path) -> list[pathlib.Path]:
-    return [f for f in paths.walk(folder) if f.suffix.lower() in readers.PICTURE_SUFFIXES]
+def _images_below(folder: pathlib.Path) -> list[pathlib.Path]:
+    return [f for f in paths.walk(folder) if f.suffix.lower() in readers.IMAGE_SUFFIXES]
 
 
 def _from_folders(root: pathlib.Path) -> _Layout:
@@ -353,13 +353,13 @@ def _from_folders(root: pathlib.Path) -> _Layout:
 
 
 def _split_folders(root: pathlib.Path) -> dict[str, list[pathlib.Path]]:
-    """Pictures of images/SPLIT or SPLIT/images; of the whole folder, under "", without these."""
+    """Images of images/SPLIT or SPLIT/images; of the whole folder, under "", without these."""
     folders = {f.name: f for f in paths.matching(root, "images/*") if paths.is_folder(f)}
     folders |= {f.parent.name: f for f in paths.matching(root, "*/images") if paths.is_folder(f)}
     if not folders:
-        return {"": _pictures_below(root)}
+        return {"": _images_below(root)}
     return {
-        readers.check_split_name(name, str(folder)): _pictures_below(folder)
+        readers.check_split_name(name, str(folder)): _images_below(folder)
         for name, folder in folders.items()
     }
 
@@ -368,20 +368,20 @@ def _key(file: pathlib.Path, root: pathlib.Path) -> str:
     return file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file)
 
 
-def _picture(file: pathlib.Path) -> _Picture:
-    """A picture with its text file: below `labels` where the picture is below `images`."""
+def _image(file: pathlib.Path) -> _Files:
+    """An image with its text file: below `labels` where the image is below `images`."""
     text = pathlib.Path(os.path.splitext(file)[0] + ".txt")
     parts = list(text.parts)
     if "images" in parts:
         parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
     places = (pathlib.Path(*parts), text)
-    return _Picture(file, next(filter(paths.is_file, places), None))
+    return _Files(file, next(filter(paths.is_file, places), None))
 
 
-def _strays(pictures: Iterable[_Picture]) -> Iterator[str]:
-    """Remarks on text files that belong to no picture, or to two."""
+def _strays(images: Iterable[_Files]) -> Iterator[str]:
+    """Remarks on text files that belong to no image, or to two."""
     used: dict[pathlib.Path, pathlib.Path] = {}
-    for file, labels in pictures:
+    for file, labels in images:
         if labels in used and used[labels] != file:
             yield f"{labels}: is the text file of both {used[labels].name} and {file.name}"
         if labels is not None:
@@ -389,4 +389,4 @@ def _strays(pictures: Iterable[_Picture]) -> Iterator[str]:
     for folder in sorted({labels.parent for labels in used}):
         for text in paths.matching(folder, "*.txt"):
             if text not in used and text.name not in _NO_LABELS:
-                yield f"{text}: has no picture"
+                yield f"{text}: has no image"

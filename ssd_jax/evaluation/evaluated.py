@@ -95,7 +95,7 @@ def load(folder: Path) -> Evaluated:
 
 
 def _check(columns: Mapping[str, np.ndarray]) -> None:
-    """Makes sure that the columns hold numbers of the pictures and classes that are there.
+    """Makes sure that the columns hold numbers of the images and classes that are there.
 
     Raises:
       ValueError: If they do not.
@@ -105,7 +105,7 @@ def _check(columns: Mapping[str, np.ndarray]) -> None:
     if names.dtype.kind != "U" or classes.dtype.kind != "U":
         raise ValueError("its names are no texts")
     if sizes.dtype.kind != "i" or sizes.shape != (len(names), 2) or not (sizes > 0).all():
-        raise ValueError("its sizes are none of pictures")
+        raise ValueError("its sizes are none of images")
     counts = {"image": len(columns["names"]), "labels": len(columns["class_names"]) + 1}
     for prefix in ("found", "objects"):
         rows = [columns[f"{prefix}_{name}"] for name in ("image", "boxes", "labels", "values")]

@@ -192,7 +192,7 @@ def main(argv: Sequence[str]) -> int:
     command.add_argument("--output", type=Path, default=Path("comparison.html"))
     command.add_argument("--overwrite", action="store_true", help="replace an --output")
     command.add_argument(
-        "--no_images", "--no_pictures", action="store_true", help="don't open the dataset"
+        "--no_images", "--no_images", action="store_true", help="don't open the dataset"
     )
     command.add_argument(
         "--cache_dir",

@@ -2,7 +2,7 @@
 
 COCO's is one JSON, a list of `{"image_id", "category_id", "bbox": [x, y, width, height], "score"}`
 with the ids that the dataset gives. VOC's is a text file for each class, `comp4_det_SET_CLASS.txt`,
-whose lines are `id score xmin ymin xmax ymax` in VOC's pixels; an id is the picture's name without
+whose lines are `id score xmin ymin xmax ymax` in VOC's pixels; an id is the image's name without
 its suffix. Numbers have nine digits, which is all that float32 holds. COCO's server takes the JSON
 in a zip, VOC's the files in a tar, below `results/VOC2012/Main`.
 
@@ -26,7 +26,7 @@ _FORMS = "COCO's JSON, or a folder of VOC's comp4_det_SET_CLASS.txt"
 
 
 class Found(NamedTuple):
-    """Detections in pictures by their names, in the pixels of either convention.
+    """Detections in images by their names, in the pixels of either convention.
 
     Attributes:
       voc: Boxes `[N, 4]` in VOC's pixels (1-based, inclusive), scores `[N]` and labels `[N]`.
@@ -38,11 +38,11 @@ class Found(NamedTuple):
 
 
 class Key(NamedTuple):
-    """What results call the pictures and classes of a split.
+    """What results call the images and classes of a split.
 
     Attributes:
-      image_ids: COCO's id of each picture, by name; empty where the dataset has none.
-      names: The names of all its pictures, in order.
+      image_ids: COCO's id of each image, by name; empty where the dataset has none.
+      names: The names of all its images, in order.
       class_names: Label k is class_names[k - 1].
       category_ids: The dataset's own id of each class.
     """
@@ -54,17 +54,17 @@ class Key(NamedTuple):
 
 
 def key_of(split: datasets.Split) -> Key:
-    """What results call the pictures and classes of a split.
+    """What results call the images and classes of a split.
 
     Raises:
-      UserError: The split holds a picture twice.
+      UserError: The split holds an image twice.
     """
     ids: dict[str, int] = {}
     for index in range(len(split.source)):
         record = split.source[index]
         if record["name"] in ids:
             raise errors.UserError(
-                f"the split holds {record['name']} twice; detect in each picture once"
+                f"the split holds {record['name']} twice; detect in each image once"
             )
         ids[record["name"]] = record["image_id"]
     known = readers.NO_IMAGE_ID not in ids.values()
@@ -135,8 +135,8 @@ def read(path: str | os.PathLike[str], key: Key) -> Found:
       key: Of the split that was detected in.
 
     Raises:
-      UserError: There is no such file, it is malformed, or it is of another dataset: it names a
-        picture or a class that the split does not have.
+      UserError: There is no such file, it is malformed, or it is of another dataset: it names an
+        image or a class that the split does not have.
     """
     place = Path(path).expanduser()
     if place.is_dir():
@@ -149,7 +149,7 @@ def read(path: str | os.PathLike[str], key: Key) -> Found:
 def _read_coco(file: Path, key: Key) -> Found:
     if not key.image_ids:
         raise errors.UserError(
-            f"{file}: the pictures of the split have no ids of COCO; give a folder of VOC's files"
+            f"{file}: the images of the split have no ids of COCO; give a folder of VOC's files"
         )
     try:
         entries = json.loads(paths.read(file, at_most=parsing.MOST_JSON_BYTES))
@@ -204,7 +204,7 @@ def _read_voc(folder: Path, key: Key) -> Found:
             image, values = _line(line, f"{file}: line {number}")
             if image not in names:
                 raise errors.UserError(
-                    f"{file}: line {number}: the split has no picture {image}; give "
+                    f"{file}: line {number}: the split has no image {image}; give "
                     "--config.data.eval_split of the results"
                 )
             rows.setdefault(names[image], []).append((*values, label))
@@ -246,7 +246,7 @@ def _lines(file: Path) -> list[str]:
 
 
 def _line(line: str, where: str) -> tuple[str, tuple[float, ...]]:
-    """The picture and (score, xmin, ymin, xmax, ymax) of one line."""
+    """The image and (score, xmin, ymin, xmax, ymax) of one line."""
     image, *words = line.split() or [""]
     try:
         values = tuple(float(word) for word in words)
@@ -277,5 +277,5 @@ def _is_number(value: Any) -> bool:
 
 
 def _stem(name: str) -> str:
-    """A picture's id in VOC's files."""
+    """An image's id in VOC's files."""
     return os.path.splitext(name)[0]

@@ -1,4 +1,4 @@
-"""Evaluation of a detector on a split: pictures -> detections -> VOC's and COCO's figures."""
+"""Evaluation of a detector on a split: images -> detections -> VOC's and COCO's figures."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -11,12 +11,12 @@ from ssd_jax import detector as detector_lib
 from ssd_jax.data import annotations, datasets, images, loader
 from ssd_jax.evaluation import coco, results, voc
 
-SAMPLES = 16  # pictures of a split that are drawn with their detections
+SAMPLES = 16  # images of a split that are drawn with their detections
 SAMPLE_SIDE = 800  # pixels of a sample's longer side, at most
 
 
 class Truth(NamedTuple):
-    """What detections are compared with, by picture's name, in either convention.
+    """What detections are compared with, by image's name, in either convention.
 
     Attributes:
       voc: As `datasets.ground_truth` gives it.
@@ -34,7 +34,7 @@ class Evaluation(NamedTuple):
       voc07: VOC 2007's 11-point metric.
       area: VOC 2010's metric, the area under the interpolated curve.
       coco: COCO's 12 numbers.
-      images: How many pictures were evaluated.
+      images: How many images were evaluated.
       detections: What the figures were computed from, as `voc.evaluate` takes it.
       ground_truth: Likewise.
     """
@@ -52,7 +52,7 @@ def evaluate(
     split: datasets.Split,
     *,
     max_images: int = 0,
-    on_picture: Callable[[int], None] = lambda done: None,
+    on_image: Callable[[int], None] = lambda done: None,
     on_batch: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Runs a detector over a split and computes all figures.
@@ -60,23 +60,23 @@ def evaluate(
     Args:
       detector: The detector; its classes have to be those of the split.
       split: What to evaluate on.
-      max_images: Evaluate only the first so many pictures; 0: all.
-      on_picture: Called with the number of pictures done, for a progress display.
+      max_images: Evaluate only the first so many images; 0: all.
+      on_image: Called with the number of images done, for a progress display.
       on_batch: Called before each batch, as often in each of several processes.
 
     Raises:
-      UserError: While reading, if a picture does not decode.
+      UserError: While reading, if an image does not decode.
     """
     truth = truth_of(split, max_images=max_images)
-    found = detect(detector, split, count=len(truth.voc), on_picture=on_picture, on_batch=on_batch)
+    found = detect(detector, split, count=len(truth.voc), on_image=on_image, on_batch=on_batch)
     return figures(found, truth, class_names=split.class_names)
 
 
 def truth_of(split: datasets.Split, *, max_images: int = 0) -> Truth:
-    """What detections in a split, or in its first `max_images` pictures, are compared with.
+    """What detections in a split, or in its first `max_images` images, are compared with.
 
     Raises:
-      UserError: The split holds a picture twice, or has no annotations.
+      UserError: The split holds an image twice, or has no annotations.
     """
     if not split.annotated:
         raise errors.UserError(
@@ -92,7 +92,7 @@ def truth_of(split: datasets.Split, *, max_images: int = 0) -> Truth:
 
 
 def figures(found: results.Found, truth: Truth, *, class_names: Sequence[str]) -> Evaluation:
-    """All figures of detections; those in pictures that `truth` does not have are passed over.
+    """All figures of detections; those in images that `truth` does not have are passed over.
 
     Raises:
       UserError: If a label has no name.
@@ -115,18 +115,18 @@ def detect(
     split: datasets.Split,
     *,
     count: int,
-    on_picture: Callable[[int], None] = lambda done: None,
+    on_image: Callable[[int], None] = lambda done: None,
     on_batch: Callable[[], None] = lambda: None,
 ) -> results.Found:
-    """Detections in the first `count` pictures of a split.
+    """Detections in the first `count` images of a split.
 
-    Several processes share the pictures, and each gets all detections.
+    Several processes share the images, and each gets all detections.
     """
     processes = jax.process_count()
     rows: list[tuple[Any, ...]] = []
     for number, raw in raw_detections(detector, split, count=count, on_batch=on_batch):
         rows.append((number, *raw))
-        on_picture(min(len(rows) * processes, count))
+        on_image(min(len(rows) * processes, count))
     found = results.Found({}, {})
     most = detector.config.eval.max_detections
     for index, boxes, scores, labels in _of_all_processes(rows, count, most):
@@ -146,7 +146,7 @@ def raw_detections(
     count: int,
     on_batch: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[int, detector_lib.Detections]]:
-    """(index, detections in [0, 1], all D rows) of this process's share of `count` pictures."""
+    """(index, detections in [0, 1], all D rows) of this process's share of `count` images."""
     data, options = detector.config.data, detector.config.eval
     devices, processes = jax.local_device_count(), jax.process_count()
     batches = loader.evaluation_batches(
@@ -171,7 +171,7 @@ def _told(batches: Iterator[loader.Batch], on_batch: Callable[[], None]) -> Iter
 def _of_all_processes(
     rows: Sequence[tuple[Any, ...]], count: int, max_detections: int
 ) -> list[tuple[Any, ...]]:
-    """Rows (index, boxes, scores, labels) of the pictures of every process, by index."""
+    """Rows (index, boxes, scores, labels) of the images of every process, by index."""
     if jax.process_count() == 1:
         return list(rows)
     share = -(-count // jax.process_count())
@@ -217,11 +217,11 @@ def draw_samples(
 
 
 def draw(
-    picture: np.ndarray, found: detector_lib.Detections, *, class_names: Sequence[str]
+    image: np.ndarray, found: detector_lib.Detections, *, class_names: Sequence[str]
 ) -> np.ndarray:
-    """`[H, W, 3]` uint8 copy of a picture with its detections, whose boxes are in its pixels."""
+    """`[H, W, 3]` uint8 copy of an image with its detections, whose boxes are in its pixels."""
     boxes, scores, labels = map(np.asarray, found)
-    return visualize.draw(picture, boxes, labels, scores, class_names=class_names)
+    return visualize.draw(image, boxes, labels, scores, class_names=class_names)
 
 
 def check_classes(detector: detector_lib.Detector, split: datasets.Split) -> None:

@@ -13,7 +13,7 @@ from ssd_jax.models import summary
 
 def layers(rows: Sequence[summary.Layer]) -> table.Table:
     """The layers of a network, with a line of totals."""
-    result = table.Table("layer", title="layers, for one picture")
+    result = table.Table("layer", title="layers, for one image")
     for heading in ("output", "parameters", "GFLOP"):
         result.add_column(heading, justify="right")
     for row in rows:
@@ -36,7 +36,7 @@ def evaluation(result: run.Evaluation) -> rich.console.Group:
 
 def average_precision(result: run.Evaluation) -> table.Table:
     """AP of each class by VOC's two metrics, with their means."""
-    shown = table.Table("class", title=f"average precision on {result.images} pictures")
+    shown = table.Table("class", title=f"average precision on {result.images} images")
     for heading in ("objects", "AP (VOC07)", "AP (VOC10+)"):
         shown.add_column(heading, justify="right")
     for name, ap in result.voc07.ap.items():
@@ -56,9 +56,9 @@ def coco(result: run.Evaluation) -> rich.console.Group:
     )
 
 
-def differences(found: Mapping[str, parity.Difference], *, pictures: int) -> table.Table:
+def differences(found: Mapping[str, parity.Difference], *, images: int) -> table.Table:
     """How far each exported file's detections are from JAX's."""
-    shown = table.Table("format", title=f"largest difference from JAX on {pictures} pictures")
+    shown = table.Table("format", title=f"largest difference from JAX on {images} images")
     for heading in ("boxes", "scores", "detections", "without a partner"):
         shown.add_column(heading, justify="right")
     for name, of in found.items():

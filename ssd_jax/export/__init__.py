@@ -1,10 +1,10 @@
 """Trained detectors as files for other programs: ONNX, StableHLO and safetensors.
 
-An exported network takes `images`, `[batch, size, size, 3]` float32: RGB pictures in 0..255 that
+An exported network takes `images`, `[batch, size, size, 3]` float32: RGB images in 0..255 that
 are already resized to its input (bilinearly, without antialiasing, the aspect ratio not kept). It
 subtracts the mean itself. It gives either
 
-- `detections`: `boxes` `[batch, D, 4]`, corners in [0, 1] of the picture, `scores` `[batch, D]` and
+- `detections`: `boxes` `[batch, D, 4]`, corners in [0, 1] of the image, `scores` `[batch, D]` and
   `labels` `[batch, D]` int32 from 1, best first; unused rows are 0; or
 - `raw`: `loc` `[batch, P, 4]` and `conf` `[batch, P, C]`, and the priors `priors_cxcywh` `[P, 4]`.
 
@@ -39,8 +39,8 @@ def write(detector: detector_lib.Detector, path: Path, *, outputs: str = "detect
 
     Raises:
       UserError: If the file cannot be written, a package that the format needs is missing, the
-        detector is one that was exported without its parameters, or it looks at several views of a
-        picture, which safetensors alone can keep.
+        detector is one that was exported without its parameters, or it looks at several views of an
+        image, which safetensors alone can keep.
     """
     kind, options = _format(path), detector.config.eval
     if detector.params is None:
@@ -50,7 +50,7 @@ def write(detector: detector_lib.Detector, path: Path, *, outputs: str = "detect
         )
     if kind != "safetensors" and (options.flip or options.sizes):
         raise errors.UserError(
-            f"{path}: a network of this format looks at a picture once; give "
+            f"{path}: a network of this format looks at an image once; give "
             f"--config.eval.flip=false --config.eval.sizes='()', or write safetensors"
         )
     try:
@@ -63,7 +63,7 @@ def write(detector: detector_lib.Detector, path: Path, *, outputs: str = "detect
 
 
 def load(path: str | Path) -> detector_lib.Detector:
-    """Reads what `write` wrote, as a detector for pictures of any size.
+    """Reads what `write` wrote, as a detector for images of any size.
 
     Raises:
       UserError: If there is no such file, it is not of the format that its ending says, it was not

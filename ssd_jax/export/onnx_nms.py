@@ -59,7 +59,7 @@ def _suppressed(
 ) -> str:
     """`[B (C - 1), 1, K]` scores of the boxes that are kept in their class, 0 of the others.
 
-    A class of a picture is a picture of its own to NonMaxSuppression, for it has its own boxes.
+    A class of an image is an image of its own to NonMaxSuppression, for it has its own boxes.
     """
     scores = _reshaped(graph, scores, -1, 1, top_k)
     zero = graph.constant(np.float32(0), "zero")

@@ -20,7 +20,7 @@ def trace(
     params: Any,
     images: onnx_graph.Value,
 ) -> Any:
-    """Adds a function of a batch of pictures to a graph.
+    """Adds a function of a batch of images to a graph.
 
     Args:
       graph: Grows.
@@ -35,8 +35,8 @@ def trace(
       NotImplementedError: Naming an operation of the function that this module does not know.
     """
     (batch,) = jax_export.symbolic_shape("batch")
-    pictures = jax.ShapeDtypeStruct((batch, *images.shape[1:]), images.dtype)
-    closed, shapes = jax.make_jaxpr(function, return_shape=True)(params, pictures)
+    shaped = jax.ShapeDtypeStruct((batch, *images.shape[1:]), images.dtype)
+    closed, shapes = jax.make_jaxpr(function, return_shape=True)(params, shaped)
     leaves = jax.tree_util.tree_leaves_with_path(params)
     values = [_constant(leaf, "/".join(str(key.key) for key in path)) for path, leaf in leaves]
     results = _run(graph, closed, [*values, images])

@@ -11,13 +11,13 @@ class Backbone(NamedTuple):
 
     Attributes:
       title: Its name, in words.
-      build: Makes the module, which maps `[B, H, W, 3]` normalised pictures to a list of one or two
+      build: Makes the module, which maps `[B, H, W, 3]` normalised images to a list of one or two
         feature maps, the larger first. Options: `width`, `dtype`, `remat`, `name`, and `padding`
         if `style` is `"ssdlite"`.
       style: Of the extra layers and heads on it, `"ssd"` or `"ssdlite"`, see `ssd.SSD`.
       least_side: Pixels of the smallest input that gives all maps.
       torchvision: By the path of our layer, what torchvision calls the convolution and the
-        BatchNorm behind it, which is empty where there is none. The first layer takes the picture.
+        BatchNorm behind it, which is empty where there is none. The first layer takes the image.
       epsilon: Of torchvision's BatchNorm.
     """
 
@@ -30,7 +30,7 @@ class Backbone(NamedTuple):
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Paths of the layers that every file of its weights has; the first takes the picture."""
+        """Paths of the layers that every file of its weights has; the first takes the image."""
         return tuple(self.torchvision)
 
     @property

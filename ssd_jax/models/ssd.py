@@ -98,7 +98,7 @@ class Predictions(NamedTuple):
 
 
 class SSD(nn.Module):
-    """Single Shot MultiBox Detector: `[B, H, W, 3]` normalised pictures -> `Predictions`.
+    """Single Shot MultiBox Detector: `[B, H, W, 3]` normalised images -> `Predictions`.
 
     On a backbone of style `"ssd"`, a VGG or ResNet, stand the paper's extra layers and heads, 3x3
     convolutions. Their layout follows the input's shorter side: SSD300's six maps below 512,
@@ -276,19 +276,19 @@ def abstract_params(model: SSD, image_size: tuple[int, int]) -> Any:
 
 
 def apply(model: SSD, params: Any, images: jax.Array) -> Predictions:
-    """The network's outputs for `[B, H, W, 3]` normalised pictures; `model.apply` with its type."""
+    """The network's outputs for `[B, H, W, 3]` normalised images; `model.apply` with its type."""
     return model.apply({"params": params}, images)  # type: ignore[return-value]
 
 
 def predict(model: SSD, params: Any, images: jax.Array) -> Predictions:
-    """`apply` for detection, where no gradient is wanted: on a CPU one picture after the other.
+    """`apply` for detection, where no gradient is wanted: on a CPU one image after the other.
 
-    There the maps of one picture fit into the cache, or nearly.
+    There the maps of one image fit into the cache, or nearly.
 
     Args:
       model: The network.
       params: Its parameters, by name.
-      images: `[B, H, W, 3]` normalised pictures.
+      images: `[B, H, W, 3]` normalised images.
 
     Returns:
       What `apply` gives, up to rounding.

@@ -13,10 +13,10 @@ class Layer(NamedTuple):
 
     Attributes:
       name: Path in the parameters, as in `vgg16/conv1_1`.
-      output: Shape of its output for one picture: (rows, columns, channels), of a dense layer
+      output: Shape of its output for one image: (rows, columns, channels), of a dense layer
         (features,).
       parameters: Number of its parameters.
-      flops: Floating point operations of one picture's forward pass; a multiply-add counts as 2.
+      flops: Floating point operations of one image's forward pass; a multiply-add counts as 2.
     """
 
     name: str

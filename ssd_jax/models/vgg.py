@@ -40,7 +40,7 @@ class VGG(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array) -> list[jax.Array]:
-        """Maps `[B, H, W, 3]` normalised pictures to the list of feature maps."""
+        """Maps `[B, H, W, 3]` normalised images to the list of feature maps."""
         x = images.astype(self.dtype)
         run = nn.remat(VGG._block, static_argnums=(2,)) if self.remat else VGG._block
         sources = []

@@ -74,7 +74,7 @@ def check_batch(options: config_lib.TrainConfig, devices: int) -> None:
     if size // devices % options.accumulate:
         raise errors.UserError(
             f"config.train.accumulate ({options.accumulate}) must divide the {size // devices} "
-            f"pictures of a device"
+            f"images of a device"
         )
 
 

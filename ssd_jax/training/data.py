@@ -89,15 +89,15 @@ def batches(
 
 
 def augmented(config: config_lib.Config, split: datasets.Split) -> np.ndarray:
-    """A sheet of what training sees of the first picture that has objects."""
+    """A sheet of what training sees of the first image that has objects."""
     kept = functools.partial(loader.trained_on, difficult=config.data.difficult)
     records = (split.source[index] for index in range(len(split.source)))
     record = next((item for item in records if kept(item).any()), split.source[0])
     canvas = config.data.canvas
-    picture = build.image(config.data, record, fit=(canvas, canvas))
+    image = build.image(config.data, record, fit=(canvas, canvas))
     return visualize.augmentations(
         jax.random.key(config.seed),
-        picture,
+        image,
         record["boxes"][kept(record)],
         record["labels"][kept(record)],
         class_names=split.class_names,
@@ -106,7 +106,7 @@ def augmented(config: config_lib.Config, split: datasets.Split) -> np.ndarray:
 
 
 def first_images(config: config_lib.Config, split: datasets.Split, *, count: int = 2) -> Any:
-    """`[B, H, W, 3]` of the first pictures of a split, as the network takes them."""
+    """`[B, H, W, 3]` of the first images of a split, as the network takes them."""
     records = [split.source[index] for index in range(min(count, len(split.source)))]
     placed = [
         images.place(build.image(config.data, record), config.data.canvas) for record in records
@@ -118,5 +118,5 @@ def first_images(config: config_lib.Config, split: datasets.Split, *, count: int
 
 def contents(data: Data) -> list[str]:
     """What all processes must have in common of the data, in lines."""
-    sizes = f"{len(data.train.source)} and {len(data.eval.source)} pictures"
+    sizes = f"{len(data.train.source)} and {len(data.eval.source)} images"
     return [sizes, f"classes {', '.join(data.train.class_names)}"]

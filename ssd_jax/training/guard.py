@@ -19,7 +19,7 @@ class SkippedError(Exception):
 
 
 class Guard:
-    """Counts skipped steps, and writes each to `skipped.jsonl` with the names of its pictures."""
+    """Counts skipped steps, and writes each to `skipped.jsonl` with the names of its images."""
 
     def __init__(
         self, workdir: Path, *, step: int, most: int, names_of: Callable[[int], Sequence[str]]
@@ -30,7 +30,7 @@ class Guard:
           workdir: Of the run.
           step: After which it goes on.
           most: In a row, from which on `check` raises; 0: any number passes.
-          names_of: Step number to the names of the pictures in its batch.
+          names_of: Step number to the names of the images in its batch.
         """
         path = workdir / "skipped.jsonl"
         self._most, self._names_of = most, names_of
@@ -58,12 +58,12 @@ class Guard:
         self.in_a_row += 1
         if distributed.is_primary():
             names: list[str] = []
-            with logs.best_effort(f"what the pictures of step {step} are called"):
+            with logs.best_effort(f"what the images of step {step} are called"):
                 names += self._names_of(step)
-            self._rows.append({"step": step, "loss": str(metrics["loss"]), "pictures": names})
+            self._rows.append({"step": step, "loss": str(metrics["loss"]), "images": names})
             self._file.append(self._rows)
             logging.warning(
-                "step %d is skipped: its loss, a gradient or a box is not finite; its pictures: %s",
+                "step %d is skipped: its loss, a gradient or a box is not finite; its images: %s",
                 step,
                 ", ".join(names),
             )
@@ -91,7 +91,7 @@ def keep_for_post_mortem(
         f"the loss or a gradient was not finite in {guard.in_a_row} steps in a row, to step "
         f"{guard.step}: lower config.train.learning_rate, or set config.train.warmup_steps or "
         f"clip_norm, and give --change-config to go on from the last checkpoint; the state lies in "
-        f"{folder}, the names of the pictures in skipped.jsonl"
+        f"{folder}, the names of the images in skipped.jsonl"
     )
 
 

@@ -243,7 +243,7 @@ def _facts(run: start_lib.Run, position: int) -> dict[str, Any]:
         "config": config_files.to_dict(run.config),
         "class_names": list(run.data.train.class_names),
         "position": position,
-        "pictures": len(run.data.train.source),
+        "images": len(run.data.train.source),
     }
 
 
@@ -266,7 +266,7 @@ def _evaluate(
                 _detector(run, state),
                 run.data.eval,
                 max_images=run.config.eval.max_images,
-                on_picture=on_image,
+                on_image=on_image,
                 on_batch=on_batch,
             )
         except errors.StoppedError:
@@ -302,7 +302,7 @@ def _report(
                     samples=samples,
                 )
         console.stdout.print(
-            f"step {step}: mAP (VOC07) {result.voc07.mean_ap:.4f} on {result.images} pictures"
+            f"step {step}: mAP (VOC07) {result.voc07.mean_ap:.4f} on {result.images} images"
         )
     host.dog.beat()
 

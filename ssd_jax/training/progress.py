@@ -1,4 +1,4 @@
-"""The live line of a training run: step, loss, pictures a second, time left."""
+"""The live line of a training run: step, loss, images a second, time left."""
 
 import contextlib
 import datetime
@@ -36,7 +36,7 @@ class Progress:
         self._bar.stop()
 
     def update(self, step: int, *, loss: float) -> float:
-        """Shows a step's loss; returns the pictures a second since the last update."""
+        """Shows a step's loss; returns the images a second since the last update."""
         now = time.perf_counter()
         seconds = (now - self._since) / max(step - self._done, 1)
         compiled = self._done > self._first
@@ -50,8 +50,8 @@ class Progress:
         return speed
 
     def evaluating(self, done: int) -> None:
-        """Shows how many pictures have been evaluated."""
-        self._bar.update(self._task, description=f"evaluating, {done} pictures")
+        """Shows how many images have been evaluated."""
+        self._bar.update(self._task, description=f"evaluating, {done} images")
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""The train step: a batch of pictures to new parameters, mapped over the devices."""
+"""The train step: a batch of images to new parameters, mapped over the devices."""
 
 import collections
 import functools
@@ -230,7 +230,7 @@ def make_train_step(
         params = optimizer_lib.with_learnt(state.params, learnt)
         average = None if state.ema is None else _average(state, params, ema_decay)
         norm = optax.tree.norm(grads)
-        # A box that is no number would be dropped in silence, as one outside of the picture is.
+        # A box that is no number would be dropped in silence, as one outside of the image is.
         given = jnp.sum(batch["boxes"]) + jnp.sum(batch["extent"])
         finite = jnp.isfinite(metrics["loss"] + norm + jax.lax.psum(given, AXIS))
         params, opt_state, average = jax.tree.map(

@@ -25,7 +25,7 @@ def announce(run: start.Run, state: step_lib.TrainState, origin: str) -> None:
     train_size, eval_size = len(data.train.source), len(data.eval.source)
     for name, value in {
         "devices": f"{mesh.size} x {kind}{_processes(mesh)}, {config.train.parallel}",
-        "data": f"{config.data.dataset}: {config.data.train_split} ({train_size} pictures), "
+        "data": f"{config.data.dataset}: {config.data.train_split} ({train_size} images), "
         f"evaluated on {config.data.eval_split} ({eval_size})",
         "classes": f"{len(names)}: {', '.join(names)}",
         "model": f"{config.model.backbone} SSD, {height} x {width}, width {config.model.width:g}, "

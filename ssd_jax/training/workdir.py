@@ -95,10 +95,10 @@ def check_same_images(
 ) -> None:
     """Compares the size of the data in which a checkpoint has a position with that of today's."""
     here = len(split.source)
-    there = run.get("pictures", here)  # an older checkpoint does not say
+    there = run.get("images", run.get("pictures", here))  # version 0.1 said "pictures" or nothing
     if there == here:
         return
-    found = f"data.train_split has {here} pictures, and had {config_checks.shown(there)}"
+    found = f"data.train_split has {here} images, and had {config_checks.shown(there)}"
     if not change_config:
         raise errors.UserError(
             f"the data of {workdir} have changed: {found}. Give another --workdir, or "

@@ -35,7 +35,7 @@ class Layout(NamedTuple):
       channels_first: Kernels are (out, in, rows, columns), or (out, in), as torch and Caffe have
         them; else (rows, columns, in, out), or (in, out).
       bgr: The first convolution takes blue, green, red.
-      mean: RGB in 0..255 that is subtracted from pictures.
+      mean: RGB in 0..255 that is subtracted from images.
       std: That the difference is divided by.
       padding: See `config.ModelConfig`; empty: it makes no difference.
       prior_sizes: Of a detector, `"voc"` or `"coco"`; empty: those of its number of classes.
@@ -66,7 +66,7 @@ class Body(NamedTuple):
 
     Attributes:
       title: Its name, in words.
-      layers: Paths of the layers that every file of it has; the first takes the picture.
+      layers: Paths of the layers that every file of it has; the first takes the image.
       affine: Those of them that have a scale.
     """
 

@@ -131,12 +131,12 @@ def body_of(weights: Weights) -> str:
 
 
 def _kernel(body: layouts.Body) -> str:
-    """Path of the kernel that takes the picture."""
+    """Path of the kernel that takes the image."""
     return f"{body.layers[0]}/kernel"
 
 
 def with_mean(weights: Weights, mean: tuple[float, ...]) -> Weights:
-    """Weights for pictures from which another mean is subtracted.
+    """Weights for images from which another mean is subtracted.
 
     K (x - m') is K (x - m) + K (m - m'), of which the second term goes into the first bias.
     That is exact but for the outermost pixels: there the network's zeros stand for its own mean

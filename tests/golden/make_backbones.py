@@ -12,10 +12,10 @@ import numpy as np
 
 PLACE = pathlib.Path(__file__).with_name("backbones.npz")
 CLASSES = 21
-SIDE = 64  # of the picture for a backbone alone
+SIDE = 64  # of the image for a backbone alone
 EVERY = 16  # channels of which one is kept
 ROWS = 128  # of the predictions that are kept
-HEIGHT, WIDTH = 200, 300  # of the picture for the detector
+HEIGHT, WIDTH = 200, 300  # of the image for the detector
 # Convolutions of VGG-19 whose ReLU's outputs are kept, in torchvision's sequence.
 VGG19 = {"conv4_4": 25, "conv5_4": 34}
 
@@ -36,7 +36,7 @@ def weight(name, shape):
     return (values / 4 if small else values).astype(np.float32)
 
 
-def picture(height, width):
+def make_image(height, width):
     """Smooth and not symmetric, `[height, width, 3]` uint8."""
     y, x = np.mgrid[0:height, 0:width] / height * 7
     channels = [127 + 60 * np.sin(a * x + y) + 60 * np.cos(x - a * y) for a in (0.7, 1.1, 1.9)]
@@ -59,7 +59,7 @@ def main():
         return model.eval()
 
     def normalised():
-        x = torch.from_numpy(picture(SIDE, SIDE)).permute(2, 0, 1)[None].float() / 255
+        x = torch.from_numpy(make_image(SIDE, SIDE)).permute(2, 0, 1)[None].float() / 255
         mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
         return torchvision.transforms.functional.normalize(x, mean, std)
 
@@ -100,7 +100,7 @@ def main():
                 conf=out["cls_logits"][0, rows()].numpy(),
             )
         )
-        x = torch.from_numpy(picture(HEIGHT, WIDTH)).permute(2, 0, 1).float() / 255
+        x = torch.from_numpy(make_image(HEIGHT, WIDTH)).permute(2, 0, 1).float() / 255
         (detections,) = model([x])
         found |= {kind: values.numpy() for kind, values in detections.items()}
         return {f"ssdlite_{kind}": values for kind, values in found.items()}

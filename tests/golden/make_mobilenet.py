@@ -27,7 +27,7 @@ def weight(name, shape):
     return values.astype(np.float32)
 
 
-def picture():
+def make_image():
     """Smooth and not symmetric, `[SIDE, SIDE, 3]`, as if normalised."""
     y, x = np.mgrid[0:SIDE, 0:SIDE] / SIDE * 7
     channels = [np.sin(a * x + y) + np.cos(x - a * y) for a in (0.7, 1.1, 1.9)]
@@ -49,7 +49,7 @@ def main():
     generator = anchor_utils.DefaultBoxGenerator([[2, 3]] * 6, min_ratio=0.2, max_ratio=0.95)
     images = image_list.ImageList(torch.zeros(1, 3, 320, 320), [(320, 320)])
     with torch.inference_mode():
-        kept.append(body(torch.from_numpy(picture()).permute(2, 0, 1)[None]))
+        kept.append(body(torch.from_numpy(make_image()).permute(2, 0, 1)[None]))
         (priors,) = generator(images, [torch.zeros(1, 1, n, n) for n in MAPS])
 
     def norm(channels):

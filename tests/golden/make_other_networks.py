@@ -14,7 +14,7 @@ import numpy as np
 PLACE = pathlib.Path(__file__).with_name("other_networks.npz")
 CLASSES = 21
 ROWS = 128  # of the predictions that are kept
-SMALL = 64  # side of the picture for VGG-16
+SMALL = 64  # side of the image for VGG-16
 
 # Channels of VGG-16's convolutions; M and C are 2 x 2 pools, C rounds up.
 VGG = (
@@ -52,7 +52,7 @@ def weight(name, shape):
     return (rng.standard_normal(shape) * np.sqrt(2 / fan_in)).astype(np.float32)
 
 
-def picture(side):
+def make_image(side):
     """Smooth and not symmetric, `[side, side, 3]` uint8."""
     y, x = np.mgrid[0:side, 0:side] / side * 7
     channels = [127 + 60 * np.sin(a * x + y) + 60 * np.cos(x - a * y) for a in (0.7, 1.1, 1.9)]
@@ -132,7 +132,7 @@ def main():
         def conv(x, name, **options):
             return functional.conv2d(x, state[f"{name}.weight"], state[f"{name}.bias"], **options)
 
-        x = torch.from_numpy(picture(side)).float() - torch.tensor([123.0, 117.0, 104.0])
+        x = torch.from_numpy(make_image(side)).float() - torch.tensor([123.0, 117.0, 104.0])
         x = x.permute(2, 0, 1)[None]
         sources, index = [], 0
         for item in VGG:
@@ -162,7 +162,7 @@ def main():
 
     def keras():
         state = make(keras_shapes())
-        bgr = picture(SMALL)[:, :, ::-1].astype(np.float32)
+        bgr = make_image(SMALL)[:, :, ::-1].astype(np.float32)
         x = torch.from_numpy(bgr - np.float32([103.939, 116.779, 123.68])).permute(2, 0, 1)[None]
         kernels, biases = list(state.values())[::2], list(state.values())[1::2]
         layers = zip(kernels, biases, strict=True)
@@ -178,7 +178,7 @@ def main():
     def torchvision_vgg():
         model = torchvision.models.vgg16(weights=None)
         model.load_state_dict(tensors(make(torchvision_shapes())), strict=False)
-        x = torch.from_numpy(picture(SMALL)).permute(2, 0, 1)[None].float() / 255
+        x = torch.from_numpy(make_image(SMALL)).permute(2, 0, 1)[None].float() / 255
         mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
         x = torchvision.transforms.functional.normalize(x, mean, std)
         return model.features[:30](x)[0].permute(1, 2, 0).numpy()
