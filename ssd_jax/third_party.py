@@ -34,7 +34,7 @@ def describe(weights: loading.Weights) -> tuple[config_lib.Config, tuple[str, ..
     names, gaps = _KNOWN_CLASSES.get(logits, (names, ()))
     layout = weights.layout
     config = config_lib.Config()
-    config.model.backbone = loading.body_of(weights) or config.model.backbone
+    config.model.backbone = loading.backbone_of(weights) or config.model.backbone
     config.model.image_size = _side(weights.path, config.model.backbone, levels)
     config.model.padding = layout.padding
     config.model.prior_sizes = layout.prior_sizes or ("coco" if names == classes.COCO else "voc")

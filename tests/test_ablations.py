@@ -97,10 +97,10 @@ def test_a_network_ends_with_its_last_source_map():
 def test_without_atrous_the_whole_vgg_gives_maps_of_the_same_shapes(side, maps):
     model = models.SSD(num_classes=21, atrous=False)
     assert ssd.feature_map_shapes(model, (side, side)) == [(n, n) for n in maps]
-    body = shapes_of(config_of("no_atrous").model)[0]["vgg16"]
+    backbone = shapes_of(config_of("no_atrous").model)[0]["vgg16"]
     # Simonyan and Zisserman 2014, table 1: FC-4096 on 7 x 7 x 512, FC-4096.
-    assert body["fc6"]["kernel"].shape == (7, 7, 512, 4096)
-    assert body["fc7"]["kernel"].shape == (1, 1, 4096, 4096)
+    assert backbone["fc6"]["kernel"].shape == (7, 7, 512, 4096)
+    assert backbone["fc7"]["kernel"].shape == (1, 1, 4096, 4096)
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ CONTRIBUTING = tiny_run.ROOT / "CONTRIBUTING.md"
 # The backbone that CONTRIBUTING.md shows is one more of all that are tested here.
 SHOWN: dict = {"__name__": "squeezenet"}
 exec(re.search(r"```python\n(.*?)```", CONTRIBUTING.read_text(), re.DOTALL)[1], SHOWN)
-BACKBONES = {name: body for name, body in ssd.BACKBONES.items() if name != "tiny"}
+BACKBONES = {name: backbone for name, backbone in ssd.BACKBONES.items() if name != "tiny"}
 BACKBONES |= SHOWN["BACKBONES"]
 
 

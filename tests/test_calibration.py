@@ -59,7 +59,7 @@ def test_the_first_fresh_layer_is_scaled_and_the_heads_begin_calm(params, images
 
 
 @pytest.mark.parametrize("fresh", [kernels([*LAYERS, "fc6", "fc7"]), {"loc0/kernel"}])
-def test_a_body_that_is_whole_stays_as_it_is(params, images, fresh):
+def test_a_backbone_that_is_whole_stays_as_it_is(params, images, fresh):
     found, factors = calibration.calibrate(MODEL, params, images, fresh=fresh)
     assert not factors
     assert found is params

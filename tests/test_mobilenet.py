@@ -145,8 +145,10 @@ def test_a_fresh_network_keeps_the_signals_size():
     found, outputs = jax.jit(run)(params, images)
     assert len(found) == 52 + 4 * 3 + 2 * 6 * 2
     for name, size in found.items():
-        body = name.startswith("mobilenet_v2")  # what follows reads maps that are nearly all border
-        assert (0.1 if body else 0.001) < size < 2, (name, size)
+        backbone = name.startswith(
+            "mobilenet_v2"
+        )  # what follows reads maps that are nearly all border
+        assert (0.1 if backbone else 0.001) < size < 2, (name, size)
     assert np.abs(outputs.conf).max() < 3
 
 
@@ -255,7 +257,7 @@ def test_another_mean_moves_into_the_stems_bias(imagenet):
 
 
 def write_vgg(path):
-    names = loading.layouts.BODIES["vgg16"].layers
+    names = loading.layouts.BACKBONES["vgg16"].layers
     np.savez(path, **{f"{name}/bias": np.zeros(64, np.float32) for name in names},
              **{f"{names[0]}/kernel": np.zeros((3, 3, 3, 64), np.float32)})  # fmt: skip
 
@@ -271,10 +273,10 @@ def test_weights_of_another_backbone_are_one_line(imagenet, tmp_path):
             loading.read(path, backbone=ours)
         assert str(path) in str(caught.value)
         assert "\n" not in str(caught.value)
-        assert loading.body_of(loading.read(path)) == theirs
+        assert loading.backbone_of(loading.read(path)) == theirs
 
 
-def test_a_body_that_lacks_a_layer_is_refused(imagenet, tmp_path):
+def test_a_backbone_that_lacks_a_layer_is_refused(imagenet, tmp_path):
     with np.load(imagenet) as theirs:
         part = {name: theirs[name] for name in theirs if name != "block16/project/bias"}
     np.savez(tmp_path / "part.npz", **part)

@@ -96,11 +96,11 @@ def test_the_network_answers_as_torchvisions(golden, theirs):
     image = augment.resize(original, np.array(original.shape[:2]), size=320)
     config = theirs.config.model
     model = build.model(config, len(theirs.class_names))
-    body = mobilenet_v3.MobileNetV3Large()
+    backbone = mobilenet_v3.MobileNetV3Large()
 
     @jax.jit
     def run(params, images):
-        maps = body.apply({"params": params["mobilenet_v3_large"]}, images)
+        maps = backbone.apply({"params": params["mobilenet_v3_large"]}, images)
         return maps, ssd.apply(model, params, images)
 
     images = augment.normalize(image[None], mean=config.mean)

@@ -187,7 +187,7 @@ def test_patterns_name_parameters_and_modules():
 
 
 def test_rates_multiply_the_step_and_the_last_pattern_counts():
-    params = {"body": {"kernel": jnp.ones(3)}, "conf0": {"kernel": jnp.ones(3)}}
+    params = {"backbone": {"kernel": jnp.ones(3)}, "conf0": {"kernel": jnp.ones(3)}}
     grads = jax.tree.map(jnp.ones_like, params)
 
     def steps(rates):
@@ -195,7 +195,9 @@ def test_rates_multiply_the_step_and_the_last_pattern_counts():
         return opt.update(grads, opt.init(params), params)[0]
 
     plain, scaled = steps({}), steps({"*": 0.5, "conf*": 20.0})
-    np.testing.assert_allclose(scaled["body"]["kernel"], 0.5 * plain["body"]["kernel"], rtol=1e-6)
+    np.testing.assert_allclose(
+        scaled["backbone"]["kernel"], 0.5 * plain["backbone"]["kernel"], rtol=1e-6
+    )
     np.testing.assert_allclose(scaled["conf0"]["kernel"], 20 * plain["conf0"]["kernel"], rtol=1e-6)
 
 
@@ -351,7 +353,7 @@ def test_a_run_begins_with_somebodys_detector_of_other_classes(cfg, amdegroots, 
     assert detector.config.model.clip_priors  # as amdegroot's
     found = flax.traverse_util.flatten_dict(jax.device_get(detector.params), sep="/")
     for name, values in ours.items():
-        if not name.startswith("conf"):  # the body, the extras and where the boxes are
+        if not name.startswith("conf"):  # the backbone, the extras and where the boxes are
             np.testing.assert_allclose(found[name], values, atol=1e-5, err_msg=name)
             continue
         theirs = values.reshape(*values.shape[:-1], -1, 21)

@@ -39,18 +39,18 @@ def fits(weights):
 
 def caffe_layers(whose, side):
     """Somebody's SSD as the authors' release stores the same network: BGR, their names."""
-    body, norm, extras, loc, conf = make_other_networks.PARTS[whose]
+    backbone, norm, extras, loc, conf = make_other_networks.PARTS[whose]
     shapes = make_other_networks.ssd_shapes(whose, side)
     state = {name: cheap(name, shape) for name, shape in shapes.items()}
     names = {
-        f"{body}.{n}": f"conv{block}"
+        f"{backbone}.{n}": f"conv{block}"
         for (n, _, _), block in zip(
             make_other_networks.convolutions(),
             [f"{b}_{n}" for b, count in enumerate((2, 2, 3, 3, 3), 1) for n in range(1, count + 1)],
             strict=True,
         )
     }
-    names |= {f"{body}.31": "fc6", f"{body}.33": "fc7"}
+    names |= {f"{backbone}.31": "fc6", f"{backbone}.33": "fc7"}
     names |= {f"{extras}.{n}": f"conv{6 + n // 2}_{n % 2 + 1}" for n in range(10)}
     names |= {f"{loc}.{n}": f"{source}_mbox_loc" for n, source in enumerate(CAFFE_SOURCES)}
     names |= {f"{conf}.{n}": f"{source}_mbox_conf" for n, source in enumerate(CAFFE_SOURCES)}

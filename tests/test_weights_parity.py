@@ -99,8 +99,8 @@ def test_an_ssd_of_others_answers_as_theirs(others, tmp_path, whose, side):
     assert relative(conf[rows], others[f"{whose}_conf"]) < 1e-4
 
 
-def body_of(weights):
-    """`[4, 4, 512]` conv5_3 of the small image, with the body's weights of a file."""
+def backbone_of(weights):
+    """`[4, 4, 512]` conv5_3 of the small image, with the backbone's weights of a file."""
     model = vgg.VGG()
     image = make_other_networks.make_image(make_other_networks.SMALL)
     images = augment.normalize(image[None], mean=weights.layout.mean)
@@ -126,7 +126,7 @@ def test_kerass_vgg_answers_as_theirs(others, tmp_path):
     weight_files.hdf5(tmp_path / "vgg16_notop.h5", arrays)
     weights = loading.read(tmp_path / "vgg16_notop.h5")
     assert weights.layout.mean == (123.68, 116.779, 103.939)
-    assert relative(body_of(weights), others["keras_conv5_3"]) < 1e-4
+    assert relative(backbone_of(weights), others["keras_conv5_3"]) < 1e-4
 
 
 @pytest.mark.parametrize("write", [weight_files.torch_zip, weight_files.safetensors])
@@ -136,7 +136,7 @@ def test_torchvisions_classifier_answers_as_theirs(others, tmp_path, write):
     write(tmp_path / "vgg16", {**arrays, "classifier.0.bias": np.zeros(4096, np.float32)})
     weights = loading.read(tmp_path / "vgg16")
     np.testing.assert_allclose(weights.layout.mean, [123.675, 116.28, 103.53], rtol=1e-6)
-    assert relative(body_of(weights), others["torchvision_conv5_3"]) < 1e-4
+    assert relative(backbone_of(weights), others["torchvision_conv5_3"]) < 1e-4
 
 
 def test_our_mean_differs_from_torchvisions_at_the_border_only(tmp_path):

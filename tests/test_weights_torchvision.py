@@ -171,7 +171,7 @@ def is_kernel(name):
 def test_each_network_is_known_from_its_relatives(network, tmp_path):
     weight_files.torch_zip(tmp_path / "w", names_of(network))
     weights = loading.read(tmp_path / "w", backbone=network)
-    assert loading.body_of(weights) == network
+    assert loading.backbone_of(weights) == network
     ignored = ("layer4.", "fc.", "classifier.6")
     assert all(name.startswith(ignored) for name in weights.ignored)
     assert not any("num_batches" in name for name in weights.ignored)
@@ -222,7 +222,7 @@ def test_kerass_and_caffes_vggs_are_told_apart(form, tmp_path):
     for network in ("vgg16", "vgg19"):
         keras_or_caffe(tmp_path / network, form, network)
         weights = loading.read(tmp_path / network)
-        assert loading.body_of(weights) == network
+        assert loading.backbone_of(weights) == network
         assert len(weights.arrays) == 2 * sum(VGGS[network])
         assert weights.ignored == {}
         assert weights.layout.bgr

@@ -1,4 +1,4 @@
-"""Fresh layers of a body whose first layers are trained: kernels that fit what they read."""
+"""Fresh layers of a backbone whose first layers are trained: kernels that fit what they read."""
 
 import itertools
 from collections.abc import Collection
@@ -18,11 +18,11 @@ _CALM = (0.5, 2.0)  # root mean square of its inputs that a fresh layer is made 
 def calibrate(
     model: ssd.SSD, params: Any, images: jax.Array | np.ndarray, *, fresh: Collection[str]
 ) -> tuple[Any, dict[str, float]]:
-    """Scales fresh kernels of the body that follow a trained one to the size of their inputs.
+    """Scales fresh kernels of the backbone that follow a trained one to the size of their inputs.
 
     A fresh kernel keeps the size of what goes in, which is about 1 in a fresh network and some
     hundreds in a trained VGG-16: the heads would begin with logits as large, and what is trained
-    afterwards is first of all the repair. A body that is fresh or trained as a whole, the extra
+    afterwards is first of all the repair. A backbone that is fresh or trained as a whole, the extra
     layers and the heads stay as they are.
 
     Args:

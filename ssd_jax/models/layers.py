@@ -13,7 +13,7 @@ Initializer = Callable[..., jax.Array]
 
 # Caffe's "xavier" fills uniformly within +-sqrt(3 / fan_in): SPEC of the authors' new layers.
 xavier: Initializer = nn.initializers.lecun_uniform()
-# For a body that learns from nothing: He et al. 2015, which keeps the signal through many ReLUs.
+# For a backbone trained from scratch: He et al. 2015, which keeps the signal through many ReLUs.
 # The first layer reads pixels of about +-128: its outputs have unit size.
 he_normal_pixels: Initializer = nn.initializers.variance_scaling(
     2.0 / 64**2, "fan_in", "truncated_normal"

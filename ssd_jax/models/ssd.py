@@ -75,13 +75,13 @@ _HALVING = Extra(256, 512, kernel=3, stride=2, padding=1)
 """What stands in for a second source map, in NVIDIA's and in MLPerf's SSD."""
 
 
-def _extras(layout: str, body_maps: int) -> tuple[Extra, ...]:
-    """The layers on a body of so many maps: one more on one, and on three all but the last but one.
+def _extras(layout: str, backbone_maps: int) -> tuple[Extra, ...]:
+    """Extra layers: one more on a backbone of one map; on three, all but the last but one.
 
     The source maps have the shapes of the layout in any case.
     """
     extras = _EXTRAS[layout]
-    surplus = body_maps + len(extras) - len(_PUBLISHED[layout, "voc"].feature_maps)
+    surplus = backbone_maps + len(extras) - len(_PUBLISHED[layout, "voc"].feature_maps)
     return (_HALVING, *extras) if surplus < 0 else (*extras[: -1 - surplus], extras[-1])
 
 
@@ -147,7 +147,7 @@ class SSD(nn.Module):
         """Predicts offsets and class logits for every prior."""
         layout = _layout(self, (images.shape[1], images.shape[2]))
         spec = _tiled(self, layout)
-        maps = self._body()(images)
+        maps = self._backbone()(images)
         wanted = self.source_maps or tuple(range(len(spec.feature_maps)))
         extras = _extras(layout, len(maps))
         make = self._lite_extra if layout == "lite" else self._extra
@@ -161,7 +161,7 @@ class SSD(nn.Module):
             conf.append(merge_gaps(logits, self.gaps))
         return Predictions(jnp.concatenate(loc, axis=1), jnp.concatenate(conf, axis=1))
 
-    def _body(self) -> nn.Module:
+    def _backbone(self) -> nn.Module:
         options: dict[str, Any] = {"width": self.width, "dtype": self.dtype, "remat": self.remat}
         if self._lite:
             options["padding"] = self.padding

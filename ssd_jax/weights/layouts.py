@@ -29,7 +29,7 @@ class Layout(NamedTuple):
       mark: Name of an entry that tells the family; which of it a file is, all its names tell.
       entries: Path of our parameter by the name of theirs. BatchNorm's running mean and variance
         are `mean` and `variance` beside `scale` and `bias`, and are folded into these.
-      body: What it is, or is built on: one of `BODIES`; empty: any.
+      backbone: What it is, or is built on: one of `BACKBONES`; empty: any.
       unused: Names of what belongs to it and has no place here.
       epsilon: Of BatchNorm.
       channels_first: Kernels are (out, in, rows, columns), or (out, in), as torch and Caffe have
@@ -47,7 +47,7 @@ class Layout(NamedTuple):
     title: str
     mark: str
     entries: Mapping[str, str]
-    body: str = "vgg16"
+    backbone: str = "vgg16"
     unused: Collection[str] = ()
     epsilon: float = 1e-5
     channels_first: bool = True
@@ -61,7 +61,7 @@ class Layout(NamedTuple):
     detection: Mapping[str, Any] = MappingProxyType({})
 
 
-class Body(NamedTuple):
+class BackboneLayers(NamedTuple):
     """A backbone, as our parameters have it.
 
     Attributes:
@@ -75,13 +75,13 @@ class Body(NamedTuple):
     affine: tuple[str, ...]
 
 
-BODIES = {
-    name: Body(
-        body.title,
-        tuple(f"{name}/{layer}" for layer in body.layers),
-        tuple(f"{name}/{layer}" for layer in body.affine),
+BACKBONES = {
+    name: BackboneLayers(
+        backbone.title,
+        tuple(f"{name}/{layer}" for layer in backbone.layers),
+        tuple(f"{name}/{layer}" for layer in backbone.affine),
     )
-    for name, body in ssd.BACKBONES.items()
+    for name, backbone in ssd.BACKBONES.items()
 }
 BODY = ssd.BACKBONES["vgg16"].layers
 """The 13 convolutions that every VGG-16 has."""
@@ -91,11 +91,11 @@ _EXTRAS = tuple(f"conv{level}_{index}" for level in range(6, 11) for index in (1
 _SOURCES = ("conv4_3_norm", "fc7", *_EXTRAS[1::2])
 _FC = ("fc6", "fc7")
 # Of torch's sequence of convolutions, ReLUs and pools: where the convolutions stand.
-_TORCH_BODY = {
+_TORCH_BACKBONE = {
     conv.removeprefix("features."): layer
     for layer, (conv, _) in ssd.BACKBONES["vgg16"].torchvision.items()
 }
-_REDUCED_BODY = {**_TORCH_BODY, "31": "fc6", "33": "fc7"}
+_REDUCED_BACKBONE = {**_TORCH_BACKBONE, "31": "fc6", "33": "fc7"}
 _BATCH_NORM = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "variance"}
 COUNTER = "num_batches_tracked"  # of BatchNorm in training
 
@@ -105,11 +105,13 @@ def _table(
     kernel: str = "{}.weight",
     bias: str = "{}.bias",
     *,
-    body: str = "vgg16",
+    backbone: str = "vgg16",
 ) -> dict[str, str]:
     """Entries of a file by the names of its layers, and how it names their arrays."""
-    inner = (*ssd.BACKBONES[body].layers, *_FC)
-    ours = {theirs: f"{body}/{name}" if name in inner else name for theirs, name in layers.items()}
+    inner = (*ssd.BACKBONES[backbone].layers, *_FC)
+    ours = {
+        theirs: f"{backbone}/{name}" if name in inner else name for theirs, name in layers.items()
+    }
     kernels = {kernel.format(theirs): f"{path}/kernel" for theirs, path in ours.items()}
     return kernels | {bias.format(theirs): f"{path}/bias" for theirs, path in ours.items()}
 
@@ -124,26 +126,26 @@ def _convolution(path: str, conv: str, norm: str) -> dict[str, str]:
 
 def _torchvision(name: str) -> Layout:
     """What torchvision calls the weights of a backbone in a network that classifies ImageNet."""
-    body = ssd.BACKBONES[name]
+    backbone = ssd.BACKBONES[name]
     entries: dict[str, str] = {}
-    for layer, (conv, norm) in body.torchvision.items():
+    for layer, (conv, norm) in backbone.torchvision.items():
         entries |= _convolution(f"{name}/{layer}", conv, norm)
     return Layout(
-        title=f"torchvision's {body.title}",
+        title=f"torchvision's {backbone.title}",
         mark=next(iter(entries)),
         entries=entries,
-        body=name,
-        epsilon=body.epsilon,
+        backbone=name,
+        epsilon=backbone.epsilon,
         mean=_IMAGENET_MEAN,
         std=_IMAGENET_STD,
-        padding="torch" if body.style == "ssdlite" else "",
+        padding="torch" if backbone.style == "ssdlite" else "",
     )
 
 
 def _with_classifier(layout: Layout) -> Layout:
     """A VGG with what becomes fc6 and fc7."""
     layers = {"classifier.0": "fc6", "classifier.3": "fc7"}
-    return layout._replace(entries={**layout.entries, **_table(layers, body=layout.body)})
+    return layout._replace(entries={**layout.entries, **_table(layers, backbone=layout.backbone)})
 
 
 def _under(prefix: str, layers: Mapping[str, str]) -> dict[str, str]:
@@ -164,7 +166,7 @@ _TORCHVISION_SSD = Layout(
     entries={
         **_table(
             {
-                **_under("backbone.features.", dict(list(_TORCH_BODY.items())[:10])),
+                **_under("backbone.features.", dict(list(_TORCH_BACKBONE.items())[:10])),
                 "backbone.extra.0.1": "conv5_1",
                 "backbone.extra.0.3": "conv5_2",
                 "backbone.extra.0.5": "conv5_3",
@@ -189,7 +191,7 @@ _LUFFICC_SSD = Layout(
     entries={
         **_table(
             {
-                **_under("backbone.vgg.", _REDUCED_BODY),
+                **_under("backbone.vgg.", _REDUCED_BACKBONE),
                 **_numbered("backbone.extras.", _EXTRAS),
                 **_numbered("box_head.predictor.reg_headers.", _heads("loc")),
                 **_numbered("box_head.predictor.cls_headers.", _heads("conf")),
@@ -205,7 +207,7 @@ _AMDEGROOT_SSD = Layout(
     entries={
         **_table(
             {
-                **_under("vgg.", _REDUCED_BODY),
+                **_under("vgg.", _REDUCED_BACKBONE),
                 **_numbered("extras.", _EXTRAS),
                 **_numbered("loc.", _heads("loc")),
                 **_numbered("conf.", _heads("conf")),
@@ -284,7 +286,7 @@ _TORCHVISION_SSDLITE = MOBILENET_V3._replace(
 _REDUCED_VGG = Layout(
     title="VGG-16 with reduced fc6 and fc7 in torch's form",
     mark="31.weight",
-    entries=_table(_REDUCED_BODY),
+    entries=_table(_REDUCED_BACKBONE),
 )
 _KERAS = tuple(
     Layout(
@@ -298,9 +300,9 @@ _KERAS = tuple(
             },
             "{}/kernel",
             "{}/bias",
-            body=name,
+            backbone=name,
         ),
-        body=name,
+        backbone=name,
         channels_first=False,
         bgr=True,
         mean=_KERAS_MEAN,
@@ -331,9 +333,9 @@ _CAFFE_VGG19 = Layout(
         {name: name for name in (*ssd.BACKBONES["vgg19"].layers, *_FC)},
         "{}/0",
         "{}/1",
-        body="vgg19",
+        backbone="vgg19",
     ),
-    body="vgg19",
+    backbone="vgg19",
     bgr=True,
 )
 _MOBILENET_V2_FOLDED = Layout(
@@ -344,7 +346,7 @@ _MOBILENET_V2_FOLDED = Layout(
         for name in ssd.BACKBONES["mobilenet_v2"].layers
         for kind in ("kernel", "bias")
     },
-    body="mobilenet_v2",
+    backbone="mobilenet_v2",
     channels_first=False,
     mean=_HALF,
     std=_HALF,
@@ -354,7 +356,7 @@ OURS = Layout(
     title="arrays by our layers' names",
     mark="",
     entries={},  # every name is its own path
-    body="",
+    backbone="",
     channels_first=False,
 )
 LAYOUTS = (

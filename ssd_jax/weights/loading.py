@@ -86,7 +86,7 @@ def read(path: str | Path, *, backbone: str = "", atrous: bool = True) -> Weight
       atrous: False: fc6 and fc7 of a classifier are kept whole, see `vgg.VGG`.
 
     Raises:
-      UserError: If it can't be read, lacks a convolution of its body or a part of a BatchNorm or
+      UserError: If it cannot be read, lacks a convolution of its backbone or part of a BatchNorm,
         has one too many, holds something else than numbers, or is for another backbone.
     """
     path = Path(path)
@@ -97,7 +97,7 @@ def read(path: str | Path, *, backbone: str = "", atrous: bool = True) -> Weight
         path, ((ours, named[theirs]) for theirs, ours in entries.items() if theirs in named)
     )
     if layout.entries:
-        _check_body(path, layout, named)
+        _check_backbone(path, layout, named)
     used = set(taken.values())
     for name in taken.values():
         _check_type(path, name, arrays[name])
@@ -116,23 +116,25 @@ def read(path: str | Path, *, backbone: str = "", atrous: bool = True) -> Weight
             if name not in used and not recognition.is_counter(name)
         },
     )
-    if backbone and body_of(weights) not in ("", backbone):
+    if backbone and backbone_of(weights) not in ("", backbone):
         raise errors.UserError(
-            f"{path} ({layout.title}) is for config.model.backbone {body_of(weights)}, and the "
-            f"network's is {backbone}; give weights of a {layouts.BODIES[backbone].title}"
+            f"{path} ({layout.title}) is for config.model.backbone {backbone_of(weights)}, and the "
+            f"network's is {backbone}; give weights of a {layouts.BACKBONES[backbone].title}"
         )
     return _with_scales(_unscaled(weights))
 
 
-def body_of(weights: Weights) -> str:
+def backbone_of(weights: Weights) -> str:
     """The backbone whose first convolution is among the weights, else an empty string."""
-    found = (name for name, body in layouts.BODIES.items() if _kernel(body) in weights.arrays)
+    found = (
+        name for name, backbone in layouts.BACKBONES.items() if _kernel(backbone) in weights.arrays
+    )
     return next(found, "")
 
 
-def _kernel(body: layouts.Body) -> str:
+def _kernel(backbone: layouts.BackboneLayers) -> str:
     """Path of the kernel that takes the image."""
-    return f"{body.layers[0]}/kernel"
+    return f"{backbone.layers[0]}/kernel"
 
 
 def with_mean(weights: Weights, mean: tuple[float, ...]) -> Weights:
@@ -151,16 +153,16 @@ def with_mean(weights: Weights, mean: tuple[float, ...]) -> Weights:
         number for each of its outputs.
     """
     shift = np.subtract(mean, weights.layout.mean)
-    body = layouts.BODIES.get(body_of(weights))
-    if body is None or f"{body.layers[0]}/bias" not in weights.arrays or not shift.any():
+    backbone = layouts.BACKBONES.get(backbone_of(weights))
+    if backbone is None or f"{backbone.layers[0]}/bias" not in weights.arrays or not shift.any():
         return weights
-    kernel, bias, scale = (f"{body.layers[0]}/{kind}" for kind in ("kernel", "bias", "scale"))
+    kernel, bias, scale = (f"{backbone.layers[0]}/{kind}" for kind in ("kernel", "bias", "scale"))
     arrays = weights.arrays
     if not _takes_colours(arrays[kernel]):
         raise errors.UserError(
             f"{weights.path}: {weights.names[kernel]} has shape {arrays[kernel].shape} (as "
             f"{kernel}), a convolution of three colours has (rows, columns, 3, outputs); give the "
-            f"weights of a {body.title}"
+            f"weights of a {backbone.title}"
         )
     for path in (bias, scale):
         if path in arrays:
@@ -238,7 +240,7 @@ def heads(weights: Weights) -> tuple[int, int]:
 
 def _nobodys(weights: Weights) -> str:
     """Of a file whose names are neither ours nor anybody's: whose they are nearest to."""
-    if weights.layout is not layouts.OURS or body_of(weights):
+    if weights.layout is not layouts.OURS or backbone_of(weights):
         return ""
     return f"; {recognition.nearest([*weights.names.values(), *weights.ignored])}"
 
@@ -253,14 +255,14 @@ def _modules(names: Iterable[str]) -> list[str]:
 
 
 def _our_path(name: str) -> str:
-    """A layer of the body may be named without its module, `conv1_1/kernel`."""
+    """A layer of the backbone may be named without its module, `conv1_1/kernel`."""
     layer = name.partition("/")[0]
     return f"vgg16/{name}" if layer in (*layouts.BODY, "conv4_3_norm", "fc6", "fc7") else name
 
 
-def _check_body(path: Path, layout: layouts.Layout, named: Mapping[str, str]) -> None:
+def _check_backbone(path: Path, layout: layouts.Layout, named: Mapping[str, str]) -> None:
     """Another network of the same family, such as a ResNet-152, would be loaded in part."""
-    title = layouts.BODIES[layout.body].title
+    title = layouts.BACKBONES[layout.backbone].title
     mark = named[layout.mark]
     prefix = mark.removesuffix(layout.mark) if mark.endswith(layout.mark) else ""
     for name in recognition.missing(layout, named):
@@ -371,14 +373,14 @@ def _reduced_kernel(
 
 def _unscaled(weights: Weights) -> Weights:
     """The first convolution `[3, 3, 3, out]` for RGB in 0..255 minus the layout's mean."""
-    body = layouts.BODIES.get(body_of(weights))
-    if body is None or not _takes_colours(weights.arrays[_kernel(body)]):
+    backbone = layouts.BACKBONES.get(backbone_of(weights))
+    if backbone is None or not _takes_colours(weights.arrays[_kernel(backbone)]):
         return weights  # its shape will be refused by name
-    kernel = weights.arrays[_kernel(body)]
+    kernel = weights.arrays[_kernel(backbone)]
     rgb = kernel[:, :, ::-1] if weights.layout.bgr else kernel
     scaled = rgb / np.asarray(weights.layout.std)[:, None]
     scaled = np.ascontiguousarray(scaled, np.float32)
-    return weights._replace(arrays={**weights.arrays, _kernel(body): scaled})
+    return weights._replace(arrays={**weights.arrays, _kernel(backbone): scaled})
 
 
 def _takes_colours(kernel: np.ndarray) -> bool:
@@ -387,10 +389,10 @@ def _takes_colours(kernel: np.ndarray) -> bool:
 
 
 def _with_scales(weights: Weights) -> Weights:
-    """A scale of 1 for each layer of the body that has none in the file."""
-    body = layouts.BODIES.get(body_of(weights))
+    """A scale of 1 for each layer of the backbone that has none in the file."""
+    backbone = layouts.BACKBONES.get(backbone_of(weights))
     scales, names = {}, {}
-    for layer in body.affine if body else ():
+    for layer in backbone.affine if backbone else ():
         bias, scale = f"{layer}/bias", f"{layer}/scale"
         if bias in weights.arrays and scale not in weights.arrays:
             scales[scale] = np.ones_like(weights.arrays[bias])

@@ -123,8 +123,8 @@ def _candidates(layout: layouts.Layout, plain: Mapping[str, str]) -> Iterator[_C
     } - {f"{name}/" for name in ssd.BACKBONES}  # with these they are our own names
     likely = [prefix for prefix in prefixes if not _MOMENTS.search(prefix.lower())]
     likely = sorted(likely, key=lambda prefix: (len(prefix), prefix))[:_MOST_PREFIXES]
-    body = [name for name, ours in layout.entries.items() if _in_body(layout, ours)]
-    lacks = {prefix: sum(prefix + name not in plain for name in body) for prefix in likely}
+    backbone = [name for name, ours in layout.entries.items() if _in_backbone(layout, ours)]
+    lacks = {prefix: sum(prefix + name not in plain for name in backbone) for prefix in likely}
     fewest = min(lacks.values(), default=0)
     for prefix in [prefix for prefix in lacks if lacks[prefix] == fewest][:_MOST_COMPLETE]:
         named = {
@@ -190,20 +190,20 @@ def by_entry(path: Path, pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 
 def missing(layout: layouts.Layout, names: Collection[str]) -> list[str]:
-    """The entries of a layout's body that are not among the names of a file."""
+    """The entries of a layout's backbone that are not among the names of a file."""
     return [
         name
         for name, ours in layout.entries.items()
-        if _in_body(layout, ours) and name not in names
+        if _in_backbone(layout, ours) and name not in names
     ]
 
 
 def strange(layout: layouts.Layout, names: Collection[str]) -> list[str]:
-    """Names of a file that stand where a layout has its body, and are none of its entries.
+    """Names of a file that stand where a layout has its backbone, and are none of its entries.
 
     A deeper network of the same family has such: it would be loaded in part.
     """
-    stages = {_stage(name) for name, ours in layout.entries.items() if _in_body(layout, ours)}
+    stages = {_stage(name) for name, ours in layout.entries.items() if _in_backbone(layout, ours)}
     known = {*layout.entries, *layout.unused}
     return [
         name
@@ -217,8 +217,8 @@ def is_counter(name: str) -> bool:
     return name.endswith(layouts.COUNTER)
 
 
-def _in_body(layout: layouts.Layout, ours: str) -> bool:
-    return ours.rpartition("/")[0] in layouts.BODIES[layout.body].layers
+def _in_backbone(layout: layouts.Layout, ours: str) -> bool:
+    return ours.rpartition("/")[0] in layouts.BACKBONES[layout.backbone].layers
 
 
 def _stage(name: str) -> str:

@@ -39,17 +39,17 @@ def main():
     import torchvision
     from torchvision.models.detection import anchor_utils, image_list, ssdlite
 
-    body = torchvision.models.mobilenet_v2(weights=None).features.eval()
-    state = body.state_dict()
+    backbone = torchvision.models.mobilenet_v2(weights=None).features.eval()
+    state = backbone.state_dict()
     made = {name: weight(name, tuple(array.shape)) for name, array in state.items() if array.ndim}
-    body.load_state_dict({n: torch.from_numpy(a) for n, a in made.items()}, strict=False)
+    backbone.load_state_dict({n: torch.from_numpy(a) for n, a in made.items()}, strict=False)
     kept = []
-    body[14].conv[0].register_forward_hook(lambda module, inputs, output: kept.append(output))
+    backbone[14].conv[0].register_forward_hook(lambda module, inputs, output: kept.append(output))
 
     generator = anchor_utils.DefaultBoxGenerator([[2, 3]] * 6, min_ratio=0.2, max_ratio=0.95)
     images = image_list.ImageList(torch.zeros(1, 3, 320, 320), [(320, 320)])
     with torch.inference_mode():
-        kept.append(body(torch.from_numpy(make_image()).permute(2, 0, 1)[None]))
+        kept.append(backbone(torch.from_numpy(make_image()).permute(2, 0, 1)[None]))
         (priors,) = generator(images, [torch.zeros(1, 1, n, n) for n in MAPS])
 
     def norm(channels):
@@ -58,7 +58,7 @@ def main():
     channels = (576, 1280, 512, 256, 256, 128)
     extras = [ssdlite._extra_block(a, b, norm) for a, b in itertools.pairwise(channels[1:])]
     head = ssdlite.SSDLiteHead(list(channels), [6] * 6, 91, norm)
-    parts = {"body": body, "extras": torch.nn.ModuleList(extras), "head": head}
+    parts = {"backbone": backbone, "extras": torch.nn.ModuleList(extras), "head": head}
     outputs = {
         "expansion": kept[0][0].permute(1, 2, 0)[:, :, ::EVERY].numpy(),
         "last": kept[1][0].permute(1, 2, 0)[:, :, ::EVERY].numpy(),

@@ -73,9 +73,9 @@ def convolutions():
 
 def ssd_shapes(whose, side):
     """Names and shapes of the state dict of somebody's SSD."""
-    body, norm, extras, loc, conf = PARTS[whose]
-    layers = {f"{body}.{n}": (out, inputs, 3, 3) for n, inputs, out in convolutions()}
-    layers |= {f"{body}.31": (1024, 512, 3, 3), f"{body}.33": (1024, 1024, 1, 1)}
+    backbone, norm, extras, loc, conf = PARTS[whose]
+    layers = {f"{backbone}.{n}": (out, inputs, 3, 3) for n, inputs, out in convolutions()}
+    layers |= {f"{backbone}.31": (1024, 512, 3, 3), f"{backbone}.33": (1024, 1024, 1, 1)}
     layers |= {f"{extras}.{n}": (o, i, k, k) for n, (i, o, k, _, _) in enumerate(EXTRAS[side])}
     sources = (512, 1024, *(out for _, out, *_ in EXTRAS[side][1::2]))
     for n, (inputs, boxes) in enumerate(zip(sources, BOXES[side], strict=True)):
@@ -126,7 +126,7 @@ def main():
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def ssd(whose, side):
-        body, norm, extras, loc, conf = PARTS[whose]
+        backbone, norm, extras, loc, conf = PARTS[whose]
         state = tensors(make(ssd_shapes(whose, side)))
 
         def conv(x, name, **options):
@@ -137,7 +137,7 @@ def main():
         sources, index = [], 0
         for item in VGG:
             if isinstance(item, int):
-                x = conv(x, f"{body}.{index}", padding=1).relu()
+                x = conv(x, f"{backbone}.{index}", padding=1).relu()
                 index += 2
             else:
                 x = functional.max_pool2d(x, 2, 2, ceil_mode=item == "C")
@@ -146,8 +146,8 @@ def main():
                 length = x.pow(2).sum(dim=1, keepdim=True).sqrt() + 1e-10
                 sources.append(state[f"{norm}.weight"][None, :, None, None] * x / length)
         x = functional.max_pool2d(x, 3, 1, 1)
-        x = conv(x, f"{body}.31", padding=6, dilation=6).relu()
-        x = conv(x, f"{body}.33").relu()
+        x = conv(x, f"{backbone}.31", padding=6, dilation=6).relu()
+        x = conv(x, f"{backbone}.33").relu()
         sources.append(x)
         for n, (_, _, _, stride, padding) in enumerate(EXTRAS[side]):
             x = conv(x, f"{extras}.{n}", stride=stride, padding=padding).relu()
