@@ -6,9 +6,10 @@ r"""Evaluates a trained detector: average precision by class, VOC's and COCO's f
     --config.data.eval_split=val2017
   python evaluate.py --workdir runs/ssd300 --config.data.eval_split=2012/test
   python evaluate.py --results runs/ssd300/results --config configs/ssd300.py
-  python evaluate.py --workdir runs/quickstart --config.eval.flip --config.eval.sizes='(300, 400)'
+  python evaluate.py --workdir runs/quickstart --config.eval.tta_flip \
+    --config.eval.tta_sizes='(300, 400)'
 
-The last looks at each image four times and joins what it sees before the suppression.
+The last uses test-time augmentation: four views of each image, merged before NMS.
 The config is that of the run; --config.PART.FIELD=VALUE changes a field, --config FILE replaces it.
 Detections in VOC or COCO are also written as the dataset's server takes them; of a split without
 annotations there is nothing else. --results evaluates such files again, without a network.

@@ -35,7 +35,7 @@ def configured(options: argparse.Namespace, *, real: bool) -> config_lib.Config:
     cfg.train.steps, cfg.train.batch_size = options.steps, options.batch_size
     # SGD at the paper's rate hardly moves in so few steps, and diverges from nothing.
     cfg.train.optimizer, cfg.train.learning_rate, cfg.train.clip_norm = "adam", 1e-4, 10.0
-    cfg.train.warmup_steps = cfg.train.fresh_warmup_steps = options.steps // 6
+    cfg.train.warmup_steps = cfg.train.scratch_warmup_steps = options.steps // 6
     cfg.train.log_every, cfg.train.checkpoint_every = 1, 25
     cfg.eval.max_images = cfg.eval.batch_size = options.batch_size
     if real:

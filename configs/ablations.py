@@ -62,5 +62,5 @@ def get_config(name: str = "full") -> config.Config:
     cfg = ssd300.get_config()
     # Liu et al. 2016, section 3.1: 40k steps at 1e-3, then 10k at 1e-4 and 10k at 1e-5.
     cfg.train.steps = 60_000
-    cfg.train.drops = (40_000, 50_000)
+    cfg.train.milestones = (40_000, 50_000)
     return CHANGES[name](cfg)

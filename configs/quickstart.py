@@ -20,9 +20,9 @@ def get_config() -> config.Config:
     cfg.train.optimizer = "muon"
     cfg.train.learning_rate = 3e-3
     cfg.train.weight_decay = 0.0
-    cfg.train.bias_rate = 1.0
+    cfg.train.bias_lr_multiplier = 1.0
     cfg.train.schedule = "cosine"
-    cfg.train.fresh_warmup_steps = 30
+    cfg.train.scratch_warmup_steps = 30
     cfg.train.cpu_devices = 2  # a fifth more images a second than one device on two cores
     cfg.train.eval_every = 1_000
     cfg.train.checkpoint_every = 100

@@ -17,6 +17,6 @@ def get_config() -> config.Config:
     cfg.data.canvas = 640  # COCO's largest side
     # Section 3.4's stages, as long as the authors' release with the expansion (3.6) has them.
     cfg.train.steps = 400_000
-    cfg.train.drops = (280_000, 360_000)
+    cfg.train.milestones = (280_000, 360_000)
     cfg.train.eval_every = 20_000
     return cfg

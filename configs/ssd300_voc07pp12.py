@@ -18,5 +18,5 @@ def get_config() -> config.Config:
     # Liu et al. 2016, section 3.3: 60k steps at 1e-3 and 20k at 1e-4; with the expansion, section
     # 3.6 doubles both.
     cfg.train.steps = 160_000
-    cfg.train.drops = (120_000,)
+    cfg.train.milestones = (120_000,)
     return cfg

@@ -24,9 +24,9 @@ def get_config() -> config.Config:
     cfg.train.learning_rate = 2.8e-3
     # Folded BatchNorm leaves weights of very different sizes: at the full rate the pretrained
     # features are lost in a few steps. The early ones are general enough as they are.
-    cfg.train.rates = ("mobilenet_v2=0.1",)
+    cfg.train.lr_multipliers = ("mobilenet_v2=0.1",)
     cfg.train.freeze = ("mobilenet_v2/conv_stem", "mobilenet_v2/block[0-9]")
-    cfg.train.bias_rate = 1.0
+    cfg.train.bias_lr_multiplier = 1.0
     cfg.train.weight_decay = 1e-4
     cfg.train.clip_norm = 10.0
     cfg.train.ema_decay = 0.999

@@ -40,12 +40,12 @@ def model(config: config_lib.ModelConfig, num_classes: int) -> ssd.SSD:
 
     Raises:
       UserError: If `config.source_maps`, `aspect_ratios` or `prior_scales` do not fit its maps, or
-        `gaps` its logits.
+        `unused_logits` its logits.
     """
-    if config.gaps and config.gaps[-1] > num_classes + len(config.gaps):
+    if config.unused_logits and config.unused_logits[-1] > num_classes + len(config.unused_logits):
         raise errors.UserError(
-            f"config.model.gaps has {config.gaps[-1]}: {num_classes} classes and the unused have "
-            f"only {num_classes + len(config.gaps)} logits"
+            f"config.model.unused_logits has {config.unused_logits[-1]}: {num_classes} classes and "
+            f"the unused logits are only {num_classes + len(config.unused_logits)} logits"
         )
     network = ssd.SSD(
         num_classes=num_classes + 1,
@@ -60,7 +60,7 @@ def model(config: config_lib.ModelConfig, num_classes: int) -> ssd.SSD:
         dtype=jnp.dtype(config.dtype),
         remat=config.remat,
         layout=ssd.layout_for(config.backbone, input_size(config)),
-        gaps=config.gaps,
+        unused_logits=config.unused_logits,
     )
     if config.source_maps or config.aspect_ratios or config.prior_scales:
         try:
@@ -102,21 +102,21 @@ def priors(
 
 
 def views(config: config_lib.Config, network: ssd.SSD) -> list[tta.View]:
-    """The views of an image that `config.eval.flip` and `sizes` name, unmirrored ones first.
+    """Views of an image by `config.eval.tta_flip` and `tta_sizes`, unmirrored ones first.
 
     Raises:
       UserError: If an input is too small for the network.
     """
     height, width = input_size(config.model)
     found = []
-    for side in config.eval.sizes or (min(height, width),):
+    for side in config.eval.tta_sizes or (min(height, width),):
         scale = side / min(height, width)
         size = (round(height * scale), round(width * scale))
         try:
             found.append(tta.View(size, priors(config.model, network, at=size)))
         except ValueError as error:
-            raise errors.UserError(f"config.eval.sizes has {side}: {error}") from None
-    mirrored = [view._replace(mirrored=True) for view in found] if config.eval.flip else []
+            raise errors.UserError(f"config.eval.tta_sizes has {side}: {error}") from None
+    mirrored = [view._replace(mirrored=True) for view in found] if config.eval.tta_flip else []
     return [*found, *mirrored]
 
 
@@ -143,7 +143,8 @@ def split(
     Args:
       config: Describes the dataset.
       name: Which of its splits.
-      training: Leave out what cannot be read, up to `config.max_bad_share`; evaluation skips none.
+      training: Leave out what cannot be read, up to `config.max_unreadable_fraction`; evaluation
+        skips none.
       prepare: Whether it may be prepared, and downloaded, now.
 
     Raises:
@@ -155,7 +156,7 @@ def split(
         path=config.path,
         archives=config.archives,
         cache_dir=config.cache_dir,
-        max_bad_share=config.max_bad_share if training else None,
+        max_unreadable_fraction=config.max_unreadable_fraction if training else None,
         memory_gib=config.memory_gib,
         max_megapixels=config.max_megapixels,
         prepare=prepare,
@@ -196,41 +197,43 @@ def augmentation(config: config_lib.Config) -> functools.partial[augment.Augment
 
 
 def learning_rate(config: config_lib.TrainConfig) -> float:
-    """The base learning rate for the batch size of a config.
+    """Base learning rate for the batch size of a config, scaled linearly.
 
     Source: Goyal et al. 2017, "Accurate, large minibatch SGD", section 2.1, linear scaling.
     """
-    meant_for = config.scale_rate_from or config.batch_size
+    meant_for = config.base_batch_size or config.batch_size
     return config.learning_rate * config.batch_size / meant_for
 
 
 def warmup_steps(config: config_lib.Config) -> int:
-    """Steps of warm-up; more without pretrained weights, which the paper always starts from."""
-    fresh = 0 if config.model.pretrained else config.train.fresh_warmup_steps
-    return max(config.train.warmup_steps, fresh)
+    """Warm-up steps: a minimum applies without pretrained weights, which the paper always uses."""
+    scratch = 0 if config.model.pretrained else config.train.scratch_warmup_steps
+    return max(config.train.warmup_steps, scratch)
 
 
 def schedule(config: config_lib.Config) -> optax.Schedule:
-    """The learning rate of a config as a function of the step."""
+    """Learning rate of a config as a function of the step."""
     options = config.train
     return optimizer_lib.make_schedule(
         learning_rate=learning_rate(options),
         steps=options.steps,
         schedule=options.schedule,
-        drops=options.drops,
-        drop_factor=options.drop_factor,
+        milestones=options.milestones,
+        lr_decay_factor=options.lr_decay_factor,
         warmup_steps=warmup_steps(config),
     )
 
 
-def optimizer(config: config_lib.TrainConfig, rate: optax.Schedule) -> optax.GradientTransformation:
-    """The optimizer of a config, with a learning rate as `schedule` gives it."""
+def optimizer(
+    config: config_lib.TrainConfig, learning_rate: optax.Schedule
+) -> optax.GradientTransformation:
+    """The optimizer of a config with the learning rate that `schedule` returns."""
     return optimizer_lib.make_optimizer(
-        rate,
+        learning_rate,
         optimizer=config.optimizer,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
-        bias_rate=config.bias_rate,
+        bias_lr_multiplier=config.bias_lr_multiplier,
         clip_norm=config.clip_norm,
-        rates=config_checks.rate_multipliers(config.rates),
+        lr_multipliers=config_checks.lr_multipliers(config.lr_multipliers),
     )

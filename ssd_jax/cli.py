@@ -14,7 +14,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 from rich import progress, text
 
-from ssd_jax import cache, config_checks, console, errors, files
+from ssd_jax import cache, config_checks, console, errors, files, renamed
 from ssd_jax import config as config_lib
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def parse(
     Raises:
       UserError: If a flag, a field of the config or its value is wrong.
     """
-    argv, plain_names = _parted(argv)
+    argv, plain_names = _parted(argv, say=console.warn)
     names = [argument.split("=")[0].lstrip("-") for argument in argv[1:]]
     if "help" in names:
         sys.stdout.write(f"{sys.modules['__main__'].__doc__}\n{flags.FLAGS.main_module_help()}\n")
@@ -86,8 +86,9 @@ def parse(
         given = " ".join(argument for argument in argv[1:] if "config." in argument)
         raise errors.UserError(f"{given}: a value is not of its field's type ({error})") from None
     except (KeyError, AttributeError) as error:
+        known = renamed.field_now(str(error.args[0]).rstrip("'").rpartition("'")[2])
         raise errors.UserError(
-            f"{error.args[0]}; the fields and their defaults stand in ssd_jax/config.py"
+            f"{error.args[0]}; {known or 'ssd_jax/config.py lists the fields and their defaults'}"
         ) from None
 
 
@@ -230,10 +231,20 @@ def show_places(places: Mapping[str, Path]) -> None:
         console.stdout.print(text.Text.assemble((f"{name:>11}", "bold"), "  ", console.plain(path)))
 
 
-def _parted(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The arguments up to `--`, flags with underscores, and those behind, which are no flags."""
+def _parted(
+    argv: Sequence[str], *, say: Callable[[str], None] = lambda note: None
+) -> tuple[list[str], list[str]]:
+    """Splits at `--` into arguments whose flags have their current names, and file names.
+
+    Args:
+      argv: The command line.
+      say: Called with a sentence for each flag given by an old name.
+    """
     end = list(argv).index("--") if "--" in argv else len(argv)
-    return [_with_underscores(argument) for argument in argv[:end]], list(argv[end + 1 :])
+    known = [renamed.flag(_with_underscores(argument)) for argument in argv[:end]]
+    for note in filter(None, (note for _, note in known)):
+        say(note)
+    return [argument for argument, _ in known], list(argv[end + 1 :])
 
 
 def _with_underscores(argument: str) -> str:

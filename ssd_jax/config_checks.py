@@ -50,24 +50,24 @@ _NOT_NEGATIVE = {
     "train": (
         "steps",
         "warmup_steps",
-        "fresh_warmup_steps",
+        "scratch_warmup_steps",
         "weight_decay",
         "cpu_devices",
-        "scale_rate_from",
+        "base_batch_size",
         "clip_norm",
         "max_skipped",
         "watchdog_minutes",
     ),
     "eval": ("max_images",),
 }
-_SHARES = {"data": ("max_bad_share",), "train": ("ema_decay",)}
+_SHARES = {"data": ("max_unreadable_fraction",), "train": ("ema_decay",)}
 _AT_MOST = {
     "model": {"image_size": 4_096, "image_width": 4_096, "width": 16},
     "data": {"canvas": 8_192, "threads": 1_024, "workers": 1_024},
     "train": {"cpu_devices": 1_024},
     "eval": {"top_k": 100_000, "max_detections": 100_000},
 }
-_LENGTHS = {"source_maps": 32, "aspect_ratios": 32, "prior_scales": 32, "sizes": 32}
+_LENGTHS = {"source_maps": 32, "aspect_ratios": 32, "prior_scales": 32, "tta_sizes": 32}
 
 
 def validate(config: config_lib.Config) -> None:
@@ -103,8 +103,8 @@ def validate(config: config_lib.Config) -> None:
             f"{resampling.INTERPOLATIONS}"
         )
     _check_boxes(config.model)
-    _check_sizes(config.eval.sizes, least)
-    rate_multipliers(config.train.rates)
+    _check_sizes(config.eval.tta_sizes, least)
+    lr_multipliers(config.train.lr_multipliers)
     for fields, low, high, meaning in (
         (_POSITIVE, 1e-12, math.inf, "above 0"),
         (_NOT_NEGATIVE, 0, math.inf, "at least 0"),
@@ -196,17 +196,17 @@ def _check_pixels(config: config_lib.Config) -> None:
     """Bounds the batches of an evaluation."""
     options = config.eval
     height, width = config.model.image_size, config.model.image_width or config.model.image_size
-    sides = options.sizes or (min(height, width),)
+    sides = options.tta_sizes or (min(height, width),)
     scales = [side / min(height, width) for side in sides]
     most = _AT_MOST["model"]["image_size"]
     if max(scales) * max(height, width) > most:
         raise errors.UserError(
-            f"config.eval.sizes has {max(sides)}, which makes an input of more than {most:,} "
+            f"config.eval.tta_sizes has {max(sides)}, which makes an input of more than {most:,} "
             f"pixels on a side; give smaller ones"
         )
-    looks = sum(scale**2 for scale in scales) * height * width * (1 + options.flip)
+    looks = sum(scale**2 for scale in scales) * height * width * (1 + options.tta_flip)
     for pixels, what in (
-        (looks, "inputs of config.model.image_size and config.eval.sizes"),
+        (looks, "inputs of config.model.image_size and config.eval.tta_sizes"),
         (config.data.canvas**2, "canvases of config.data.canvas"),
     ):
         if options.batch_size * pixels > _MOST_PIXELS:
@@ -241,29 +241,29 @@ def _check_boxes(model: config_lib.ModelConfig) -> None:
             f"side for each scale, above 0, at most 1 and never falling, such as "
             f"'(0.1, 0.2, 0.37, 0.54, 0.71, 0.88)'"
         )
-    gaps = model.gaps
-    if min(gaps, default=1) < 1 or list(gaps) != sorted(set(gaps)):
+    unused = model.unused_logits
+    if min(unused, default=1) < 1 or list(unused) != sorted(set(unused)):
         raise errors.UserError(
-            f"config.model.gaps is {shown(gaps)}; give the numbers of unused logits, rising from 1"
+            f"config.model.unused_logits is {shown(unused)}; give ascending indices from 1"
         )
 
 
 def _check_sizes(sizes: tuple[int, ...], least: int) -> None:
     if len(set(sizes)) < len(sizes) or min(sizes, default=least) < least:
         raise errors.UserError(
-            f"config.eval.sizes is {shown(sizes)}; give different whole numbers of pixels, each at "
-            f"least {least}, such as '(300, 400)', or '()'"
+            f"config.eval.tta_sizes is {shown(sizes)}; give different whole numbers of pixels, "
+            f"each at least {least}, such as '(300, 400)', or '()'"
         )
 
 
-def rate_multipliers(rates: Sequence[str]) -> dict[str, float]:
-    """`PATTERN=NUMBER` of each of `config.train.rates`, as a mapping.
+def lr_multipliers(fields: Sequence[str]) -> dict[str, float]:
+    """Parses the `PATTERN=NUMBER` entries of `config.train.lr_multipliers`.
 
     Raises:
       UserError: If one is not of that form, or the number is not above 0.
     """
     found = {}
-    for text in rates:
+    for text in fields:
         pattern, _, number = text.rpartition("=")
         try:
             found[pattern] = float(number)
@@ -271,8 +271,8 @@ def rate_multipliers(rates: Sequence[str]) -> dict[str, float]:
             found[pattern] = math.nan
         if not (pattern and 0 < found[pattern] < math.inf):
             raise errors.UserError(
-                f"config.train.rates has {shown(text)}; give PATTERN=NUMBER, such as 'conf*=10'; "
-                f"what is not to learn at all goes into config.train.freeze"
+                f"config.train.lr_multipliers has {shown(text)}; give PATTERN=NUMBER, such as "
+                f"'conf*=10'; config.train.freeze excludes parameters from training"
             )
     return found
 

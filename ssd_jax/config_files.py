@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ssd_jax import config as config_lib
-from ssd_jax import config_checks, errors, files
+from ssd_jax import config_checks, errors, files, renamed
 
 VERSION = 1  # of what a workdir holds, config and checkpoints; a newer one is refused
 MOST_BYTES = 16 * 2**20  # of a config with its class names, as JSON
@@ -124,6 +124,8 @@ def from_mapping(values: Any, *, where: object) -> config_lib.Config:
             config.seed = _as_field(value, int)
             continue
         part = getattr(config, name)
+        if isinstance(value, dict):
+            value = renamed.fields(name, value)
         given = _checked_names(value, type(part), f"{where}: config.{name}")
         for field in given.keys() - set(config_lib.LOCAL.get(name, ())):
             setattr(part, field, _as_field(given[field], config_checks.FIELDS[name][field]))

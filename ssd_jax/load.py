@@ -34,7 +34,7 @@ class Trained(NamedTuple):
 
 
 def load_detector(
-    path: str | Path, *, flip: bool | None = None, sizes: Sequence[int] | None = None
+    path: str | Path, *, tta_flip: bool | None = None, tta_sizes: Sequence[int] | None = None
 ) -> Detector:
     """Loads a trained detector.
 
@@ -42,20 +42,20 @@ def load_detector(
       path: A workdir of `train.py` (its best checkpoint is taken), one checkpoint,
         `WORKDIR/checkpoints/STEP`, a file of `export.py`, a file with the weights of a third-party
         SSD, or the name of published ones, `ssd300-coco` or `ssdlite320-coco`.
-      flip: Also detect in the mirrored image; None: as the run's `config.eval.flip` says.
-      sizes: Shorter sides of the inputs, in pixels; None: as `config.eval.sizes` says.
+      tta_flip: Also detect in the mirrored image; None: as the run's `config.eval.tta_flip` says.
+      tta_sizes: Shorter sides of the inputs, in pixels; None: as `config.eval.tta_sizes` says.
 
     Returns:
       `detector(images, *, score_threshold=0.5)`, see `Detector`.
 
     Raises:
       UserError: If there is no checkpoint, its config is missing, the file is not of an SSD, or
-        `flip` or `sizes` are not for it.
+        `tta_flip` or `tta_sizes` are not for it.
     """
     trained = find(path)
     config = copy.deepcopy(trained.config)
-    config.eval.flip = config.eval.flip if flip is None else flip
-    config.eval.sizes = config.eval.sizes if sizes is None else tuple(sizes)
+    config.eval.tta_flip = config.eval.tta_flip if tta_flip is None else tta_flip
+    config.eval.tta_sizes = config.eval.tta_sizes if tta_sizes is None else tuple(tta_sizes)
     config_checks.validate(config)
     return trained.build(config)
 
@@ -110,8 +110,8 @@ def _restore(config: config_lib.Config, folder: Path) -> Detector:
     trained, class_names = config_files.load(_config_of(folder))
     for field in (
         "backbone", "image_size", "image_width", "padding", "width", "atrous", "source_maps",
-        "aspect_ratios", "prior_sizes", "prior_scales", "clip_priors", "clip_prior_sizes", "gaps",
-        "mean",
+        "aspect_ratios", "prior_sizes", "prior_scales", "clip_priors", "clip_prior_sizes",
+        "unused_logits", "mean",
     ):  # fmt: skip
         here, there = getattr(config.model, field), getattr(trained.model, field)
         if here != there:
@@ -137,8 +137,8 @@ def _find_exported(path: Path) -> Trained:
             return loaded
         if loaded.params is None:
             raise errors.UserError(
-                f"--config, flip and sizes change nothing in {path}: give the flag to export.py, "
-                f"which writes it"
+                f"{path}: --config, tta_flip and tta_sizes cannot change an exported file; give "
+                f"them to export.py, which writes it"
             )
         return Detector(config, loaded.class_names, loaded.params)
 
@@ -200,7 +200,7 @@ def read_source(config: config_lib.Config) -> Source:
     known = third_party.knows_classes(weights)
     return Source(
         weights,
-        transfer.Classes(names, described.model.gaps) if known else None,
+        transfer.Classes(names, described.model.unused_logits) if known else None,
         described.model,
         tuple(third_party.assumptions(weights, described.model)),
     )
@@ -217,4 +217,4 @@ def _source_of(path: Path, detector: Detector) -> Source:
     flat = flax.traverse_util.flatten_dict(jax.device_get(detector.params), sep="/")
     layout = layouts.OURS._replace(title="a detector of ours", mean=model.mean)
     weights = loading.Weights(path, layout, flat, {name: name for name in flat}, {})
-    return Source(weights, transfer.Classes(detector.class_names, model.gaps), model)
+    return Source(weights, transfer.Classes(detector.class_names, model.unused_logits), model)

@@ -11,7 +11,9 @@ from optax import contrib
 
 PyTree = dict | jax.Array
 
-_MUON_RMS = 0.2  # of a step at rate 1, about that of Adam (Liu et al. 2025, "Muon is scalable")
+# RMS of an update before the learning rate, about that of Adam (Liu et al. 2025, "Muon is
+# scalable").
+_MUON_RMS = 0.2
 
 
 def make_schedule(
@@ -19,18 +21,18 @@ def make_schedule(
     learning_rate: float,
     steps: int,
     schedule: str = "steps",
-    drops: tuple[int, ...] = (),
-    drop_factor: float = 0.1,
+    milestones: tuple[int, ...] = (),
+    lr_decay_factor: float = 0.1,
     warmup_steps: int = 0,
 ) -> optax.Schedule:
     """Learning rate as a function of the step.
 
     Args:
-      learning_rate: Base rate.
-      steps: Length of the training; where `"cosine"` reaches 0.
-      schedule: `"steps"` (the paper's: multiply at each drop) or `"cosine"`.
-      drops: Steps at which `"steps"` multiplies the rate by `drop_factor`.
-      drop_factor: See `drops`.
+      learning_rate: Base learning rate.
+      steps: Length of the training, after which `"cosine"` reaches 0.
+      schedule: `"steps"` (the paper's: multiply at each milestone) or `"cosine"`.
+      milestones: Steps at which `"steps"` multiplies the learning rate by `lr_decay_factor`.
+      lr_decay_factor: See `milestones`.
       warmup_steps: Linear rise from 0 at the start.
 
     Raises:
@@ -39,47 +41,49 @@ def make_schedule(
     Source: Liu et al. 2016, section 3 (1e-3, divided by 10).
     """
     if schedule == "steps":
-        rate = optax.piecewise_constant_schedule(learning_rate, dict.fromkeys(drops, drop_factor))
+        factors = dict.fromkeys(milestones, lr_decay_factor)
+        decayed = optax.piecewise_constant_schedule(learning_rate, factors)
     elif schedule == "cosine":
-        rate = optax.cosine_decay_schedule(learning_rate, max(steps, 1))
+        decayed = optax.cosine_decay_schedule(learning_rate, max(steps, 1))
     else:
         raise ValueError(f"schedule is {schedule!r}; choose steps or cosine")
     if not warmup_steps:
-        return rate
-    return lambda step: rate(step) * jax.numpy.minimum((step + 1) / warmup_steps, 1.0)
+        return decayed
+    return lambda step: decayed(step) * jax.numpy.minimum((step + 1) / warmup_steps, 1.0)
 
 
 def make_optimizer(
-    rate: optax.Schedule,
+    learning_rate: optax.Schedule,
     *,
     optimizer: str = "sgd",
     momentum: float = 0.9,
     weight_decay: float = 5e-4,
-    bias_rate: float = 2.0,
+    bias_lr_multiplier: float = 2.0,
     clip_norm: float = 0.0,
-    rates: Mapping[str, float] | None = None,
+    lr_multipliers: Mapping[str, float] | None = None,
 ) -> optax.GradientTransformation:
-    """SGD with momentum and weight decay as the authors train, or Adam or Muon, decay decoupled.
+    """The authors' SGD with momentum and weight decay, or Adam or Muon with decoupled decay.
 
-    Biases learn at `bias_rate` times the rate and do not decay; the L2Norm scale is a weight. The
-    rate stands outside the momentum buffer (optax, torch), where Caffe has it inside.
+    Biases have `bias_lr_multiplier` times the learning rate and do not decay; the L2Norm scale is a
+    weight. The learning rate is applied outside the momentum buffer (as in optax and torch; Caffe
+    applies it inside).
 
     Args:
-      rate: Learning rate as a function of the step.
-      optimizer: `"sgd"`, `"adam"` or `"muon"`, which makes each kernel's step orthogonal (Jordan
-        2024) and as large as one of Adam's; biases, scales and kernels with one input, as those of
-        channels on their own, then take Adam's.
-      momentum: Of SGD.
-      weight_decay: Of all parameters but biases; L2, added to the gradient, for SGD.
-      bias_rate: Multiplier of the biases' rate.
-      clip_norm: Largest norm of all gradients together, to which larger ones are scaled; 0: none.
-      rates: Multiplier of the rate by the pattern of a parameter's path, see `matching`; of several
-        that match, the last counts.
+      learning_rate: The learning rate as a function of the step.
+      optimizer: `"sgd"`, `"adam"` or `"muon"`, which makes the update of each kernel orthogonal
+        (Jordan 2024) with the magnitude of Adam's; biases, scales and kernels with one input
+        channel, such as depthwise ones, are updated by Adam.
+      momentum: Momentum of SGD.
+      weight_decay: Decay of all parameters but biases; for SGD it is L2, added to the gradient.
+      bias_lr_multiplier: Multiplier of the learning rate for biases.
+      clip_norm: Maximum global norm of the gradients; 0 disables clipping.
+      lr_multipliers: Multipliers of the learning rate by pattern, see `matching`; if several match
+        a parameter, the last one wins.
 
     Raises:
       ValueError: If `optimizer` is unknown.
 
-    Source: Liu et al. 2016, section 3; the biases' rate is that of the authors' release.
+    Source: Liu et al. 2016, section 3; the multiplier of biases is that of the authors' release.
     """
     decay = optax.add_decayed_weights(weight_decay, mask=_not_bias)
     if optimizer == "sgd":
@@ -87,39 +91,44 @@ def make_optimizer(
     elif optimizer == "adam":
         direction = optax.chain(optax.scale_by_adam(), decay)
     elif optimizer == "muon":
-        # optax's Muon ends in the descent's sign, which `scale_by_learning_rate` brings below.
+        # optax's Muon already negates its updates, and so does `scale_by_learning_rate` below.
         muon = contrib.muon(
             1.0, consistent_rms=_MUON_RMS, muon_weight_dimension_numbers=_kernels_as_matrices
         )
         direction = optax.chain(muon, optax.scale(-1.0), decay)
     else:
         raise ValueError(f"optimizer is {optimizer!r}; choose sgd, adam or muon")
-    faster = optax.masked(optax.scale(bias_rate), _is_bias)
-    steps = (direction, faster, _scaled_by_path(rates or {}), optax.scale_by_learning_rate(rate))
+    faster = optax.masked(optax.scale(bias_lr_multiplier), _is_bias)
+    steps = (
+        direction,
+        faster,
+        _scaled_by_path(lr_multipliers or {}),
+        optax.scale_by_learning_rate(learning_rate),
+    )
     return optax.chain(*((optax.clip_by_global_norm(clip_norm),) if clip_norm else ()), *steps)
 
 
-def learnt(params: Any, freeze: Sequence[str]) -> Any:
-    """The parameters that no pattern of `freeze` matches, see `matching`; nested as `params` is."""
+def trainable(params: Any, freeze: Sequence[str]) -> Any:
+    """Parameters that no pattern of `freeze` matches (see `matching`), nested like `params`."""
     flat = flax.traverse_util.flatten_dict(params, sep="/")
     frozen = {path for pattern in freeze for path in matching(flat, pattern)}
     kept = {path: leaf for path, leaf in flat.items() if path not in frozen}
     return flax.traverse_util.unflatten_dict(kept, sep="/")
 
 
-def with_learnt(params: Any, values: Any) -> Any:
-    """`params` with the values of those that `learnt` gave."""
+def with_trainable(params: Any, values: Any) -> Any:
+    """Returns `params` with the given values of its trainable parameters."""
     flat, new = (flax.traverse_util.flatten_dict(tree, sep="/") for tree in (params, values))
     return flax.traverse_util.unflatten_dict({**flat, **new}, sep="/")
 
 
 def matching(paths: Iterable[str], pattern: str) -> list[str]:
-    """Those of some paths, `vgg16/conv1_1/kernel`, that a pattern names.
+    """Paths of parameters, such as `vgg16/conv1_1/kernel`, that a pattern matches.
 
     Args:
-      paths: Of parameters.
-      pattern: As of a shell, where `*` takes `/` too; it names a parameter or a module above it:
-        `vgg16/conv[12]_*`, `*/bias`, `conf0`.
+      paths: Paths of parameters.
+      pattern: A shell pattern in which `*` also matches `/`. It matches a parameter or a module
+        that holds it: `vgg16/conv[12]_*`, `*/bias`, `conf0`.
     """
     return [
         path
@@ -128,22 +137,24 @@ def matching(paths: Iterable[str], pattern: str) -> list[str]:
     ]
 
 
-def _scaled_by_path(rates: Mapping[str, float]) -> optax.GradientTransformation:
+def _scaled_by_path(lr_multipliers: Mapping[str, float]) -> optax.GradientTransformation:
     """Multiplies the updates of some parameters."""
 
     def scale(updates: Any, _: Any) -> Any:
         flat = flax.traverse_util.flatten_dict(updates, sep="/")
         factors = {
-            path: rate for pattern, rate in rates.items() for path in matching(flat, pattern)
+            path: factor
+            for pattern, factor in lr_multipliers.items()
+            for path in matching(flat, pattern)
         }
         scaled = {path: leaf * factors.get(path, 1.0) for path, leaf in flat.items()}
         return flax.traverse_util.unflatten_dict(scaled, sep="/")
 
-    return optax.stateless(scale) if rates else optax.identity()
+    return optax.stateless(scale) if lr_multipliers else optax.identity()
 
 
 def _kernels_as_matrices(params: PyTree) -> PyTree:
-    """How Muon reads `[rows, columns, in, out]` kernels: inputs of an output as one axis."""
+    """Lets Muon read `[rows, columns, in, out]` kernels as `[rows * columns * in, out]`."""
 
     def axes(x: jax.Array) -> contrib.MuonDimensionNumbers | None:
         is_matrix = x.ndim == 4 and x.shape[2] > 1

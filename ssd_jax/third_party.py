@@ -31,7 +31,7 @@ def describe(weights: loading.Weights) -> tuple[config_lib.Config, tuple[str, ..
     """The config and the classes of a detector, from its heads and its layout."""
     logits, levels = loading.heads(weights)
     names = tuple(f"class {label}" for label in range(1, logits))
-    names, gaps = _KNOWN_CLASSES.get(logits, (names, ()))
+    names, unused_logits = _KNOWN_CLASSES.get(logits, (names, ()))
     layout = weights.layout
     config = config_lib.Config()
     config.model.backbone = loading.backbone_of(weights) or config.model.backbone
@@ -40,7 +40,7 @@ def describe(weights: loading.Weights) -> tuple[config_lib.Config, tuple[str, ..
     config.model.prior_sizes = layout.prior_sizes or ("coco" if names == classes.COCO else "voc")
     config.model.clip_priors = layout.clip_priors
     config.model.clip_prior_sizes = layout.clip_prior_sizes
-    config.model.gaps = gaps
+    config.model.unused_logits = unused_logits
     config.model.mean = layout.mean
     config.data.canvas = _FOREIGN_CANVAS
     config.eval = dataclasses.replace(config.eval, **layout.detection)

@@ -168,7 +168,7 @@ def config(tmp_path, request):
         batch_size=8,
         optimizer="adam",
         weight_decay=0.0,
-        fresh_warmup_steps=0,
+        scratch_warmup_steps=0,
         checkpoint_every=1,
     )
     config.eval = dataclasses.replace(config.eval, batch_size=2, top_k=20)

@@ -27,7 +27,7 @@ def made(step=4, *, value=1.0, freeze=(), **options):
         for layer in ("conv", "head")
     }
     opt = optimizer.make_optimizer(optax.constant_schedule(0.1), **options)
-    learnt = optimizer.learnt(params, freeze)
+    learnt = optimizer.trainable(params, freeze)
     opt_state = opt.init(learnt)
     for _ in range(UPDATES if value else 0):
         _, opt_state = opt.update(learnt, opt_state, learnt)

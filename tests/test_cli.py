@@ -147,4 +147,4 @@ def test_fields_that_changed_are_printed_as_they_are(capsys, tmp_path):
     config_files.save(tmp_path / "config.json", config, ("dog",))
     config.data.path = "my[/run]"
     workdir_lib._check_same_run(tmp_path, config, ("dog",), change_config=True)
-    assert "'my[run]' there, 'my[/run]' here" in capsys.readouterr().out
+    assert "'my[run]' in the run, 'my[/run]' in the config" in capsys.readouterr().out

@@ -281,7 +281,7 @@ def test_annotations_that_cannot_be_read_cost_their_image(load, tmp_path, fields
     path = one(tmp_path / "own", [{**thing(2, 2), **fields}])
     with pytest.raises(errors.UserError, match=f"1 of 2 images.*{word}"):
         load("train", path=path)
-    assert names(load("train", path=path, max_bad_share=0.5)) == ["000000000001.jpg"]
+    assert names(load("train", path=path, max_unreadable_fraction=0.5)) == ["000000000001.jpg"]
 
 
 def test_missing_empty_and_other_sized_images_are_named(tmp_path):
@@ -357,7 +357,7 @@ def test_images_outside_the_folder_are_refused(load, tmp_path):
     for key in names[:2]:
         message = reason(str(root), f"train/{key}")
         assert f"the JSON names an image outside {root}; move it there" in message
-    split = load("train", path=str(root), max_bad_share=0.5)
+    split = load("train", path=str(root), max_unreadable_fraction=0.5)
     assert [split.source[index]["name"] for index in range(2)] == names[2:]
     assert "outside" in reason(f"{tmp_path}/./own", f"train/{names[0]}")
 
@@ -392,7 +392,7 @@ def test_image_ids_that_repeat_are_told_apart(load, tmp_path):
         str(root), "train/other.jpg"
     )
     assert "000000000001.jpg is listed twice" in reason(str(root), "train/000000000001.jpg (id 4)")
-    split = load("train", path=str(root), max_bad_share=1.0)
+    split = load("train", path=str(root), max_unreadable_fraction=1.0)
     assert names(split) == ["000000000001.jpg", "000000000002.jpg"]
     assert [len(split.source[i]["labels"]) for i in (0, 1)] == [1, 1]
 

@@ -34,7 +34,7 @@ def test_every_config_is_valid(path):
 def test_recipes_are_the_papers(name, side, priors, drops, steps):
     config = get(name)
     assert (config.model.image_size, config.model.prior_sizes) == (side, priors)
-    assert (config.train.drops, config.train.steps) == (drops, steps)
+    assert (config.train.milestones, config.train.steps) == (drops, steps)
     assert (config.train.learning_rate, config.train.batch_size) == (1e-3, 32)
     assert (config.train.momentum, config.train.weight_decay) == (0.9, 5e-4)
 

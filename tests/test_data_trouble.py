@@ -53,7 +53,9 @@ CASES = [(kind, name) for kind, (_, _, read, _) in FORMATS.items() for name in r
 
 @pytest.fixture
 def load(tmp_path):
-    return functools.partial(datasets.load, cache_dir=tmp_path / "cache", max_bad_share=1.0)
+    return functools.partial(
+        datasets.load, cache_dir=tmp_path / "cache", max_unreadable_fraction=1.0
+    )
 
 
 def fail_at(monkeypatch, function, ending, number):
@@ -82,7 +84,7 @@ def test_a_file_that_cannot_be_read_now_stops_and_is_all_there_afterwards(
         assert os.strerror(number) in str(caught.value)
     assert not list((tmp_path / "cache").rglob("*.array_record*"))
     whole = datasets.load(kind, split, path=str(write(tmp_path / "twin")), cache_dir=tmp_path / "x")
-    assert names(load(kind, split, path=path, max_bad_share=None)) == names(whole)
+    assert names(load(kind, split, path=path, max_unreadable_fraction=None)) == names(whole)
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -138,7 +140,9 @@ def test_archives_that_cannot_be_read_now_are_not_called_broken(
             patch.setattr(io, "open", failing)
             with pytest.raises(errors.MachineError, match=os.strerror(number)):
                 load(dataset, split, archives=str(archives))
-        assert len(load(dataset, split, archives=str(archives), max_bad_share=None).source)
+        assert len(
+            load(dataset, split, archives=str(archives), max_unreadable_fraction=None).source
+        )
 
 
 def test_threads_that_cannot_be_started_are_no_fault_of_the_data(load, tmp_path, monkeypatch):
@@ -259,7 +263,7 @@ def test_what_another_decoder_may_read_is_tried_again(load, tmp_path, monkeypatc
         for _ in range(2):
             assert len(load("folder", "all", path=path).source) == 2
     for _ in range(2):
-        assert len(load("folder", "all", path=path, max_bad_share=None).source) == 3
+        assert len(load("folder", "all", path=path, max_unreadable_fraction=None).source) == 3
 
 
 def test_a_good_dataset_is_not_prepared_again_for_another_decoder(load, tmp_path, monkeypatch):

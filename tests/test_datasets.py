@@ -297,7 +297,7 @@ def test_a_dataset_of_broken_images_alone_is_not_prepared(load, tmp_path):
     folder = voc_tree.write_plain(tmp_path / "own", 2)
     for number in (1, 2):
         (folder / f"JPEGImages/{number:06d}.jpg").write_bytes(b"")
-    message = refusal(load, "folder", "train", path=str(folder), max_bad_share=1.0)
+    message = refusal(load, "folder", "train", path=str(folder), max_unreadable_fraction=1.0)
     assert message.endswith(
         "000001.jpg: the file is empty; replace or remove it; 1 more cannot be used: 000002"
     )
@@ -318,7 +318,7 @@ def test_training_leaves_out_and_names_what_cannot_be_read(load, tmp_path, caplo
     for _ in range(2):  # when it is prepared, and when it is found prepared
         caplog.clear()
         with caplog.at_level(logging.WARNING, logger="absl"):
-            split = load("folder", "train", path=str(folder), max_bad_share=2 / 16)
+            split = load("folder", "train", path=str(folder), max_unreadable_fraction=2 / 16)
         assert len(split.source) == 14
         assert not {"000003.jpg", "000007.jpg"} & set(names(split))
         (message,) = caplog.messages
@@ -329,10 +329,10 @@ def test_training_leaves_out_and_names_what_cannot_be_read(load, tmp_path, caplo
 
 def test_more_than_the_share_stops_with_the_list_and_the_way_out(load, tmp_path):
     folder = spoiled(tmp_path / "own", 3, 7)
-    message = refusal(load, "folder", "train", path=folder, max_bad_share=0.12)
+    message = refusal(load, "folder", "train", path=folder, max_unreadable_fraction=0.12)
     assert "2 of 16 images cannot be used, a share of 12.5%" in message
-    assert "more than config.data.max_bad_share=0.12" in message
-    assert "train without them by --config.data.max_bad_share=0.13" in message
+    assert "more than config.data.max_unreadable_fraction=0.12" in message
+    assert "train without them by --config.data.max_unreadable_fraction=0.13" in message
     assert "JPEGImages/000003.jpg: not a readable image" in message
     assert message.endswith("; 1 more cannot be used: 000007")
 
@@ -351,7 +351,7 @@ def test_evaluation_skips_nothing(load, tmp_path):
     assert "1 of 2 images" in refusal(load, "folder", "train", path=path)
     assert "1 of 4 images" in refusal(load, "folder", "val+train", path=path)
     assert "1 of 4 images" in refusal(load, "folder", "trainval", path=path)
-    assert len(load("folder", "trainval", path=path, max_bad_share=0.25).source) == 3
+    assert len(load("folder", "trainval", path=path, max_unreadable_fraction=0.25).source) == 3
 
 
 def test_an_evaluation_of_a_split_by_order_names_what_is_not_in_it(load, tmp_path, caplog):
@@ -373,7 +373,9 @@ def test_what_cannot_be_read_never_falls_to_a_val_by_order(load, tmp_path):
     folder = spoiled(tmp_path / "own", 5)  # the first of every fifth
     assert names(load("folder", "val", path=folder)) == ["000010.jpg", "000015.jpg", "000020.jpg"]
     assert "1 of 17 images" in refusal(load, "folder", "train", path=folder)
-    assert "000005.jpg" not in names(load("folder", "train", path=folder, max_bad_share=0.1))
+    assert "000005.jpg" not in names(
+        load("folder", "train", path=folder, max_unreadable_fraction=0.1)
+    )
     (pathlib.Path(folder) / "JPEGImages/000005.jpg").write_bytes(voc_tree.jpeg())
     assert (
         names(load("folder", "val", path=folder))[0] == "000005.jpg"
@@ -383,10 +385,10 @@ def test_what_cannot_be_read_never_falls_to_a_val_by_order(load, tmp_path):
 @pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
 def test_the_share_is_one(share):
     cfg = config.Config()
-    cfg.data.max_bad_share = share
-    assert "config.data.max_bad_share" in refusal(config_checks.validate, cfg)
+    cfg.data.max_unreadable_fraction = share
+    assert "config.data.max_unreadable_fraction" in refusal(config_checks.validate, cfg)
     for fine in (0.0, 1.0):
-        cfg.data.max_bad_share = fine
+        cfg.data.max_unreadable_fraction = fine
         config_checks.validate(cfg)
 
 
@@ -395,8 +397,8 @@ def test_training_may_skip_and_evaluation_may_not(tmp_path):
     cfg = config.DataConfig(dataset="folder", train_split="train", eval_split="val")
     cfg.cache_dir = str(tmp_path / "cache")
     cfg.path = spoiled(tmp_path / "own", 3)
-    assert "max_bad_share=0.01" in refusal(data_lib.open_splits, cfg)
-    cfg.max_bad_share = 0.1
+    assert "max_unreadable_fraction=0.01" in refusal(data_lib.open_splits, cfg)
+    cfg.max_unreadable_fraction = 0.1
     data = data_lib.open_splits(cfg)
     assert (len(data.train.source), len(data.eval.source)) == (15, 4)
     cfg.eval_split = "train"
@@ -847,10 +849,10 @@ def test_a_real_folder_with_a_truncated_image(load, kangaroo):
     folder = kangaroo
     message = refusal(load, "folder", "train", path=str(folder))
     assert "kangaroo/JPEGImages/00090.jpg: not a readable image" in message
-    assert "--config.data.max_bad_share=0.04" in refusal(
-        load, "folder", "train", path=str(folder), max_bad_share=0.01
+    assert "--config.data.max_unreadable_fraction=0.04" in refusal(
+        load, "folder", "train", path=str(folder), max_unreadable_fraction=0.01
     )
-    assert len(load("folder", "train", path=str(folder), max_bad_share=0.05).source) == 30
+    assert len(load("folder", "train", path=str(folder), max_unreadable_fraction=0.05).source) == 30
     assert len(load("folder", "val", path=str(folder)).source) == 7
     (folder / "JPEGImages/00090.jpg").unlink()
     (folder / "Annotations/00090.xml").unlink()
@@ -865,7 +867,7 @@ def test_a_real_folder_is_trained_on_with_one_command(kangaroo, tmp_path):
         "path": kangaroo,
         "dataset": "folder",
         "eval_split": "val",
-        "max_bad_share": 0.05,  # 1 of 31 is more than the hundredth of the default
+        "max_unreadable_fraction": 0.05,  # 1 of 31 is more than the hundredth of the default
     }
     command = (
         tiny_run.write_config(tmp_path, steps=2, devices=1),

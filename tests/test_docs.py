@@ -159,8 +159,8 @@ def test_the_script_runs_blocks_and_what_stands_in_sentences():
     found = try_commands.commands()
     for part in (
         "python train.py --config configs/ssd300.py --summary",
-        "detect.py --workdir runs/quickstart IMAGE.jpg --config.eval.flip --config.eval.sizes=",
-        "evaluate.py --workdir runs/quickstart --config.eval.flip --config.eval.sizes=",
+        "detect.py --workdir runs/quickstart IMAGE.jpg --config.eval.tta_flip",
+        "evaluate.py --workdir runs/quickstart --config.eval.tta_flip --config.eval.tta_sizes=",
         "export.py --workdir runs/quickstart --formats onnx",
         "export.py --workdir runs/quickstart --outputs raw",
         "python docs/pages.py",

@@ -165,7 +165,7 @@ def test_a_larger_bound_prepares_what_was_too_large(labelled):
             "train",
             path=str(labelled / "data"),
             cache_dir=labelled / "cache",
-            max_bad_share=0.5,
+            max_unreadable_fraction=0.5,
             max_megapixels=most,
         )
         return [record["name"] for record in split.source]

@@ -136,7 +136,7 @@ def test_the_published_detector_comes_with_its_settings(shapes, tmp_path):
     assert names == classes.COCO
     assert config.model == config_lib.ModelConfig(
         backbone="mobilenet_v3_large", image_size=320, padding="torch", prior_sizes="coco",
-        clip_prior_sizes=True, gaps=classes.COCO_UNUSED_IDS, mean=(127.5, 127.5, 127.5),
+        clip_prior_sizes=True, unused_logits=classes.COCO_UNUSED_IDS, mean=(127.5, 127.5, 127.5),
     )  # fmt: skip
     assert config.eval == config_lib.EvalConfig(
         score_threshold=0.001, iou_threshold=0.55, top_k=300, max_detections=300,

@@ -17,7 +17,7 @@ GRADS = {
 
 
 def test_paper_schedule_divides_by_ten_at_each_drop():
-    rate = optimizer.make_schedule(learning_rate=1e-3, steps=120_000, drops=(80_000, 100_000))
+    rate = optimizer.make_schedule(learning_rate=1e-3, steps=120_000, milestones=(80_000, 100_000))
     at = [float(rate(step)) for step in (0, 79_999, 80_001, 99_999, 100_001, 119_999)]
     np.testing.assert_allclose(at, [1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5], rtol=1e-5)
 
@@ -56,7 +56,7 @@ def test_sgd_follows_the_authors_update_rule():
 @pytest.mark.parametrize("name", ["sgd", "adam"])
 def test_biases_do_not_decay(name):
     opt = optimizer.make_optimizer(
-        optax.constant_schedule(0.1), optimizer=name, weight_decay=0.5, bias_rate=1.0
+        optax.constant_schedule(0.1), optimizer=name, weight_decay=0.5, bias_lr_multiplier=1.0
     )
     params = {
         "conv": {"kernel": jnp.ones((3, 3, 2, 4)), "bias": jnp.ones(4)},
@@ -82,7 +82,7 @@ def test_muon_moves_a_kernel_orthogonally_and_the_rest_as_nesterovs_adam():
     }
     grads = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), params)
     muon = optimizer.make_optimizer(
-        optax.constant_schedule(0.1), optimizer="muon", weight_decay=0.0, bias_rate=1.0
+        optax.constant_schedule(0.1), optimizer="muon", weight_decay=0.0, bias_lr_multiplier=1.0
     )
     updates, _ = muon.update(grads, muon.init(params), params)
     matrix = np.asarray(updates["conv"]["kernel"]).reshape(36, 8)

@@ -106,10 +106,10 @@ def test_the_mean_comes_with_the_weights_and_stays_with_the_run(tmp_path):
 def test_mean_and_gaps_are_fields_like_others(ssd_file):
     config, _ = third_party.describe(loading.read(ssd_file))
     assert config.model.mean == (123, 117, 104)
-    assert config.model.gaps == ()  # VOC's 21 logits are the background and its classes
+    assert config.model.unused_logits == ()  # VOC's 21 logits are the background and its classes
     done = scripts.run(
         "train.py", "--config", "configs/ssd300.py", "--summary", "--config.model.mean=1,2,3",
-        "--config.model.gaps=2,5",
+        "--config.model.unused_logits=2,5",
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     assert "38 x 38 x 92" in done.stdout  # 4 boxes of 21 + 2 logits

@@ -43,8 +43,9 @@ ALLOWED = {
     "data": "cache console download errors files priors",
     "weights": "cache download errors files models",
     "config": "cache resampling",
+    "renamed": "",
     "config_checks": "augment config errors models resampling",
-    "config_files": "config config_checks errors files",
+    "config_files": "config config_checks errors files renamed",
     "checkpoints": "config_files errors files",
     "build": "augment config config_checks data detection errors models optimizer priors tta",
     "detector": "augment build config data detection errors files models tta visualize weights",
@@ -59,7 +60,7 @@ ALLOWED = {
     "training": "augment boxes build checkpoints config config_checks config_files console data "
     "detector distributed download errors evaluation files load losses matching models optimizer "
     "priors visualize weights",
-    "cli": "cache config config_checks console distributed errors files load",
+    "cli": "cache config config_checks console distributed errors files load renamed",
     "__init__": "load version",
 }
 MODULES = {

@@ -329,7 +329,7 @@ def test_larger_gradients_are_clipped_to_the_norm(batch):
     _, metrics = gradients(batch, devices=1)
     rate = optax.constant_schedule(1.0)
     clipped = optimizer.make_optimizer(
-        rate, momentum=0.0, weight_decay=0.0, bias_rate=1.0, clip_norm=0.5
+        rate, momentum=0.0, weight_decay=0.0, bias_lr_multiplier=1.0, clip_norm=0.5
     )
     before = step.init_state(MODEL, clipped, SIZE, seed=0).params
     after, again = run(batch, devices=1, steps=1, opt=clipped)

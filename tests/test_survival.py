@@ -434,8 +434,8 @@ def test_a_workdir_of_another_config_is_refused_and_left_alone(config, finished)
     other = changed(config, learning_rate=1e-5, weight_decay=0.0)
     with pytest.raises(errors.UserError) as caught:
         loop.train(other, finished)
-    assert "train.learning_rate 0.0001 there, 1e-05 here" in str(caught.value)
-    assert "train.weight_decay 0.0005 there, 0.0 here" in str(caught.value)
+    assert "train.learning_rate 0.0001 in the run, 1e-05 in the config" in str(caught.value)
+    assert "train.weight_decay 0.0005 in the run, 0.0 in the config" in str(caught.value)
     assert "--change-config" in str(caught.value)
     assert before == {path: path.read_bytes() for path in finished.glob("*.json*")}
 
@@ -485,9 +485,9 @@ def test_the_average_of_the_weights_is_saved_evaluated_and_resumed(config, tmp_p
 
 
 def test_the_rate_grows_with_the_batch_where_it_is_told_for_which_it_is(config):
-    scaled = changed(config, learning_rate=1e-3, scale_rate_from=4, steps=10)
+    scaled = changed(config, learning_rate=1e-3, base_batch_size=4, steps=10)
     assert float(build.schedule(scaled)(5)) == pytest.approx(2e-3)
-    assert float(build.schedule(changed(scaled, scale_rate_from=0))(5)) == pytest.approx(1e-3)
+    assert float(build.schedule(changed(scaled, base_batch_size=0))(5)) == pytest.approx(1e-3)
 
 
 def test_a_profile_of_the_steps_that_were_named_is_written(config, tmp_path, capsys):

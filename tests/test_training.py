@@ -134,7 +134,7 @@ def test_a_workdir_of_another_model_is_refused(finished, config):
     other = dataclasses.replace(config, model=dataclasses.replace(config.model, width=0.25))
     with pytest.raises(
         errors.UserError,
-        match=r"another config: model.width 1.0 there, 0.25 here. Give another --workdir$",
+        match=r"model\.width 1\.0 in the run, 0\.25 in the config\. Give another --workdir$",
     ):
         loop.train(other, finished)
 

@@ -1,4 +1,4 @@
-"""From one detector to another: shared classes, frozen parts, rates by path."""
+"""Transfer: shared classes, frozen parameters and learning rate multipliers."""
 
 import dataclasses
 import functools
@@ -186,12 +186,12 @@ def test_patterns_name_parameters_and_modules():
     assert optimizer.matching(paths, "conv1_1") == []
 
 
-def test_rates_multiply_the_step_and_the_last_pattern_counts():
+def test_lr_multipliers_scale_the_step_and_the_last_pattern_counts():
     params = {"backbone": {"kernel": jnp.ones(3)}, "conf0": {"kernel": jnp.ones(3)}}
     grads = jax.tree.map(jnp.ones_like, params)
 
-    def steps(rates):
-        opt = optimizer.make_optimizer(optax.constant_schedule(0.1), rates=rates)
+    def steps(lr_multipliers):
+        opt = optimizer.make_optimizer(optax.constant_schedule(0.1), lr_multipliers=lr_multipliers)
         return opt.update(grads, opt.init(params), params)[0]
 
     plain, scaled = steps({}), steps({"*": 0.5, "conf*": 20.0})
@@ -290,7 +290,7 @@ def test_a_run_begins_with_another_run(cfg, tmp_path, capsys, monkeypatch):
         second = dataclasses.replace(
             cfg,
             model=dataclasses.replace(cfg.model, pretrained=str(source)),
-            train=dataclasses.replace(cfg.train, freeze=("vgg16",), rates=("conf*=2",)),
+            train=dataclasses.replace(cfg.train, freeze=("vgg16",), lr_multipliers=("conf*=2",)),
         )
         loop.train(second, tmp_path / f"b{number}")
         shown = capsys.readouterr().out
@@ -381,7 +381,11 @@ def test_the_default_boxes_of_a_detector_come_with_its_heads(cfg, tmp_path):
     ("field", "value", "message"),
     [
         ("freeze", ("vgg/conv1",), r"config\.train\.freeze: 'vgg/conv1' matches no parameter"),
-        ("rates", ("head=2",), r"config\.train\.rates: 'head' matches no parameter"),
+        (
+            "lr_multipliers",
+            ("head=2",),
+            r"config\.train\.lr_multipliers: 'head' matches no parameter",
+        ),
         ("freeze", ("*",), r"config\.train\.freeze leaves nothing to learn"),
         ("freeze", ("vgg16",), r"would keep vgg16/.* at random values: give the weights"),
     ],
@@ -406,6 +410,8 @@ def test_frozen_parameters_have_to_be_in_the_file(cfg, tmp_path):
 
 @pytest.mark.parametrize("text", ["conf*", "conf*=x", "conf*=0", "=2", "conf*=inf", "conf*=-1"])
 def test_a_rate_that_is_none_is_one_line(text):
-    with pytest.raises(errors.UserError, match=r"config\.train\.rates has .* give PATTERN=NUMBER"):
-        config_checks.rate_multipliers((text,))
-    assert config_checks.rate_multipliers(("a=b=2", "c=0.5")) == {"a=b": 2.0, "c": 0.5}
+    with pytest.raises(
+        errors.UserError, match=r"config\.train\.lr_multipliers has .* give PATTERN=NUMBER"
+    ):
+        config_checks.lr_multipliers((text,))
+    assert config_checks.lr_multipliers(("a=b=2", "c=0.5")) == {"a=b": 2.0, "c": 0.5}

@@ -440,10 +440,10 @@ def test_a_config_that_may_not_be_read_is_the_machines_matter(tmp_path, monkeypa
 
 def test_whole_numbers_may_be_written_as_others(tmp_path):
     config_files.save(tmp_path / "config.json", config_lib.Config(), ("a",))
-    rewrite(tmp_path, train={"eval_every": 1e3, "learning_rate": 1, "drops": [1e4]})
+    rewrite(tmp_path, train={"eval_every": 1e3, "learning_rate": 1, "milestones": [1e4]})
     config, _ = config_files.load(tmp_path / "config.json")
     assert (config.train.eval_every, config.train.learning_rate) == (1000, 1)
-    assert config.train.drops == (10_000,)
+    assert config.train.milestones == (10_000,)
     assert type(config.train.eval_every) is int
 
 
@@ -453,11 +453,14 @@ def test_whole_numbers_may_be_written_as_others(tmp_path):
         ({"model": {"image_size": 100_000}}, "config.model.image_size is 100000; it may be 4,096"),
         ({"eval": {"batch_size": 10**9}}, "config.eval.batch_size is 1000000000: the inputs"),
         ({"data": {"canvas": 8000}}, "config.eval.batch_size is 32: the canvases"),
-        ({"eval": {"sizes": [4000]}, "model": {"image_size": 257, "image_width": 4000}}, "sizes"),
-        ({"eval": {"sizes": list(range(300, 400))}}, "config.eval.sizes has 100 entries"),
+        (
+            {"eval": {"tta_sizes": [4000]}, "model": {"image_size": 257, "image_width": 4000}},
+            "sizes",
+        ),
+        ({"eval": {"tta_sizes": list(range(300, 400))}}, "config.eval.tta_sizes has 100 entries"),
         ({"eval": {"top_k": 10**7}}, "config.eval.top_k is 10000000; it may be 100,000"),
         ({"model": {"aspect_ratios": [[2.0] * 17]}}, "at most 16 ratios"),
-        ({"model": {"gaps": [3, 2]}}, "config.model.gaps is"),
+        ({"model": {"unused_logits": [3, 2]}}, "config.model.unused_logits is"),
     ],
 )
 def test_what_would_fill_the_memory_is_refused_before(fields, named):
@@ -478,8 +481,10 @@ def test_default_boxes_without_number_are_refused_before_they_are_made():
 
 
 def test_unused_logits_have_to_be_there():
-    with pytest.raises(errors.UserError, match="gaps has 9: 3 classes and the unused have only 5"):
-        build.model(config_lib.ModelConfig(gaps=(2, 9)), 3)
+    with pytest.raises(
+        errors.UserError, match="unused_logits has 9: 3 classes and the unused have only 5"
+    ):
+        build.model(config_lib.ModelConfig(unused_logits=(2, 9)), 3)
 
 
 # --- Exported files ---

@@ -121,7 +121,7 @@ def as_rows(found, *, width=None):
 def test_a_mirrored_image_gives_mirrored_detections_with_the_mirrored_view():
     image = noise(1)
     both = [image, np.ascontiguousarray(image[:, ::-1])]
-    here, there = detector_of(flip=True)(both, score_threshold=0.01)
+    here, there = detector_of(tta_flip=True)(both, score_threshold=0.01)
     assert len(here.scores) > 10
     np.testing.assert_allclose(as_rows(here), as_rows(there, width=90), atol=0.05)
     here, there = detector_of()(both, score_threshold=0.01)  # which alone tells left from right
@@ -130,7 +130,7 @@ def test_a_mirrored_image_gives_mirrored_detections_with_the_mirrored_view():
 
 def test_a_detector_joins_its_views_as_the_reference_does():
     original = noise(2)
-    detector = detector_of(flip=True, sizes=(300, 260))
+    detector = detector_of(tta_flip=True, tta_sizes=(300, 260))
     model = build.model(detector.config.model, len(NAMES))
     apply = jax.jit(functools.partial(ssd.apply, model))
     seen = []
@@ -152,7 +152,7 @@ def test_a_detector_joins_its_views_as_the_reference_does():
 
 def test_the_trainings_size_alone_is_what_no_sizes_mean():
     image = noise(3)
-    (plain,), (named,) = (detector_of(**o)([image]) for o in ({}, {"sizes": (300,)}))
+    (plain,), (named,) = (detector_of(**o)([image]) for o in ({}, {"tta_sizes": (300,)}))
     jax.tree.map(np.testing.assert_array_equal, plain, named)
 
 
@@ -194,7 +194,7 @@ def test_ssd300_keeps_its_layers_at_512_pixels():
     grown = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
     assert jax.tree.map(lambda x: x.shape, grown) == jax.tree.map(lambda x: x.shape, parameters())
     config = config_lib.Config()
-    config.eval = dataclasses.replace(config.eval, sizes=(300, 512), flip=True)
+    config.eval = dataclasses.replace(config.eval, tta_sizes=(300, 512), tta_flip=True)
     views = build.views(config, model)
     assert [(view.image_size, view.mirrored) for view in views] == [
         ((300, 300), False), ((512, 512), False), ((300, 300), True), ((512, 512), True),
@@ -208,9 +208,9 @@ def test_ssd300_keeps_its_layers_at_512_pixels():
 )
 def test_bad_sizes_are_one_line(sizes):
     config = config_lib.Config()
-    config.eval.sizes = sizes
+    config.eval.tta_sizes = sizes
     with pytest.raises(
-        errors.UserError, match=r"config\.eval\.sizes is .*; (give different|.* of) whole num"
+        errors.UserError, match=r"config\.eval\.tta_sizes is .*; (give different|.* of) whole num"
     ):
         config_checks.validate(config)
 
@@ -218,15 +218,19 @@ def test_bad_sizes_are_one_line(sizes):
 def test_a_size_too_small_for_the_maps_is_one_line():
     config = config_lib.Config()
     model = build.model(config.model, len(NAMES))
-    config.eval.sizes = (8,)
-    with pytest.raises(errors.UserError, match=r"config\.eval\.sizes has 8: an input of \(8, 8\)"):
+    config.eval.tta_sizes = (8,)
+    with pytest.raises(
+        errors.UserError, match=r"config\.eval\.tta_sizes has 8: an input of \(8, 8\)"
+    ):
         build.views(config, model)
 
 
-@pytest.mark.parametrize("options", [{"flip": True}, {"sizes": (300,)}])
+@pytest.mark.parametrize("options", [{"tta_flip": True}, {"tta_sizes": (300,)}])
 @pytest.mark.parametrize("name", ["onnx", "stablehlo"])
 def test_formats_of_one_look_refuse_several(name, options, tmp_path):
-    with pytest.raises(errors.UserError, match=r"looks at an image once; give --config\.eval"):
+    with pytest.raises(
+        errors.UserError, match=r"has no test-time augmentation; give --config\.eval"
+    ):
         export.write(detector_of(**options), tmp_path / f"a.{name}")
     assert not list(tmp_path.iterdir())
 
@@ -234,19 +238,19 @@ def test_formats_of_one_look_refuse_several(name, options, tmp_path):
 def test_load_detector_takes_views(tmp_path):
     path = tmp_path / "a.safetensors"
     export.write(detector_of(), path)
-    loaded = load.load_detector(path, flip=True, sizes=[330])
-    assert (loaded.config.eval.flip, loaded.config.eval.sizes) == (True, (330,))
+    loaded = load.load_detector(path, tta_flip=True, tta_sizes=[330])
+    assert (loaded.config.eval.tta_flip, loaded.config.eval.tta_sizes) == (True, (330,))
     jax.tree.map(np.testing.assert_array_equal, loaded.params, parameters())
-    with pytest.raises(errors.UserError, match=r"config\.eval\.sizes is \(3,\)"):
-        load.load_detector(path, sizes=[3])
+    with pytest.raises(errors.UserError, match=r"config\.eval\.tta_sizes is \(3,\)"):
+        load.load_detector(path, tta_sizes=[3])
 
 
 def test_configs_that_are_alike_share_what_is_compiled():
     config = config_lib.Config()
-    config.eval.sizes = [300, 400]  # a list, as a notebook may give it
+    config.eval.tta_sizes = [300, 400]  # a list, as a notebook may give it
     first = detector_lib._predict_of(config, 2)
     alike = config_lib.Config()
-    alike.eval.sizes, alike.train.steps = (300, 400), 7
+    alike.eval.tta_sizes, alike.train.steps = (300, 400), 7
     assert detector_lib._predict_of(alike, 2) is first
     assert detector_lib._predict_of(alike, 3) is not first
     alike.eval.top_k = 7

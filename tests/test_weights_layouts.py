@@ -347,7 +347,7 @@ def test_cocos_unused_ids_are_never_detected(tmp_path, monkeypatch):
 
 def test_merged_gaps_keep_the_probabilities_of_the_classes():
     logits = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)
-    before, after = jax.nn.softmax(logits), jax.nn.softmax(ssd.merge_gaps(logits, (2, 5)))
+    before, after = jax.nn.softmax(logits), jax.nn.softmax(ssd.merge_unused_logits(logits, (2, 5)))
     np.testing.assert_allclose(after[:, 1:], np.asarray(before)[:, [1, 3, 4, 6]], rtol=1e-6)
     np.testing.assert_allclose(after[:, 0], np.asarray(before)[:, [0, 2, 5]].sum(1), rtol=1e-6)
 

@@ -100,7 +100,7 @@ def test_lines_that_cannot_be_read_cost_their_image(load, tmp_path, line, word):
     path = str(write_plain(tmp_path / "own", LINE + line + "\n"))
     with pytest.raises(errors.UserError, match=f"1 of 2 images.*labels/train/b.txt: .*{word}"):
         load("train", path=path)
-    assert names(load("train", path=path, max_bad_share=0.5)) == ["images/train/a.jpg"]
+    assert names(load("train", path=path, max_unreadable_fraction=0.5)) == ["images/train/a.jpg"]
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,9 @@ def test_keypoints_stand_behind_the_box(tmp_path):
 def test_lists_of_what_is_no_image_cost_that_image(load, tmp_path, line):
     path = write_plain(tmp_path / "own", train="train.txt")
     (path / "train.txt").write_text(f"images/train/a.jpg\n{line}\n")
-    assert names(load("train", path=str(path), max_bad_share=0.5)) == ["images/train/a.jpg"]
+    assert names(load("train", path=str(path), max_unreadable_fraction=0.5)) == [
+        "images/train/a.jpg"
+    ]
     with pytest.raises(errors.UserError, match="cannot be read"):
         load("train", path=str(path))
 

@@ -35,7 +35,7 @@ def get_config():
     cfg.data.dataset, cfg.data.train_split, cfg.data.eval_split = "synthetic", "train", "test"
     cfg.data.canvas, cfg.data.cache_dir = 160, {cache!r}
     cfg.train.steps, cfg.train.batch_size, cfg.train.cpu_devices = {steps}, 4, {devices}
-    cfg.train.learning_rate, cfg.train.fresh_warmup_steps = 1e-4, 0
+    cfg.train.learning_rate, cfg.train.scratch_warmup_steps = 1e-4, 0
     cfg.train.ema_decay = 0.9
     cfg.train.log_every = cfg.train.checkpoint_every = 1
     cfg.train.eval_every, cfg.eval.batch_size = 1_000_000, 4
@@ -73,7 +73,7 @@ def config(cache, *, network=_SMALL):
         steps=4,
         batch_size=8,
         learning_rate=1e-4,
-        fresh_warmup_steps=0,
+        scratch_warmup_steps=0,
         log_every=1,
         eval_every=4,
         checkpoint_every=2,

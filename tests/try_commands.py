@@ -147,8 +147,8 @@ WAYS = (
 
 # Flags in a sentence, and the command that it is about.
 BEHIND = (
-    (r"--config\.eval\.flip", "python detect.py --workdir runs/quickstart IMAGE.jpg"),
-    (r"--config\.eval\.flip", "python evaluate.py --workdir runs/quickstart"),
+    (r"--config\.eval\.tta_flip", "python detect.py --workdir runs/quickstart IMAGE.jpg"),
+    (r"--config\.eval\.tta_flip", "python evaluate.py --workdir runs/quickstart"),
     (
         r"--(formats|outputs) \w|--config\.eval\.score_threshold=",
         "python export.py --workdir runs/quickstart",

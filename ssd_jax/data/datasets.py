@@ -54,7 +54,7 @@ def load(
     path: str = "",
     archives: str = "",
     cache_dir: str | os.PathLike,
-    max_bad_share: float | None = None,
+    max_unreadable_fraction: float | None = None,
     memory_gib: float = 0.0,
     max_megapixels: float = images.MAX_MEGAPIXELS,
     prepare: bool = True,
@@ -73,10 +73,11 @@ def load(
       path: Of your own dataset; with "coco", empty is the official one.
       archives: Folder with VOC's or COCO's archives; empty: they are downloaded.
       cache_dir: Where prepared data and downloads are kept.
-      max_bad_share: Which share of the split's images, in [0, 1], may be left out because they or
-        their annotations cannot be read; they are named once in the log. None, for evaluation:
-        not one. It is taken over the whole splits that `split` names, also where they are sliced.
-        A "val" by order is made of what can be read; the log names what the dataset has besides.
+      max_unreadable_fraction: Which share of the split's images, in [0, 1], may be left out because
+        they or their annotations cannot be read; they are named once in the log. None, for
+        evaluation: not one. It is taken over the whole splits that `split` names, also where they
+        are sliced. A "val" by order is made of what can be read; the log names what the dataset has
+        besides.
       memory_gib: Where the files of the splits are no larger than this together, records stay in
         memory once they are read. What is read holds Python's lock, what is kept does not.
       max_megapixels: An image of your own dataset that has more cannot be used. What is prepared is
@@ -107,7 +108,7 @@ def load(
         found = {home: _info(find(home, split)) for home in dict.fromkeys(homes.values())}
     infos = {part: found[home] for part, home in homes.items()}
     facts = {part: metadata.Metadata.from_json(info.metadata) for part, info in infos.items()}
-    _account(facts, split, max_bad_share)
+    _account(facts, split, max_unreadable_fraction)
     stretches = [
         item for part in parts for item in _stretches(infos[part], facts[part], part, split)
     ]
@@ -177,7 +178,9 @@ def _info(directory: str) -> tfds.core.DatasetInfo:
 
 
 def _account(
-    facts: Mapping[split_names.Part, metadata.Metadata], split: str, max_bad_share: float | None
+    facts: Mapping[split_names.Part, metadata.Metadata],
+    split: str,
+    max_unreadable_fraction: float | None,
 ) -> None:
     """Sees to it that no more images are left out than may be, and names them in the log.
 
@@ -194,16 +197,16 @@ def _account(
         return
     share = len(bad) / (len(bad) + good)
     count = f"split {split!r}: {len(bad)} of {len(bad) + good} images cannot be used"
-    if max_bad_share is None:
+    if max_unreadable_fraction is None:
         raise errors.UserError(
             f"{count}, and an evaluation skips none; repair or remove them: {examine.summary(bad)}"
         )
-    if share > max_bad_share:
+    if share > max_unreadable_fraction:
         enough = math.ceil(100 * share) / 100
         raise errors.UserError(
-            f"{count}, a share of {share:.1%}, more than config.data.max_bad_share="
-            f"{max_bad_share:g}; repair or remove them, or train without them by "
-            f"--config.data.max_bad_share={enough:g}: {examine.summary(bad)}"
+            f"{count}, a share of {share:.1%}, more than config.data.max_unreadable_fraction="
+            f"{max_unreadable_fraction:g}; repair or remove them, or train without them by "
+            f"--config.data.max_unreadable_fraction={enough:g}: {examine.summary(bad)}"
         )
     logging.warning("%s and are left out: %s", count, examine.summary(bad))
 

@@ -48,10 +48,10 @@ def write(detector: detector_lib.Detector, path: Path, *, outputs: str = "detect
             f"{path}: a detector of an ONNX or StableHLO file cannot be written again; give the "
             f"run's workdir, or the safetensors file beside it"
         )
-    if kind != "safetensors" and (options.flip or options.sizes):
+    if kind != "safetensors" and (options.tta_flip or options.tta_sizes):
         raise errors.UserError(
-            f"{path}: a network of this format looks at an image once; give "
-            f"--config.eval.flip=false --config.eval.sizes='()', or write safetensors"
+            f"{path}: this format has no test-time augmentation; give "
+            f"--config.eval.tta_flip=false --config.eval.tta_sizes='()', or write safetensors"
         )
     try:
         with files.replacing(path) as file:

@@ -122,8 +122,8 @@ class SSD(nn.Module):
       dtype: Type of the computation; parameters and outputs are float32.
       remat: Of the backbone: less memory in training for more computation.
       layout: Whose extra layers, see `layout_for`; empty: those of the input's size.
-      gaps: Logits of the heads that stand for no class, see `merge_gaps`; they come on top of
-        `num_classes`.
+      unused_logits: Logits of the heads that stand for no class, see `merge_unused_logits`; they
+        come on top of `num_classes`.
 
     Source: Liu et al. 2016, section 2.1 and figure 2; SSDLite: Sandler et al. 2018, section 6.2.
     """
@@ -140,7 +140,7 @@ class SSD(nn.Module):
     dtype: Any = jnp.float32
     remat: bool = False
     layout: str = ""
-    gaps: tuple[int, ...] = ()
+    unused_logits: tuple[int, ...] = ()
 
     @nn.compact
     def __call__(self, images: jax.Array) -> Predictions:
@@ -157,8 +157,10 @@ class SSD(nn.Module):
         for level, (place, boxes) in enumerate(zip(wanted, spec.boxes_per_cell, strict=True)):
             source = maps[place]
             loc.append(self._head(source, f"loc{level}", boxes, 4))
-            logits = self._head(source, f"conf{level}", boxes, self.num_classes + len(self.gaps))
-            conf.append(merge_gaps(logits, self.gaps))
+            logits = self._head(
+                source, f"conf{level}", boxes, self.num_classes + len(self.unused_logits)
+            )
+            conf.append(merge_unused_logits(logits, self.unused_logits))
         return Predictions(jnp.concatenate(loc, axis=1), jnp.concatenate(conf, axis=1))
 
     def _backbone(self) -> nn.Module:
@@ -207,23 +209,23 @@ class SSD(nn.Module):
         return x.reshape(x.shape[0], -1, values).astype(jnp.float32)
 
 
-def merge_gaps(logits: jax.Array, gaps: tuple[int, ...]) -> jax.Array:
+def merge_unused_logits(logits: jax.Array, unused_logits: tuple[int, ...]) -> jax.Array:
     """Adds the probability of logits that stand for no class to the background's.
 
     Heads that count by COCO's ids have logits for ids that COCO does not use. The classes that
     remain are numbered anew and have the probabilities that they had.
 
     Args:
-      logits: `[..., C + len(gaps)]`, the background first.
-      gaps: Which of them are no class, ascending, from 1.
+      logits: `[..., C + len(unused_logits)]`, the background first.
+      unused_logits: Which of them are no class, ascending, from 1.
 
     Returns:
-      `[..., C]`; `logits` itself without gaps.
+      `[..., C]`; `logits` itself without unused_logits.
     """
-    if not gaps:
+    if not unused_logits:
         return logits
-    none = (0, *gaps)
-    ends = (*gaps, logits.shape[-1])
+    none = (0, *unused_logits)
+    ends = (*unused_logits, logits.shape[-1])
     # Slices, not indices: onnx_operations.py knows no gather.
     unused = jnp.concatenate(
         [jax.lax.slice_in_dim(logits, k, k + 1, axis=-1) for k in none], axis=-1

@@ -19,7 +19,7 @@ def check_patterns(options: config_lib.TrainConfig, paths: list[str]) -> None:
     """
     patterns = {
         "freeze": options.freeze,
-        "rates": tuple(config_checks.rate_multipliers(options.rates)),
+        "lr_multipliers": tuple(config_checks.lr_multipliers(options.lr_multipliers)),
     }
     for field, given in patterns.items():
         for pattern in given:

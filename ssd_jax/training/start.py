@@ -119,7 +119,7 @@ def _from_weights(run: Run, state: step_lib.TrainState, source: load.Source) -> 
             weights,
             state.params,
             theirs=source.classes,
-            ours=transfer.Classes(classes, options.gaps),
+            ours=transfer.Classes(classes, options.unused_logits),
             share=options.shared_classes,
         )
         lines += [f"{len(kept)} of {len(classes)} classes kept: {', '.join(kept) or 'none'}"]

@@ -71,7 +71,7 @@ def init_state(
     """
     params = ssd.init(jax.random.key(seed), model, image_size)
     average = jax.tree.map(jnp.copy, params) if ema else None
-    opt_state = optimizer.init(optimizer_lib.learnt(params, freeze))
+    opt_state = optimizer.init(optimizer_lib.trainable(params, freeze))
     return TrainState(jnp.zeros((), jnp.int32), params, opt_state, average)
 
 
@@ -213,7 +213,7 @@ def make_train_step(
     def loss_fn(
         learnt: Any, params: Any, images: jax.Array, targets: Targets, positives: jax.Array
     ) -> tuple[jax.Array, Metrics]:
-        loc, conf = ssd.apply(model, optimizer_lib.with_learnt(params, learnt), images)
+        loc, conf = ssd.apply(model, optimizer_lib.with_trainable(params, learnt), images)
         return loss(loc, conf, targets.loc, targets.labels, positives=positives)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -221,13 +221,13 @@ def make_train_step(
         images, targets = jax.vmap(prepare)(examples)
         # The loss divides by the positives of the global batch, so all of its parts add up.
         positives = jax.lax.psum(jnp.sum(targets.labels > 0), AXIS)
-        learnt = optimizer_lib.learnt(state.params, freeze)
+        learnt = optimizer_lib.trainable(state.params, freeze)
         gradient = functools.partial(jax.grad(loss_fn, has_aux=True), learnt, state.params)
         parts = functools.partial(_sum_of_parts, gradient, parts=accumulate)
         grads, metrics = jax.lax.psum(parts((images, targets), positives), AXIS)
         updates, opt_state = optimizer.update(grads, state.opt_state, learnt)
         learnt = optax.apply_updates(learnt, updates)
-        params = optimizer_lib.with_learnt(state.params, learnt)
+        params = optimizer_lib.with_trainable(state.params, learnt)
         average = None if state.ema is None else _average(state, params, ema_decay)
         norm = optax.tree.norm(grads)
         # A box that is no number would be dropped in silence, as one outside of the image is.

@@ -66,7 +66,9 @@ def _check_same_run(
     earlier, earlier_names = config_files.load(workdir / "config.json")
     found = config_lib.differences(earlier, config)
     if earlier_names != class_names:
-        found["classes"] = f"{', '.join(earlier_names)} there, {', '.join(class_names)} here"
+        found["classes"] = (
+            f"{', '.join(earlier_names)} in the run, {', '.join(class_names)} in the data"
+        )
     another = [n for n in found if n.startswith("model.") and n not in config_lib.CHANGEABLE]
     fits = not another and "classes" not in found
     if found and not (fits and change_config):

@@ -27,20 +27,20 @@ class Classes(NamedTuple):
 
     Attributes:
       names: Of label 1, 2, ...
-      gaps: Logits of no class, counted from 1, see `ModelConfig.gaps`.
+      unused_logits: Logits of no class, counted from 1, see `ModelConfig.unused_logits`.
     """
 
     names: Sequence[str]
-    gaps: Sequence[int] = ()
+    unused_logits: Sequence[int] = ()
 
     def logits(self) -> dict[str, int]:
         """Which logit each name has; 0, the background, has none."""
-        used = [k for k in range(1, self.total()) if k not in self.gaps]
+        used = [k for k in range(1, self.total()) if k not in self.unused_logits]
         return dict(zip(map(_plain, self.names), used, strict=True))
 
     def total(self) -> int:
-        """Logits of a prior, with the background and the gaps."""
-        return 1 + len(self.names) + len(self.gaps)
+        """Logits of a prior, with the background and the unused_logits."""
+        return 1 + len(self.names) + len(self.unused_logits)
 
 
 def with_classes(
@@ -63,7 +63,10 @@ def with_classes(
     Returns:
       The weights, and the names of our classes that were kept.
     """
-    if (tuple(theirs.names), tuple(theirs.gaps)) == (tuple(ours.names), tuple(ours.gaps)):
+    if (tuple(theirs.names), tuple(theirs.unused_logits)) == (
+        tuple(ours.names),
+        tuple(ours.unused_logits),
+    ):
         return weights, tuple(ours.names)
     here, there = ours.logits(), theirs.logits()
     shared = [name for name in here if name in there] if share else []
