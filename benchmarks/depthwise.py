@@ -3,7 +3,7 @@
   python benchmarks/depthwise.py [--batch 8] [--runs 5] [--network]
 
 The value and both gradients of each shape at 320 x 320, in float32. The ways take turns in one
-process; the table shows medians, and the median of the ratios of neighbours. `autodiff` is the sum
+process; the table shows medians, and the median of the ratios of neighbors. `autodiff` is the sum
 of shifted products without the gradient that we write out. `--network` times the gradient of the
 whole network instead, in which pointwise convolutions are products of matrices in all ways but the
 first.

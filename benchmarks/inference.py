@@ -4,8 +4,8 @@
   python benchmarks/inference.py [--runs 9] [--batches 1,8] [--skip-onnx] [--dtype bfloat16]
 
 All get the same decoded images of 500 x 375 as uint8 arrays and give boxes in pixels, scores and
-labels: scaling, normalisation, network and post-processing are in it. They take turns in one
-process; the table shows medians, and medians of the ratios of neighbours. Weights are random, with
+labels: scaling, normalization, network and post-processing are in it. They take turns in one
+process; the table shows medians, and medians of the ratios of neighbors. Weights are random, with
 a background that is sure everywhere, as a trained detector's mostly is. Torchvision's
 network lies channels last, on a GPU if JAX runs on one, and takes bfloat16 by automatic mixed
 precision.

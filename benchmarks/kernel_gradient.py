@@ -3,7 +3,7 @@
   python benchmarks/kernel_gradient.py [--batch 4] [--runs 5] [--width 1] [--network]
 
 Each layer's kernel's gradient in float32, ours by products of matrices. The two take turns in one
-process; the table shows medians, and the median of the ratios of neighbours. `--network` times the
+process; the table shows medians, and the median of the ratios of neighbors. `--network` times the
 gradient of the whole network instead.
 """
 

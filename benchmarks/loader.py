@@ -4,7 +4,7 @@
 
 Records come from memory, where `config.data.memory_gib` keeps them after the first epoch, or from
 their files. Both sides use as many threads as there are cores and take turns in one process, A B A
-B; the table shows medians and the median of the ratios of neighbours. `simplejpeg` decodes the
+B; the table shows medians and the median of the ratios of neighbors. `simplejpeg` decodes the
 files' bytes and throws the pixels away; the loader also shrinks, pads, stacks and keeps the order.
 Its time counts from when the stream flows: what starting costs, a run pays once.
 """

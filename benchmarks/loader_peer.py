@@ -9,7 +9,7 @@ torchvision's own SSD training in their second version; lists are collated. Our 
 threads and gives canvases; our augmentation runs in the train step, here alone on the same device.
 It makes images of 300 x 300; torchvision resizes in its model, which is not part of this. The
 three take turns in one process; the table shows medians, and the median of the ratios of
-neighbours. What is timed is the middle of a stream: starting costs a run once.
+neighbors. What is timed is the middle of a stream: starting costs a run once.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
   python benchmarks/memory.py [--batch 32] [--width 1.0]
 
-`held` is what goes in and out, mostly parameters and optimiser; `temporary` is what the step needs
+`held` is what goes in and out, mostly parameters and optimizer; `temporary` is what the step needs
 meanwhile, mostly activations; `peak` is the most of all of it at any moment (nan where JAX does not
 tell). XLA's CPU compiler merges what is computed twice, so `remat` shows on GPU and TPU only.
 """
@@ -62,7 +62,7 @@ def lower(
     return step.lower(state, examples)
 
 
-def analyse(lowered: jax.stages.Lowered) -> tuple[float, float, float]:
+def analyze(lowered: jax.stages.Lowered) -> tuple[float, float, float]:
     """GiB held, temporary and at the peak, which is NaN where JAX does not tell."""
     found = lowered.compile().memory_analysis()
     peak = getattr(found, "peak_memory_in_bytes", math.nan)
@@ -78,7 +78,7 @@ def main() -> None:
     print("| type | remat | parts | held, GiB | temporary, GiB | peak, GiB |")
     print("|---|---|---|---|---|---|")
     for variant in VARIANTS:
-        held, temporary, peak = analyse(lower(options.batch, options.width, **variant))
+        held, temporary, peak = analyze(lower(options.batch, options.width, **variant))
         print(
             f"| {jnp.dtype(variant['dtype']).name} | {variant.get('remat', False)} | "
             f"{variant.get('accumulate', 1)} | {held:.2f} | {temporary:.2f} | {peak:.2f} |",

@@ -6,7 +6,7 @@
 
 21 classes, torch's channels last; torch runs on a GPU where JAX does. In bfloat16 ours computes in
 it throughout, and torch by its automatic mixed precision. The two take turns in one process; the
-table shows medians, and the median of the ratios of neighbours. `forward` is backbone and heads,
+table shows medians, and the median of the ratios of neighbors. `forward` is backbone and heads,
 without post-processing. Our train step is the whole of ours, SSD's augmentation of canvases
 included; torchvision's is its loss for images of 300 x 300, the backward pass and SGD.
 `--compile` has torch compile its network.

@@ -5,7 +5,7 @@
 
 Images of 1 to 40 objects, outputs of SSD300 with 21 classes; the loss and its gradients to the
 outputs. Both get the same arrays and take turns in one process; the table shows medians and the
-median of the ratios of neighbours.
+median of the ratios of neighbors.
 """
 
 import argparse

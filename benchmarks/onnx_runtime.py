@@ -5,7 +5,7 @@
 
 Both take a float image of 300 x 300 and give detections (decode, softmax, NMS, top-k with the
 same settings), or the heads' outputs alone (`raw`). They take turns in one process, A B A B; the
-table shows medians and the median of the ratios of neighbours. Weights are random: `dense` scores
+table shows medians and the median of the ratios of neighbors. Weights are random: `dense` scores
 all pass the threshold, so that the suppression has most to do; `sparse` is a background that is
 sure everywhere. Before it is measured, each of our files has to give what JAX gives: `apart` is the
 largest difference of a box's corner in [0, 1], of a score or, of `raw`, of an output; `rows` are
@@ -70,7 +70,7 @@ def distance(wanted: dict[str, np.ndarray], found: dict[str, np.ndarray]) -> tup
     """Rows and largest difference of two networks' outputs for one image: they have to agree.
 
     Of detections each has to have its partner; those whose scores are not within `NEAR` of their
-    neighbours' have to be in the same row.
+    neighbors' have to be in the same row.
     """
     if "scores" not in wanted:
         apart = max(float(np.abs(found[name] - wanted[name]).max()) for name in wanted)

@@ -4,7 +4,7 @@
   python benchmarks/postprocess.py [--runs 15]
 
 Both get the same outputs and take turns in one process, A B A B; the table shows medians and the
-median of the ratios of neighbours. `dense` are random logits, of which nearly every box passes the
+median of the ratios of neighbors. `dense` are random logits, of which nearly every box passes the
 score threshold; `trained` are logits of a few objects an image over a confident background, as a
 trained detector gives.
 """

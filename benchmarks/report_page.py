@@ -65,7 +65,7 @@ def evaluation(images: int, detections: int) -> evaluated.Evaluated:
 
 
 def photo(name: str) -> np.ndarray:
-    """Colours and some noise, which as JPEG is as large as a photograph."""
+    """Colors and some noise, which as JPEG is as large as a photograph."""
     rng = np.random.default_rng(int(name))
     coarse = rng.integers(0, 256, (HEIGHT // 40, WIDTH // 40, 3)).repeat(40, 0).repeat(40, 1)
     return np.clip(coarse + rng.normal(0, 12, coarse.shape), 0, 255).astype(np.uint8)

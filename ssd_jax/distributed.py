@@ -42,7 +42,7 @@ def initialize(
 ) -> None:
     """Joins the other processes of a run, before JAX looks for devices.
 
-    Without arguments, SLURM, Open MPI 4 and TPU pods are recognised by what they set in the
+    Without arguments, SLURM, Open MPI 4 and TPU pods are recognized by what they set in the
     environment, and so are JAX's own `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and
     `JAX_PROCESS_ID`; a process that was started alone stays alone. Open MPI 5 says all but the
     coordinator.

@@ -26,7 +26,7 @@ def class_color(label: int) -> tuple[int, int, int]:
     come close.
 
     Args:
-      label: The class, from 1; 0, the background, is grey.
+      label: The class, from 1; 0, the background, is gray.
 
     Returns:
       Red, green and blue in 0..255.

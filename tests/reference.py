@@ -111,7 +111,7 @@ def hard_negative_mask(background_loss, positive, neg_pos_ratio=3):
 
 
 def multibox_loss(loc, conf, loc_targets, labels, neg_pos_ratio=3, loc_weight=1.0):
-    """Equations 1 to 3 over a batch: (loss, localisation part, confidence part)."""
+    """Equations 1 to 3 over a batch: (loss, localization part, confidence part)."""
     loc_sum = conf_sum = 0.0
     positives = 0
     for image in range(len(labels)):
@@ -176,7 +176,7 @@ def detect_views(views, score_threshold=0.01, iou_threshold=0.45, top_k=400, max
 
 
 def resize(image, height, width):
-    """Bilinear, pixel centres at halves, the border repeats, no antialiasing."""
+    """Bilinear, pixel centers at halves, the border repeats, no antialiasing."""
     rows, columns = image.shape[:2]
     result = np.empty((height, width, image.shape[2]))
     for i in range(height):
@@ -213,7 +213,7 @@ def sample_crop(rng, boxes, trials=50):
 
 
 def boxes_in_crop(crop, boxes):
-    """Boxes relative to a crop, clipped; None for one whose centre lies outside."""
+    """Boxes relative to a crop, clipped; None for one whose center lies outside."""
     left, top, right, bottom = crop
     result = []
     for x0, y0, x1, y1 in boxes:
@@ -255,9 +255,9 @@ def resize_line(line, count, name):
         elif name == "nearest":
             taps, weights = [math.floor((i + 0.5) * step)], [1]
         else:
-            centre = (i + 0.5) * step - 0.5
-            taps = range(math.floor(centre) - 3, math.floor(centre) + 5)
-            weights = [kernel(name, centre - t) for t in taps]
+            center = (i + 0.5) * step - 0.5
+            taps = range(math.floor(center) - 3, math.floor(center) + 5)
+            weights = [kernel(name, center - t) for t in taps]
         values = [line[min(max(t, 0), last)] * w for t, w in zip(taps, weights, strict=True)]
         result.append(sum(values) / sum(weights))
     return np.array(result)

@@ -18,9 +18,9 @@ def test_voc_pixels_become_continuous_edges_and_come_back():
     assert result.boxes.tolist() == [[0, 0, 32, 24], [2, 3, 20, 18]]
     assert result.boxes.dtype == np.float32
     assert result.notes == ()
-    normalised = result.boxes / np.array([32, 24, 32, 24], np.float32)
+    normalized = result.boxes / np.array([32, 24, 32, 24], np.float32)
     np.testing.assert_allclose(
-        annotations.to_voc_pixels(normalised, 24, 32), [[1, 1, 32, 24], [3, 4, 20, 18]], rtol=1e-6
+        annotations.to_voc_pixels(normalized, 24, 32), [[1, 1, 32, 24], [3, 4, 20, 18]], rtol=1e-6
     )
     assert annotations.to_voc_pixels(np.zeros((0, 4)), 24, 32).shape == (0, 4)
 

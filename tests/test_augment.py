@@ -33,13 +33,13 @@ def smooth(height, width):
 
 
 def lit_discs(height, width):
-    """An image as a photograph is one: coloured things with edges and shades, and some noise."""
+    """An image as a photograph is one: colored things with edges and shades, and some noise."""
     rng = np.random.default_rng(17)
     y, x = np.mgrid[:height, :width]
     image = np.stack([90 + 80 * y / height, 110 + 60 * x / width, 150 - 70 * y / height], -1)
     for _ in range(12):
-        centre, radius = rng.uniform(0, (height, width)), rng.uniform(8, 30)
-        distance = np.hypot(y - centre[0], x - centre[1])
+        center, radius = rng.uniform(0, (height, width)), rng.uniform(8, 30)
+        distance = np.hypot(y - center[0], x - center[1])
         shade = rng.uniform(30, 255, 3) * (1 - 0.5 * distance / radius)[..., None]
         image = np.where(distance[..., None] < radius, shade, image)
     return np.uint8(np.clip(image + rng.normal(0, 3, image.shape), 0, 255))
@@ -488,7 +488,7 @@ def test_real_images_are_resampled_as_expand_crop_resize_flip(shared, flip):
         assert np.abs(np.asarray(pixels) - expected)[inside].mean() < 1.5
 
 
-def test_colours_may_come_before_the_resampling_or_after():
+def test_colors_may_come_before_the_resampling_or_after():
     """SPEC has them first. They differ where a step clips, and in hue across an edge."""
     image = lit_discs(120, 150)
     canvas, crop = np.float32([-20, -30, 200, 210]), (10, 10, 160, 130)
@@ -503,7 +503,7 @@ def test_colours_may_come_before_the_resampling_or_after():
         assert np.abs(last - first)[interior].mean() < 1.5
         changed.append(np.abs(last - np.asarray(pixels))[interior].mean())
     assert interior.mean() > 0.4
-    assert np.median(changed) > 10  # levels, which most colours are moved by
+    assert np.median(changed) > 10  # levels, which most colors are moved by
 
 
 def test_a_box_marks_the_same_pixels_after_expansion_and_crop():
@@ -581,7 +581,7 @@ def test_each_interpolation_is_drawn_as_often():
     assert scipy.stats.chisquare(counts[[1, 3, 4]]).pvalue > 0.01
 
 
-# --- The colours ---
+# --- The colors ---
 
 
 @pytest.mark.parametrize("factor", [0.5, 0.8, 1.0, 1.3, 1.5])
@@ -596,7 +596,7 @@ def test_saturation_is_colorsys(factor):
 
 @pytest.mark.parametrize("degrees", [-36.0, -7.5, 0.0, 12.0, 36.0, 170.0])
 def test_hue_is_colorsys(degrees):
-    image = np.concatenate([make_image(21, 12, 12), np.full((1, 12, 3), 77, np.uint8)])  # grey too
+    image = np.concatenate([make_image(21, 12, 12), np.full((1, 12, 3), 77, np.uint8)])  # gray too
     got = np.asarray(augment.adjust_hue(image, degrees))
     for pixel, result in zip(image.reshape(-1, 3), got.reshape(-1, 3), strict=True):
         hue, saturation, value = colorsys.rgb_to_hsv(*(pixel / 255))

@@ -32,7 +32,7 @@ def check_ways(function, expected, *batched, atol):
         np.testing.assert_allclose(result, expected, rtol=1e-6, atol=atol, err_msg=name)
 
 
-def test_centre_and_size_of_a_box_by_hand():
+def test_center_and_size_of_a_box_by_hand():
     box = jnp.array([0.25, 0.5, 0.75, 0.625])
     np.testing.assert_array_equal(boxes.xyxy_to_cxcywh(box), [0.5, 0.5625, 0.5, 0.125])
 

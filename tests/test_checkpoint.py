@@ -1,4 +1,4 @@
-"""Checkpoints of a state of a few numbers: damage, another optimiser, what the machine can't do."""
+"""Checkpoints of a state of a few numbers: damage, another optimizer, what the machine can't do."""
 
 import errno
 import json
@@ -21,7 +21,7 @@ UPDATES = 3  # of four steps: one was skipped
 
 
 def made(step=4, *, value=1.0, freeze=(), **options):
-    """A state whose numbers all are of `value`, but those of the optimiser, which moves by it."""
+    """A state whose numbers all are of `value`, but those of the optimizer, which moves by it."""
     params = {
         layer: {"kernel": jnp.full((3, 2), value), "bias": jnp.full(2, value)}
         for layer in ("conv", "head")
@@ -79,7 +79,7 @@ def test_with_another_optimizer_all_but_its_moments_goes_on(workdir, warnings_of
     assert_same(step_lib.with_updates_done(state.opt_state, 0), fresh.opt_state)
     assert run["position"] == 4
     (line,) = warnings_of
-    assert line.startswith(f"the optimiser of {workdir / 'checkpoints' / '4'} is another one: ")
+    assert line.startswith(f"the optimizer of {workdir / 'checkpoints' / '4'} is another one: ")
     assert not (workdir / "damaged").exists()
 
 

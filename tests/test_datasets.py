@@ -214,7 +214,7 @@ def test_lower_case_folders_and_mixed_suffixes_are_read(load, tmp_path):
 @pytest.mark.parametrize(
     "image",
     {
-        "grey": voc_tree.encoded(voc_tree.pixels()[:, :, 0], "JPEG"),
+        "gray": voc_tree.encoded(voc_tree.pixels()[:, :, 0], "JPEG"),
         "cmyk": voc_tree.encoded(Image.new("CMYK", (32, 24)), "JPEG"),
         "16 bit": voc_tree.encoded(np.full((24, 32), 40000, np.uint16), "PNG"),
         "alpha": voc_tree.encoded(Image.new("RGBA", (32, 24)), "PNG"),
@@ -911,7 +911,7 @@ def test_real_voc2007_is_prepared_within_a_minute(load):
 
 
 def test_ground_truth_and_parse_agree_on_real_coordinates():
-    # Every integer pixel of a common size survives normalisation to within 1e-4 of a pixel.
+    # Every integer pixel of a common size survives normalization to within 1e-4 of a pixel.
     corners = np.stack([np.arange(1, 501)] * 4, axis=1).astype(np.float32)
     corners[:, 2:] += 1
     sides = np.array([501, 501, 501, 501], np.float32)

@@ -33,11 +33,11 @@ def random_outputs(seed, *, priors=30, classes=4):
     rng = np.random.default_rng(seed)
     conf = rng.normal(0, 1.5, (priors, classes))
     conf[:, 0] += seed % 4  # from crowded to sparse
-    centre, size = rng.uniform(0.2, 0.8, (priors, 2)), rng.uniform(0.2, 0.6, (priors, 2))
+    center, size = rng.uniform(0.2, 0.8, (priors, 2)), rng.uniform(0.2, 0.6, (priors, 2))
     return (
         rng.normal(0, 1, (priors, 4)).astype(np.float32),
         conf.astype(np.float32),
-        np.concatenate([centre, size], -1).astype(np.float32),
+        np.concatenate([center, size], -1).astype(np.float32),
     )
 
 
@@ -126,7 +126,7 @@ def test_detect_equals_the_reference_plain_jit_and_vmap():
 
 def test_the_papers_limits_are_the_defaults():
     case = random_outputs(1, priors=500, classes=3)
-    case[0][...] /= 10  # neighbours do not overlap less than their priors
+    case[0][...] /= 10  # neighbors do not overlap less than their priors
     found = jax.jit(detection.detect)(*case)
     assert found.boxes.shape == (200, 4)
     explicit = functools.partial(

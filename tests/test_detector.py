@@ -130,7 +130,7 @@ def test_the_scripts_say_it_too(narrow, tmp_path):
 
 
 def bilinear(image, side):
-    """`[side, side, 3]` by two pixels along each axis, whose centres are at halves."""
+    """`[side, side, 3]` by two pixels along each axis, whose centers are at halves."""
     for axis in (0, 1):
         length = image.shape[axis]
         place = np.clip((np.arange(side) + 0.5) * length / side - 0.5, 0, length - 1)
@@ -157,13 +157,13 @@ def test_a_image_of_cocos_size_is_resampled_once(tmp_path):
 
 def images_of_every_kind():
     random = np.random.default_rng(0)
-    grey = random.integers(0, 65536, (20, 30), dtype=np.uint16)
+    gray = random.integers(0, 65536, (20, 30), dtype=np.uint16)
     rgb = random.integers(0, 256, (20, 30, 3), dtype=np.uint8)
     rgba = random.integers(0, 256, (20, 30, 4), dtype=np.uint8)
     turned = Image.Exif()
     turned[ExifTags.Base.Orientation] = 6
     return {
-        "16 bits": (Image.fromarray(grey), {}),
+        "16 bits": (Image.fromarray(gray), {}),
         "transparent": (Image.fromarray(rgba), {}),
         "palette": (Image.fromarray(rgb).quantize(8), {"transparency": 0}),
         "turned": (Image.fromarray(rgb), {"exif": turned}),

@@ -199,8 +199,8 @@ def test_onnx_computes_in_float32(detector, tmp_path):
 
 def scene(kind, random, *, count, classes):
     """`[count, 4]` boxes and `[classes, count]` scores."""
-    centre, side = random.uniform(0.1, 0.9, (count, 2)), random.uniform(0.05, 0.4, (count, 2))
-    boxes = np.concatenate([centre - side / 2, centre + side / 2], axis=1)
+    center, side = random.uniform(0.1, 0.9, (count, 2)), random.uniform(0.05, 0.4, (count, 2))
+    boxes = np.concatenate([center - side / 2, center + side / 2], axis=1)
     scores = random.uniform(0, 1, (classes, count))
     if kind == "ties":
         scores = np.round(scores * 4) / 4

@@ -42,10 +42,10 @@ def test_a_image_of_every_common_kind_is_read(kind: str):
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_grey_becomes_three_equal_channels(kind: str):
-    grey = voc_tree.pixels()[:, :, 0]
-    image = images.decode(voc_tree.encoded(grey, kind), name="a")
-    assert close(image, np.repeat(grey[:, :, None], 3, axis=2))
+def test_gray_becomes_three_equal_channels(kind: str):
+    gray = voc_tree.pixels()[:, :, 0]
+    image = images.decode(voc_tree.encoded(gray, kind), name="a")
+    assert close(image, np.repeat(gray[:, :, None], 3, axis=2))
     assert np.all(image == image[:, :, :1])
 
 
@@ -58,7 +58,7 @@ def test_cmyk_is_not_inverted(kind: str):
     assert images.size(data, name="a") == (24, 32)
 
 
-def test_16_bit_grey_is_scaled_not_clipped():
+def test_16_bit_gray_is_scaled_not_clipped():
     values = np.array([[0, 257, 32896, 65535]], np.uint16)
     image = images.decode(voc_tree.encoded(values, "PNG"), name="a")
     assert image[0, :, 0].tolist() == [0, 1, 128, 255]
@@ -76,7 +76,7 @@ def png(width: int, height: int, *, kind: int, row: bytes) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunks
 
 
-def test_16_bit_colour_is_scaled_not_clipped():
+def test_16_bit_color_is_scaled_not_clipped():
     row = struct.pack(">6H", 0, 32896, 65535, 65535, 257, 0)
     image = images.decode(png(2, 1, kind=2, row=row), name="a")
     assert image.tolist() == [[[0, 128, 255], [255, 1, 0]]]

@@ -137,7 +137,7 @@ def test_a_run_can_go_on_with_another_bound():
 
 
 @pytest.fixture
-def labelled(tmp_path):
+def labeled(tmp_path):
     """A folder in YOLO's form: two images, of which one is larger and has a fault."""
     (tmp_path / "data/images").mkdir(parents=True)
     (tmp_path / "data/labels").mkdir()
@@ -151,20 +151,20 @@ def labelled(tmp_path):
     return tmp_path
 
 
-def test_a_fault_that_costs_no_pixel_is_a_remark(labelled):
-    examined = examine.examine(yolo.Reader(str(labelled / "data")))
+def test_a_fault_that_costs_no_pixel_is_a_remark(labeled):
+    examined = examine.examine(yolo.Reader(str(labeled / "data")))
     assert [len(split) for split in examined.splits.values()] == [2]
     (remark,) = examined.remarks
     assert "b.jpg: the JPEG has a fault that costs no pixel (Warning: unknown JFIF" in remark
 
 
-def test_a_larger_bound_prepares_what_was_too_large(labelled):
+def test_a_larger_bound_prepares_what_was_too_large(labeled):
     def names(most):
         split = datasets.load(
             "yolo",
             "train",
-            path=str(labelled / "data"),
-            cache_dir=labelled / "cache",
+            path=str(labeled / "data"),
+            cache_dir=labeled / "cache",
             max_unreadable_fraction=0.5,
             max_megapixels=most,
         )

@@ -20,23 +20,23 @@ from ssd_jax.data import loader
 
 def record(index):
     """An image whose width tells its index, with `index % 3` objects."""
-    return {**labelled(index), "image": png(40 + index, 30, index * 10)}
+    return {**labeled(index), "image": png(40 + index, 30, index * 10)}
 
 
 def photo(index):
     """A JPEG whose sides may be more or less than the canvas has, 64, or just as many."""
     height, width = [(30, 40), (90, 64), (64, 64), (20, 100), (140, 50)][index % 5]
-    return {**labelled(index), "image": voc_tree.jpeg(height, width, seed=index)}
+    return {**labeled(index), "image": voc_tree.jpeg(height, width, seed=index)}
 
 
-def png(width, height, grey):
-    """A file of one grey."""
+def png(width, height, gray):
+    """A file of one gray."""
     buffer = io.BytesIO()
-    Image.new("RGB", (width, height), (grey,) * 3).save(buffer, "PNG")
+    Image.new("RGB", (width, height), (gray,) * 3).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def labelled(index):
+def labeled(index):
     """What a record says of its image, without the image."""
     objects = index % 3
     return {

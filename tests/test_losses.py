@@ -107,7 +107,7 @@ def test_loss_of_one_positive_by_hand():
     assert (metrics["positives"], metrics["negatives"]) == (1, 3)
 
 
-def test_loc_weight_scales_the_localisation_part_only():
+def test_loc_weight_scales_the_localization_part_only():
     batch = random_batch(3)
     loss, metrics = losses.multibox_loss(*batch, loc_weight=2.5)
     expected = metrics["conf_loss"] + 2.5 * metrics["loc_loss"]

@@ -21,9 +21,9 @@ def continuous(rng, count):
 
 def on_grid(rng, count):
     """Corners in eighths: float32 computes their overlaps like float64, so ties are ties."""
-    centre = rng.integers(1, 8, (CASES, count, 2)) / 8
+    center = rng.integers(1, 8, (CASES, count, 2)) / 8
     half = rng.integers(0, 4, (CASES, count, 2)) / 8  # some have no area
-    return np.concatenate([centre - half, centre + half], -1)
+    return np.concatenate([center - half, center + half], -1)
 
 
 def cxcywh(corners):
@@ -87,15 +87,15 @@ def test_random_cases_equal_the_reference_exactly(seed, kind):
     assert (index >= 0).any(axis=1).mean() > 0.5  # the cases are not empty
 
 
-def test_random_cases_hold_ties_and_shared_favourites():
+def test_random_cases_hold_ties_and_shared_favorites():
     gt, _, defaults = random_case(5, num_gt=8, num_priors=20, make=on_grid)
     corners = np.asarray(boxes.cxcywh_to_xyxy(defaults))
     iou = np.asarray(jax.vmap(boxes.pairwise_iou)(gt, corners))
     best = iou.max(axis=2)
     tied = ((iou == best[..., None]).sum(2) > 1) & (best > 0)
-    favourites = np.sort(np.where(best > 0, iou.argmax(2), -1 - np.arange(8)), axis=1)
+    favorites = np.sort(np.where(best > 0, iou.argmax(2), -1 - np.arange(8)), axis=1)
     assert tied.any(1).mean() > 0.3
-    assert (favourites[:, 1:] == favourites[:, :-1]).any(1).mean() > 0.5
+    assert (favorites[:, 1:] == favorites[:, :-1]).any(1).mean() > 0.5
 
 
 def one_image(seed):
@@ -135,7 +135,7 @@ def test_float64_matches_likewise():
     np.testing.assert_allclose(got.boxes, expected.boxes, atol=1e-6)
 
 
-# Two squares beside each other and one below the second, as centre and size.
+# Two squares beside each other and one below the second, as center and size.
 ROW = jnp.array([[0.25, 0.25, 0.5, 0.5], [0.75, 0.25, 0.5, 0.5], [0.75, 0.75, 0.5, 0.5]])
 
 

@@ -128,7 +128,7 @@ def answers(params, network_input):
 
 @pytest.fixture(scope="module")
 def priors_cxcywh():
-    """torchvision clamps the sizes only; 114 centres of the 10 x 10 map lie beyond the input."""
+    """torchvision clamps the sizes only; 114 centers of the 10 x 10 map lie beyond the input."""
     priors = ssd.default_boxes(MODEL, (300, 300))
     return np.concatenate([priors[:, :2], np.clip(priors[:, 2:], 0, 1)], axis=1)
 
@@ -159,7 +159,7 @@ def test_priors_are_torchvisions(golden, priors_cxcywh):
     np.testing.assert_allclose(corners, golden["priors_xyxy_pixels_300"] / 300, atol=1e-5)
 
 
-def test_clipped_priors_differ_from_torchvisions_in_centres_beyond_the_input(golden):
+def test_clipped_priors_differ_from_torchvisions_in_centers_beyond_the_input(golden):
     clipped = ssd.default_boxes(MODEL, (300, 300), clip=True)
     theirs = boxes.xyxy_to_cxcywh(jnp.asarray(golden["priors_xyxy_pixels_300"] / 300))
     np.testing.assert_allclose(clipped, np.clip(theirs, 0, 1), atol=1e-5)

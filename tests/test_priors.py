@@ -126,7 +126,7 @@ def test_priors_of_a_non_square_input_are_square_in_pixels():
     boxes = ssd.default_boxes(model, (300, 500)) * (500, 300, 500, 300)
     # The first of a cell: the shorter side is the published one, so 30 x 30 pixels.
     np.testing.assert_allclose(boxes[0, 2:], (30, 30), rtol=1e-6)
-    # Centres are evenly spread over the input's sides: 63 columns, 38 rows.
+    # Centers are evenly spread over the input's sides: 63 columns, 38 rows.
     np.testing.assert_allclose(boxes[0, :2], (500 / 63 / 2, 300 / 38 / 2), rtol=1e-6)
     np.testing.assert_allclose(boxes[4, :2], (500 / 63 * 1.5, 300 / 38 / 2), rtol=1e-6)
     np.testing.assert_allclose(boxes[63 * 4, :2], (500 / 63 / 2, 300 / 38 * 1.5), rtol=1e-6)

@@ -112,7 +112,7 @@ def assert_close(result, expected):
     ):
         scale = np.abs(want).max() + 1e-6
         # The devices' sums come in another order: fresh biases, which are nothing but two steps of
-        # gradients, differ by 3e-5. Another normalisation would show in the first digit.
+        # gradients, differ by 3e-5. Another normalization would show in the first digit.
         np.testing.assert_allclose(leaf / scale, want / scale, atol=1e-4, err_msg=str(path))
 
 

@@ -194,21 +194,21 @@ def test_the_edge_of_the_image_hides_too():
     )
 
 
-def test_colour_does_not_give_the_class_away():
-    """Mean colour of one shape on grey: classes differ by far less than each spreads."""
+def test_color_does_not_give_the_class_away():
+    """Mean color of one shape on gray: classes differ by far less than each spreads."""
     rng, means = np.random.default_rng(0), {}
     for name in synthetic_shapes.CLASS_NAMES:
-        colours = []
+        colors = []
         for _ in range(200):
             shape = synthetic_shapes.silhouette(rng, name, 40.0)
             ground = np.full((*shape.coverage.shape, 3), 0.5, np.float32)
             painted = synthetic_shapes.paint(rng, name, shape, ground, 1.0)
-            colours.append(painted[shape.coverage >= 0.5].mean(axis=0))
-        # chromaticity: what is left of a colour when shading is divided out
-        chroma = np.array(colours) / np.sum(colours, axis=1, keepdims=True)
+            colors.append(painted[shape.coverage >= 0.5].mean(axis=0))
+        # chromaticity: what is left of a color when shading is divided out
+        chroma = np.array(colors) / np.sum(colors, axis=1, keepdims=True)
         means[name] = chroma.mean(axis=0), chroma.std(axis=0)
-    centres, spreads = (np.array(values) for values in zip(*means.values(), strict=True))
-    assert np.ptp(centres, axis=0).max() < 0.35 * spreads.min()
+    centers, spreads = (np.array(values) for values in zip(*means.values(), strict=True))
+    assert np.ptp(centers, axis=0).max() < 0.35 * spreads.min()
     assert spreads.min() > 0.08
     assert spreads.max() < 1.3 * spreads.min()
 

@@ -23,11 +23,11 @@ LIMITS = {"score_threshold": 0.3, "top_k": 10, "max_detections": 16}
 def random_outputs(seed, *, priors=30, classes=4):
     """(loc, conf, priors) of one view."""
     rng = np.random.default_rng(seed)
-    centre, size = rng.uniform(0.2, 0.8, (priors, 2)), rng.uniform(0.2, 0.6, (priors, 2))
+    center, size = rng.uniform(0.2, 0.8, (priors, 2)), rng.uniform(0.2, 0.6, (priors, 2))
     return (
         rng.normal(0, 1, (priors, 4)).astype(np.float32),
         rng.normal([seed % 5, *[0] * (classes - 1)], 1.5, (priors, classes)).astype(np.float32),
-        np.concatenate([centre, size], -1).astype(np.float32),
+        np.concatenate([center, size], -1).astype(np.float32),
     )
 
 

@@ -33,7 +33,7 @@ def test_colors_are_distinct_and_stable():
     assert all(0 <= part <= 255 for color in colors for part in color)
 
 
-def test_neighbouring_classes_differ_clearly():
+def test_neighboring_classes_differ_clearly():
     colors = [np.array(visualize.class_color(label)) for label in range(1, 22)]
     for one, next_one in itertools.pairwise(colors):
         assert np.abs(one - next_one).sum() > 150
@@ -129,8 +129,8 @@ def test_tiny_images_can_be_drawn_on(size):
 
 
 def test_grid_puts_images_in_reading_order():
-    grey = [np.full((50, 100, 3), 20 * k, np.uint8) for k in range(5)]
-    sheet = visualize.grid(grey, columns=2, width=208, gap=4)
+    gray = [np.full((50, 100, 3), 20 * k, np.uint8) for k in range(5)]
+    sheet = visualize.grid(gray, columns=2, width=208, gap=4)
     assert sheet.dtype == np.uint8
     assert sheet.shape == (3 * (49 + 4) + 4, 208, 3)
     centers = [(4 + 53 * row + 25, 53 + 102 * column) for row in range(3) for column in range(2)]

@@ -222,7 +222,7 @@ def small_vgg(kernel, *, channels_first):
 
 
 @pytest.mark.parametrize(
-    "optimiser",
+    "optimizer",
     [
         "optimizer_weights/training/Adam/{}/kernel/v:0",  # before Keras 2.11
         "optimizer_weights/Adam/v/{}/kernel:0",
@@ -230,11 +230,11 @@ def small_vgg(kernel, *, channels_first):
         "optimizer/vars/{}/1",
     ],
 )
-def test_moments_of_kerass_optimiser_are_no_weights(optimiser, tmp_path):
+def test_moments_of_kerass_optimiser_are_no_weights(optimizer, tmp_path):
     kernel = "model_weights/block{0}_conv{1}/block{0}_conv{1}/kernel:0"
     arrays = small_vgg(kernel, channels_first=False)
     moments = {
-        optimiser.format(name.split("/")[1]): np.full_like(array, np.nan)
+        optimizer.format(name.split("/")[1]): np.full_like(array, np.nan)
         for name, array in arrays.items()
         if "kernel" in name
     }

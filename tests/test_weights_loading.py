@@ -78,7 +78,7 @@ def test_a_file_of_another_network_is_refused(params, npz):
 
 
 def test_another_mean_moves_into_the_bias(npz):
-    # At a pixel whose neighbours are all in the image, both subtract what they say.
+    # At a pixel whose neighbors are all in the image, both subtract what they say.
     weights = npz(conv1_1__kernel=random(3, 3, 3, 8), conv1_1__bias=random(8, seed=1))
     mean = (120.0, 110.0, 100.0)
     moved = loading.with_mean(weights, mean)
@@ -103,7 +103,7 @@ def test_another_mean_moves_into_the_bias(npz):
         ((3, 3, 3, 8), (1, 8), r"conv1_1/bias has shape \(1, 8\)"),
     ],
 )
-def test_another_mean_needs_a_convolution_of_colours(npz, kernel, bias, said):
+def test_another_mean_needs_a_convolution_of_colors(npz, kernel, bias, said):
     weights = npz(conv1_1__kernel=random(*kernel), conv1_1__bias=random(*bias))
     with pytest.raises(errors.UserError, match=rf"w\.npz: {said}"):
         loading.with_mean(weights, (1.0, 2.0, 3.0))

@@ -158,4 +158,4 @@ def test_our_mean_differs_from_torchvisions_at_the_border_only(tmp_path):
     expected, got = conv1_1(theirs), conv1_1(ours)
     difference = np.abs(expected - got)[0].max(axis=-1)
     assert difference[1:-1, 1:-1].max() < 1e-4
-    assert 1e-3 < difference[0].max() < 0.1  # 0.7 of 255 grey levels at three of nine positions
+    assert 1e-3 < difference[0].max() < 0.1  # 0.7 of 255 gray levels at three of nine positions

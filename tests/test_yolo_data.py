@@ -90,10 +90,10 @@ def test_a_missing_or_empty_text_file_is_an_empty_image(load, tmp_path, label):
         ("0.5 0.5 0.5 0.1 0.1", "class 0.5 is out of range"),
         ("nan 0.5 0.5 0.1 0.1", "class nan is out of range"),
         ("dog 0.5 0.5 0.1 0.1", "are not all numbers"),
-        ("0 16 12 8 8", "are not normalised"),
-        ("0 nan 0.5 0.1 0.1", "are not normalised"),
-        ("0 0.5 0.5 -0.1 0.1", "are not normalised"),
-        ("0 0.5 inf 0.1 0.1", "are not normalised"),
+        ("0 16 12 8 8", "are not normalized"),
+        ("0 nan 0.5 0.1 0.1", "are not normalized"),
+        ("0 0.5 0.5 -0.1 0.1", "are not normalized"),
+        ("0 0.5 inf 0.1 0.1", "are not normalized"),
     ],
 )
 def test_lines_that_cannot_be_read_cost_their_image(load, tmp_path, line, word):
@@ -137,7 +137,7 @@ def test_names_are_stored_in_one_line(load, tmp_path):
 
 
 def test_keypoints_stand_behind_the_box(tmp_path):
-    # Two keypoints of (x, y, visibility), of which 2 is "visible" and no normalised number.
+    # Two keypoints of (x, y, visibility), of which 2 is "visible" and no normalized number.
     path = write_plain(
         tmp_path / "own", "0 0.5 0.5 0.25 0.5 0.1 0.1 2 0.9 0.9 1\n", kpt_shape=[2, 3]
     )
@@ -287,8 +287,8 @@ def test_mixed_images_and_other_files_are_sorted_out(load, tmp_path):
     split = load("train", path=str(path))
     assert [Path(name).name for name in names(split)] == ["a.jpg", "b.jpg", "b.png", "x.png"]
     assert [len(split.source[i]["labels"]) for i in range(4)] == [1, 1, 1, 0]
-    unlabelled, twins, lonely = yolo.Reader(str(path)).remarks
-    assert unlabelled.endswith(
+    unlabeled, twins, lonely = yolo.Reader(str(path)).remarks
+    assert unlabeled.endswith(
         "own: train: 1 of 4 images have no text file, so no objects; the first is "
         "images/train/x.png"
     )

@@ -2,7 +2,7 @@
 
   python tests/train_worker.py PORT PROCESSES PROCESS_ID DEVICES PARALLEL OUT.npz
 
-The rate is so small that no layer leaves the neighbourhood where its gradient is smooth: at the
+The rate is so small that no layer leaves the neighborhood where its gradient is smooth: at the
 quickstart's own, rounding doubles with each step, whatever splits the batch.
 """
 
@@ -25,7 +25,7 @@ RATE = 1e-7
 
 
 def records():
-    """Blots of colour with up to three objects, as the loader takes them."""
+    """Blots of color with up to three objects, as the loader takes them."""
     import io
 
     from PIL import Image

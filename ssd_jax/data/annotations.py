@@ -17,7 +17,7 @@ from ssd_jax import errors
 from ssd_jax.data import parsing
 
 _TO_EDGES = np.array([-1, -1, 0, 0], np.float64)  # VOC pixels -> continuous edges
-_LEAST_SIDE = 0.01  # pixels; a thinner sliver would vanish in normalised float32
+_LEAST_SIDE = 0.01  # pixels; a thinner sliver would vanish in normalized float32
 _ROUNDING = 0.5  # pixels; a box that reaches less than this outside is clipped without a word
 _DROPPED = "; dropped from training"
 _LONGEST_NAME = 500  # characters of a class
@@ -181,7 +181,7 @@ def to_voc_pixels(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
     """Boxes in VOC's pixels, which evaluation by the devkit's rules wants: the inverse of `parse`.
 
     Args:
-      boxes: `[N, 4]` xyxy, normalised to [0, 1].
+      boxes: `[N, 4]` xyxy, normalized to [0, 1].
       height: Of the image, in pixels.
       width: Of the image, in pixels.
 

@@ -48,7 +48,7 @@ class Builder(tfds.core.ShardBasedBuilder):
                 "width": scalar(np.int32),
                 "objects": {
                     "boxes": tfds.features.Tensor(
-                        shape=(None, 4), dtype=np.float32, doc="xyxy, normalised to [0, 1]."
+                        shape=(None, 4), dtype=np.float32, doc="xyxy, normalized to [0, 1]."
                     ),
                     "labels": tfds.features.Sequence(tfds.features.ClassLabel()),
                     "difficult": flags,

@@ -52,7 +52,7 @@ class Objects(NamedTuple):
     """The objects of some images, N in all; crowds and degenerate ones are not among them.
 
     Attributes:
-      boxes: `[N, 4]` float32 xyxy, normalised.
+      boxes: `[N, 4]` float32 xyxy, normalized.
       areas: `[N]` of the boxes, in pixels of their images.
       names: `[N]` class of each.
       images: `[N]` number of its image.

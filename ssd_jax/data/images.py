@@ -36,7 +36,7 @@ def decode(
 ) -> np.ndarray:
     """Decodes an image file of any common kind.
 
-    Grey, palette and CMYK images become RGB, 16 bits a channel are scaled to 8, transparent
+    Gray, palette and CMYK images become RGB, 16 bits a channel are scaled to 8, transparent
     pixels are laid on white, and of an animation the first frame is taken. A JPEG with a fault that
     costs no pixel, of which libjpeg only warns, is read; see `jpeg.mended`.
 

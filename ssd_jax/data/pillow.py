@@ -197,10 +197,10 @@ def rgb(image: Image.Image) -> np.ndarray:
 
 
 def _part_as_rgb(image: Image.Image) -> np.ndarray:
-    """Pixels as `[H, W, 3]` uint8, of grey ones `[H, W, 1]`."""
+    """Pixels as `[H, W, 3]` uint8, of gray ones `[H, W, 1]`."""
     if image.mode == "I" or image.mode.startswith("I;16"):
-        grey = np.clip(np.asarray(image).astype(np.int32), 0, 65535)
-        return ((grey + 128) // 257).astype(np.uint8)[:, :, None]  # 65535 = 257 * 255
+        gray = np.clip(np.asarray(image).astype(np.int32), 0, 65535)
+        return ((gray + 128) // 257).astype(np.uint8)[:, :, None]  # 65535 = 257 * 255
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)

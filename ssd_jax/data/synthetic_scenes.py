@@ -71,16 +71,16 @@ def _blot(rng: np.random.Generator, height: int, width: int) -> list[float]:
 def _cluttered(
     rng: np.random.Generator, image: Image.Image, tones: Sequence[np.ndarray]
 ) -> Image.Image:
-    """Draws translucent blots and lines on a copy of `image`, some in the colours of objects."""
+    """Draws translucent blots and lines on a copy of `image`, some in the colors of objects."""
     image, (width, height) = image.copy(), image.size
     draw = ImageDraw.Draw(image, "RGBA")
 
     def ink() -> tuple[int, ...]:
         vivid = rng.random() < 0.25
-        colour = (
+        color = (
             synthetic_shapes.color(rng, 1.0, 0.3) if vivid else tones[int(rng.integers(len(tones)))]
         )
-        return (*(int(255 * c) for c in colour), int(rng.integers(40, 150)))
+        return (*(int(255 * c) for c in color), int(rng.integers(40, 150)))
 
     for _ in range(rng.integers(3, 16)):
         draw.polygon(_blot(rng, height, width), fill=ink())

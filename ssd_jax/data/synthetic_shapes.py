@@ -137,7 +137,7 @@ def _blurred(values: np.ndarray, radius: float) -> np.ndarray:
 def color(
     rng: np.random.Generator, saturation: float, value: float, *, least_saturation: float = 0.0
 ) -> np.ndarray:
-    """Draws a colour `(3,)` 0..1 of any hue and a saturation up to that, of at least that value."""
+    """Draws a color `(3,)` 0..1 of any hue and a saturation up to that, of at least that value."""
     hue, s, v = rng.random(3) * (6, saturation - least_saturation, 1 - value)
     s, v = s + least_saturation, v + value
     ramp = np.clip(np.abs((hue + np.array([0, 4, 2])) % 6 - 3) - 1, 0, 1)
@@ -145,7 +145,7 @@ def color(
 
 
 def _texture(rng: np.random.Generator, u: np.ndarray, v: np.ndarray, plain: bool) -> np.ndarray:
-    """Draws a pattern: the share 0..1 of the second colour at u, v, which span -1..1."""
+    """Draws a pattern: the share 0..1 of the second color at u, v, which span -1..1."""
     angle, waves, phase = rng.uniform(0, math.pi), rng.uniform(4, 11), rng.uniform(0, 6)
     a, b = (u * math.cos(angle) + v * math.sin(angle), v * math.cos(angle) - u * math.sin(angle))
     patterned = not plain and rng.random() < PATTERNED_SHARE
@@ -179,8 +179,8 @@ def paint(
     v, u = np.mgrid[: ground.shape[0], : ground.shape[1]].astype(np.float32)
     u, v = (2 * u + 1 - ground.shape[1]) / size, (2 * v + 1 - ground.shape[0]) / size
     around = ground[shape.coverage >= 0.5].mean(axis=0)
-    colours = [color(rng, 1.0, 0.55, least_saturation=0.3) for _ in range(4)]
-    first, second, *_ = sorted(colours, key=lambda colour: -float(np.abs(colour - around).sum()))
+    colors = [color(rng, 1.0, 0.55, least_saturation=0.3) for _ in range(4)]
+    first, second, *_ = sorted(colors, key=lambda color: -float(np.abs(color - around).sum()))
     share = _texture(rng, u, v, plain=size < 40)[..., None]
     light = _light(name, shape, u, v, side)
     if rng.random() < 0.5:  # a dark rim

@@ -7,7 +7,7 @@
 
 Without a data.yaml the names are the lines of `classes.txt` or `obj.names`, and the splits are the
 folders below `images` (or those that hold an `images`); without such folders there are none.
-Numbers are normalised to the image and classes count from 0; label k is class k - 1. A line of a
+Numbers are normalized to the image and classes count from 0; label k is class k - 1. A line of a
 polygon, `class x1 y1 x2 y2 x3 y3 ...`, stands for the box around it; one with keypoints, which
 data.yaml tells by `kpt_shape`, for the box that it begins with. An image whose text file is
 missing or empty has no objects.
@@ -36,7 +36,7 @@ PATTERNS = (*_YAMLS, *_CLASS_FILES, "labels/classes.txt")
 """Of the files that describe a dataset, below its folder."""
 
 _SPLITS = ("train", "val", "test")
-_SLACK = 0.01  # outside [0, 1] that Ultralytics allows too; more is no normalised number
+_SLACK = 0.01  # outside [0, 1] that Ultralytics allows too; more is no normalized number
 _NO_LABELS = (*_CLASS_FILES, "train.txt", "val.txt", "test.txt")
 
 
@@ -91,7 +91,7 @@ class Reader(readers.Reader):
         self.keys = sorted(self._images)
         self.splits = {name: keys for name, keys in splits.items() if name}
         self.remarks = [
-            *self._unlabelled(splits),
+            *self._unlabeled(splits),
             *_strays(self._images.values()),
         ]
 
@@ -113,7 +113,7 @@ class Reader(readers.Reader):
             raise errors.UserError(f"{self.name}: no text file has an object within its image")
         return {self._names[number]: number for number in sorted(self._names)}
 
-    def _unlabelled(self, splits: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    def _unlabeled(self, splits: Mapping[str, Sequence[str]]) -> Iterator[str]:
         """Remarks on the splits in which images have no text file."""
         for split, keys in splits.items():
             missing = [key for key in keys if self._images[key].labels is None]
@@ -142,7 +142,7 @@ class Reader(readers.Reader):
         return annotations.collect(objects, height=height, width=width, notes=notes)
 
     def _parse(self, line: str, where: str) -> tuple[str, np.ndarray]:
-        """The class and the normalised corners `[4]` of one line."""
+        """The class and the normalized corners `[4]` of one line."""
         shown = parsing.shown(line.strip())
         try:
             kind, *values = (float(word) for word in line.split())
@@ -166,7 +166,7 @@ class Reader(readers.Reader):
             )
         if not all(-_SLACK <= value <= 1 + _SLACK for value in values):  # NaN too
             raise errors.UserError(
-                f"{where}: {shown} are not normalised to [0, 1]; divide by the image's size"
+                f"{where}: {shown} are not normalized to [0, 1]; divide by the image's size"
             )
         return self._names[int(kind)], _corners(np.array(values))
 

@@ -11,7 +11,7 @@ class Backbone(NamedTuple):
 
     Attributes:
       title: Its name, in words.
-      build: Makes the module, which maps `[B, H, W, 3]` normalised images to a list of one or two
+      build: Makes the module, which maps `[B, H, W, 3]` normalized images to a list of one or two
         feature maps, the larger first. Options: `width`, `dtype`, `remat`, `name`, and `padding`
         if `style` is `"ssdlite"`.
       style: Of the extra layers and heads on it, `"ssd"` or `"ssdlite"`, see `ssd.SSD`.

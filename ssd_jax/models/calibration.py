@@ -28,7 +28,7 @@ def calibrate(
     Args:
       model: The network.
       params: Its parameters, on the host or on devices of this process.
-      images: `[B, H, W, 3]` normalised images, a few.
+      images: `[B, H, W, 3]` normalized images, a few.
       fresh: Paths of the parameters that are not trained, `vgg16/conv4_1/kernel`.
 
     Returns:

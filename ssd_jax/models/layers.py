@@ -36,7 +36,7 @@ def scaled(features: int, width: float) -> int:
 
 
 def he_central(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-    """He's initialisation with most weight in the middle of a kernel, `[k, k, in, out]`.
+    """He's initialization with most weight in the middle of a kernel, `[k, k, in, out]`.
 
     Evenly spread kernels blur a map a little with each layer, until a deep one no longer knows
     where things are. The middle's standard deviation here is four times that of the rest.
@@ -198,7 +198,7 @@ class L2Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Normalises `[..., C]`."""
+        """Normalizes `[..., C]`."""
         init = nn.initializers.constant(self.initial_scale)
         scale = self.param("scale", init, (x.shape[-1],), jnp.float32)
         wide = x.astype(jnp.float32)

@@ -55,7 +55,7 @@ class MobileNetV2(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array) -> list[jax.Array]:
-        """Maps `[B, H, W, 3]` normalised images to the list of feature maps."""
+        """Maps `[B, H, W, 3]` normalized images to the list of feature maps."""
         stem = layers.he_normal_pixels
         x = self._conv(32, 3, stride=2, kernel_init=stem, name="conv_stem")(images)
         run = nn.remat(_Block) if self.remat else _Block

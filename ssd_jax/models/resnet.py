@@ -51,7 +51,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array) -> list[jax.Array]:
-        """Maps `[B, H, W, 3]` normalised images to the list of the one feature map."""
+        """Maps `[B, H, W, 3]` normalized images to the list of the one feature map."""
         x = layers.ConvAffine(
             layers.scaled(64, self.width),
             7,

@@ -98,7 +98,7 @@ class Predictions(NamedTuple):
 
 
 class SSD(nn.Module):
-    """Single Shot MultiBox Detector: `[B, H, W, 3]` normalised images -> `Predictions`.
+    """Single Shot MultiBox Detector: `[B, H, W, 3]` normalized images -> `Predictions`.
 
     On a backbone of style `"ssd"`, a VGG or ResNet, stand the paper's extra layers and heads, 3x3
     convolutions. Their layout follows the input's shorter side: SSD300's six maps below 512,
@@ -278,7 +278,7 @@ def abstract_params(model: SSD, image_size: tuple[int, int]) -> Any:
 
 
 def apply(model: SSD, params: Any, images: jax.Array) -> Predictions:
-    """The network's outputs for `[B, H, W, 3]` normalised images; `model.apply` with its type."""
+    """The network's outputs for `[B, H, W, 3]` normalized images; `model.apply` with its type."""
     return model.apply({"params": params}, images)  # type: ignore[return-value]
 
 
@@ -290,7 +290,7 @@ def predict(model: SSD, params: Any, images: jax.Array) -> Predictions:
     Args:
       model: The network.
       params: Its parameters, by name.
-      images: `[B, H, W, 3]` normalised images.
+      images: `[B, H, W, 3]` normalized images.
 
     Returns:
       What `apply` gives, up to rounding.

@@ -15,7 +15,7 @@ _DEPTHS = {16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}  # convolutions of each blo
 
 
 class VGG(nn.Module):
-    """VGG to fc7: two source maps, of stride 8 (the fourth block, L2-normalised) and 16 (fc7).
+    """VGG to fc7: two source maps, of stride 8 (the fourth block, L2-normalized) and 16 (fc7).
 
     Without atrous convolution it is the whole VGG-16, with a third, conv5_3 of stride 16, before
     fc7, whose stride is then 32.
@@ -40,7 +40,7 @@ class VGG(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array) -> list[jax.Array]:
-        """Maps `[B, H, W, 3]` normalised images to the list of feature maps."""
+        """Maps `[B, H, W, 3]` normalized images to the list of feature maps."""
         x = images.astype(self.dtype)
         run = nn.remat(VGG._block, static_argnums=(2,)) if self.remat else VGG._block
         sources = []

@@ -112,7 +112,7 @@ def restore(
     """Reads the latest checkpoint that is whole into a state of the shapes and shardings of `like`.
 
     Newer ones that are damaged are reported and put aside into `WORKDIR/damaged`. Where the
-    optimiser of `like` is another one, its state begins anew, but for the schedule's count.
+    optimizer of `like` is another one, its state begins anew, but for the schedule's count.
 
     Returns:
       The state, and what `save` was given as `run`; None where there are no checkpoints.
@@ -189,7 +189,7 @@ def _restore(
     training = items["training"]
     if not same_optimizer:
         logging.warning(
-            "the optimiser of %s is another one: parameters, step and rate go on from there, its "
+            "the optimizer of %s is another one: parameters, step and rate go on from there, its "
             "moments begin anew",
             folder,
         )
@@ -205,7 +205,7 @@ def _restore(
 
 
 def _fresh(opt_state: Any, saved: Any) -> Any:
-    """An optimiser's first state, whose schedule goes on from what was saved of another one."""
+    """An optimizer's first state, whose schedule goes on from what was saved of another one."""
     # The schedule stands at the top of `optimizer.make_optimizer`'s chain, Adam's count deeper.
     counts = (
         leaf

@@ -28,7 +28,7 @@ class TrainState:
     Attributes:
       step: Number of steps done, int32.
       params: Parameters of the network, float32.
-      opt_state: State of the optimiser, for the parameters that are not frozen.
+      opt_state: State of the optimizer, for the parameters that are not frozen.
       ema: Moving average of the parameters, float32; None where none is kept.
     """
 
@@ -59,7 +59,7 @@ def init_state(
     ema: bool = False,
     freeze: Sequence[str] = (),
 ) -> TrainState:
-    """Fresh parameters, the optimiser's state for them and, if wanted, their moving average.
+    """Fresh parameters, the optimizer's state for them and, if wanted, their moving average.
 
     Args:
       model: The network.
@@ -81,12 +81,12 @@ def updates_done(opt_state: Any) -> jax.Array | None:
 
 
 def with_updates_done(opt_state: Any, count: jax.Array) -> Any:
-    """An optimiser's state whose schedule goes on after so many steps."""
+    """An optimizer's state whose schedule goes on after so many steps."""
     return optax.tree.set(opt_state, _is_schedules, count=count)
 
 
 def _is_schedules(path: Any, _: Any) -> bool:
-    """Whether a part of an optimiser's state is the schedule's: Adam counts too."""
+    """Whether a part of an optimizer's state is the schedule's: Adam counts too."""
     return getattr(path[-1], "tuple_name", "") == "ScaleByScheduleState"
 
 

@@ -149,7 +149,7 @@ def with_mean(weights: Weights, mean: tuple[float, ...]) -> Weights:
       mean: m, RGB in 0..255 that the network subtracts; m' is `weights.layout.mean`.
 
     Raises:
-      UserError: If the first convolution is none of three colours, or its bias or scale has not a
+      UserError: If the first convolution is none of three colors, or its bias or scale has not a
         number for each of its outputs.
     """
     shift = np.subtract(mean, weights.layout.mean)
@@ -158,10 +158,10 @@ def with_mean(weights: Weights, mean: tuple[float, ...]) -> Weights:
         return weights
     kernel, bias, scale = (f"{backbone.layers[0]}/{kind}" for kind in ("kernel", "bias", "scale"))
     arrays = weights.arrays
-    if not _takes_colours(arrays[kernel]):
+    if not _takes_colors(arrays[kernel]):
         raise errors.UserError(
             f"{weights.path}: {weights.names[kernel]} has shape {arrays[kernel].shape} (as "
-            f"{kernel}), a convolution of three colours has (rows, columns, 3, outputs); give the "
+            f"{kernel}), a convolution of three colors has (rows, columns, 3, outputs); give the "
             f"weights of a {backbone.title}"
         )
     for path in (bias, scale):
@@ -374,7 +374,7 @@ def _reduced_kernel(
 def _unscaled(weights: Weights) -> Weights:
     """The first convolution `[3, 3, 3, out]` for RGB in 0..255 minus the layout's mean."""
     backbone = layouts.BACKBONES.get(backbone_of(weights))
-    if backbone is None or not _takes_colours(weights.arrays[_kernel(backbone)]):
+    if backbone is None or not _takes_colors(weights.arrays[_kernel(backbone)]):
         return weights  # its shape will be refused by name
     kernel = weights.arrays[_kernel(backbone)]
     rgb = kernel[:, :, ::-1] if weights.layout.bgr else kernel
@@ -383,7 +383,7 @@ def _unscaled(weights: Weights) -> Weights:
     return weights._replace(arrays={**weights.arrays, _kernel(backbone): scaled})
 
 
-def _takes_colours(kernel: np.ndarray) -> bool:
+def _takes_colors(kernel: np.ndarray) -> bool:
     """Whether a kernel is `[rows, columns, 3, outputs]`."""
     return kernel.ndim == 4 and kernel.shape[2] == 3
 

@@ -24,7 +24,7 @@ _OF_AVERAGE, _OF_WEIGHTS, _OF_OTHERS = range(3)  # what a prefix tells
 _MOST_PREFIXES, _MOST_COMPLETE = 200, 8  # of one layout, that are looked at
 _DEEPEST = 12  # parts of an entry's name
 _STAGE = re.compile(r"[a-z]*\d*")
-_KERAS_OPTIMISER = re.compile(r"optimizer(_weights)?/")  # holds moments by the layers' names
+_KERAS_OPTIMIZER = re.compile(r"optimizer(_weights)?/")  # holds moments by the layers' names
 _KERAS_LAYER = re.compile(r"(?:^|/)(block\d_conv\d|fc[12]|predictions)/")
 
 
@@ -79,7 +79,7 @@ def recognize(
         (
             (_plain(name, array), name)
             for name, array in arrays.items()
-            if not _KERAS_OPTIMISER.match(name)
+            if not _KERAS_OPTIMIZER.match(name)
         ),
     )
     found = [candidate for layout in layouts.LAYOUTS for candidate in _candidates(layout, plain)]

@@ -58,7 +58,7 @@ def main():
         model.load_state_dict({n: torch.from_numpy(a) for n, a in made.items()}, strict=False)
         return model.eval()
 
-    def normalised():
+    def normalized():
         x = torch.from_numpy(make_image(SIDE, SIDE)).permute(2, 0, 1)[None].float() / 255
         mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
         return torchvision.transforms.functional.normalize(x, mean, std)
@@ -73,14 +73,14 @@ def main():
         strided = (first.conv1, first.conv2, first.downsample[0])
         for conv in strided:
             conv.stride = (1, 1)
-        x = model.maxpool(model.relu(model.bn1(model.conv1(normalised()))))
+        x = model.maxpool(model.relu(model.bn1(model.conv1(normalized()))))
         return kept(model.layer3(model.layer2(model.layer1(x))))
 
     def vgg19():
         features = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["E"])
         model = fill(torch.nn.ModuleDict({"features": features}))
         return {
-            name: kept(model["features"][: index + 2](normalised()))
+            name: kept(model["features"][: index + 2](normalized()))
             for name, index in VGG19.items()
         }
 

@@ -28,7 +28,7 @@ def weight(name, shape):
 
 
 def make_image():
-    """Smooth and not symmetric, `[SIDE, SIDE, 3]`, as if normalised."""
+    """Smooth and not symmetric, `[SIDE, SIDE, 3]`, as if normalized."""
     y, x = np.mgrid[0:SIDE, 0:SIDE] / SIDE * 7
     channels = [np.sin(a * x + y) + np.cos(x - a * y) for a in (0.7, 1.1, 1.9)]
     return np.stack(channels, -1).astype(np.float32)
