@@ -30,7 +30,7 @@ def augmentation(count: int, policy: str) -> Callable[[], object]:
     def run(batch: step_lib.Batch) -> augment.Augmented:
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(0), batch["position"])
         return jax.vmap(transform)(
-            keys, batch["image"], batch["extent"], batch["boxes"], batch["labels"]
+            keys, batch["image"], batch["valid_size"], batch["boxes"], batch["labels"]
         )
 
     return lambda: jax.block_until_ready(run(batch))

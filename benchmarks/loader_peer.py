@@ -93,7 +93,7 @@ def transform(batch: loader.Batch) -> augment.Augmented:
     """Our augmentation of a batch."""
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(0), batch["position"])
     run = jax.vmap(functools.partial(augment.augment, size=SIZE))
-    return run(keys, *(batch[name] for name in ("image", "extent", "boxes", "labels")))
+    return run(keys, *(batch[name] for name in ("image", "valid_size", "boxes", "labels")))
 
 
 def augmented(batch: loader.Batch) -> augment.Augmented:

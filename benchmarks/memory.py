@@ -53,7 +53,7 @@ def lower(
     state = jax.eval_shape(lambda: step_lib.init_state(model, sgd, size, 0))
     shapes = {
         "image": ((batch, CANVAS, CANVAS, 3), jnp.uint8),
-        "extent": ((batch, 2), jnp.float32),
+        "valid_size": ((batch, 2), jnp.float32),
         "boxes": ((batch, OBJECTS, 4), jnp.float32),
         "labels": ((batch, OBJECTS), jnp.int32),
         "position": ((batch,), jnp.int32),

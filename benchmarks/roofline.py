@@ -122,7 +122,7 @@ def objective(priors: np.ndarray, batch: step_lib.Batch) -> Part:
 def augmentation(size: Size, batch: step_lib.Batch) -> Part:
     def run(batch: step_lib.Batch) -> augment.Augmented:
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(0), batch["position"])
-        inputs = (batch[name] for name in ("image", "extent", "boxes", "labels"))
+        inputs = (batch[name] for name in ("image", "valid_size", "boxes", "labels"))
         return jax.vmap(functools.partial(augment.augment, size=size))(keys, *inputs)
 
     return make_part("augmentation", run, batch)

@@ -103,8 +103,8 @@ def detection() -> list[float]:
     params = ssd.init(jax.random.key(0), model, build.input_size(config.model))
     predict = detector.make_predict(model, build.views(config, model))
     canvases = np.zeros((1, config.data.canvas, config.data.canvas, 3), np.uint8)
-    extents = np.array([[375, 500]], np.float32)
-    return [imported, *first_call(predict, jax.block_until_ready(params), canvases, extents)]
+    valid_sizes = np.array([[375, 500]], np.float32)
+    return [imported, *first_call(predict, jax.block_until_ready(params), canvases, valid_sizes)]
 
 
 FIRSTS = {"train step": training, "detection": detection}

@@ -115,7 +115,7 @@ def noise(count: int, *, canvas: int) -> step_lib.Batch:
     labels = rng.integers(1, 21, (count, most)) * (np.arange(most) < 4)
     return {
         "image": rng.integers(0, 256, (count, canvas, canvas, 3), dtype=np.uint8),
-        "extent": np.tile(np.float32([375, 500]), (count, 1)),
+        "valid_size": np.tile(np.float32([375, 500]), (count, 1)),
         "boxes": np.concatenate([low, low + 0.3], -1).astype(np.float32),
         "labels": labels.astype(np.int32),
         "position": np.arange(count, dtype=np.int32),

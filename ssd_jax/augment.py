@@ -1,6 +1,6 @@
 """SSD's augmentation of one image and its boxes, on the device; resizing and normalization.
 
-An image lies in the upper left corner of a fixed uint8 canvas; `extent` is its valid size. The
+An image lies in the upper left corner of a fixed uint8 canvas; `valid_size` is its (height, width). The
 expansion, crop, resizing and flip are one axis-aligned affine map of that canvas, so the image is
 resampled once, by `resampling.warp`. The photometric operations act on the result where the image
 shows; the mean surrounds it.
@@ -63,7 +63,7 @@ class Proposals(NamedTuple):
 def augment(
     key: jax.Array,
     image: Array,
-    extent: Array,
+    valid_size: Array,
     boxes: Array,
     labels: Array,
     *,
@@ -82,7 +82,7 @@ def augment(
     Args:
       key: Random key of this example.
       image: `[H, W, 3]` uint8 canvas.
-      extent: `[2]` (height, width) of the image on the canvas, in whole pixels.
+      valid_size: `[2]` (height, width) of the image on the canvas, in whole pixels.
       boxes: `[G, 4]` corners in [0, 1] of the image.
       labels: `[G]` int classes from 1; 0 is padding.
       size: Side, or (height, width), of the result in pixels.
@@ -101,24 +101,24 @@ def augment(
     if policy not in POLICIES:
         raise ValueError(f"policy is {policy!r}; choose one of {', '.join(POLICIES)}")
     boxes, labels = jnp.asarray(boxes, jnp.float32), jnp.asarray(labels, jnp.int32)
-    extent = jnp.asarray(extent, jnp.float32)
-    chex.assert_shape([image, extent], [(None, None, 3), (2,)])
+    valid_size = jnp.asarray(valid_size, jnp.float32)
+    chex.assert_shape([image, valid_size], [(None, None, 3), (2,)])
     _check_objects(boxes, labels)
     keys = dict(zip(_KEYS, jax.random.split(key, len(_KEYS)), strict=True))
     flip = jax.random.bernoulli(keys["flip"])
     if policy == "flip":
-        image = resize(image, extent, size=size)
+        image = resize(image, valid_size, size=size)
         image = jnp.where(flip, image[:, ::-1], image)
         return Augmented(image, *_flip_boxes(flip, boxes, labels))
-    whole = jnp.concatenate([jnp.zeros(2), extent[::-1]])
-    canvas = whole if policy == "crop" else _expansion(keys["expand"], extent)
-    boxes = _to_frame(boxes, canvas / jnp.tile(extent[::-1], 2))
+    whole = jnp.concatenate([jnp.zeros(2), valid_size[::-1]])
+    canvas = whole if policy == "crop" else _expansion(keys["expand"], valid_size)
+    boxes = _to_frame(boxes, canvas / jnp.tile(valid_size[::-1], 2))
     crop = sample_crop(keys["crop"], boxes, labels)
     boxes, labels = crop_boxes(crop, boxes, labels)
     boxes, labels = _flip_boxes(flip, boxes, labels)
     method = _draw_interpolation(keys["warp"], interpolations)
     image, coverage = resampling.warp(
-        image, extent, canvas=canvas, crop=crop, flip=flip, interpolation=method, size=size
+        image, valid_size, canvas=canvas, crop=crop, flip=flip, interpolation=method, size=size
     )
     image = photometric(keys["color"], image, channel_shuffle=channel_shuffle)
     # In this form the result is exactly the mean where there is no image, whatever the rounding:
@@ -128,23 +128,23 @@ def augment(
     return Augmented(image, boxes, labels)
 
 
-def resize(image: Array, extent: Array, *, size: int | tuple[int, int]) -> jax.Array:
+def resize(image: Array, valid_size: Array, *, size: int | tuple[int, int]) -> jax.Array:
     """Resizes the image on a canvas bilinearly, without antialiasing, as OpenCV and torch do.
 
     Args:
       image: `[H, W, 3]` uint8 canvas.
-      extent: `[2]` (height, width) of the image on the canvas, in pixels.
+      valid_size: `[2]` (height, width) of the image on the canvas, in pixels.
       size: Side, or (height, width), of the result in pixels.
 
     Returns:
       `[height, width, 3]` float32 in 0..255.
     """
-    extent = jnp.asarray(extent, jnp.float32)
-    chex.assert_shape([image, extent], [(None, None, 3), (2,)])
+    valid_size = jnp.asarray(valid_size, jnp.float32)
+    chex.assert_shape([image, valid_size], [(None, None, 3), (2,)])
     return resampling.warp(
         image,
-        extent,
-        canvas=jnp.concatenate([jnp.zeros(2), extent[::-1]]),
+        valid_size,
+        canvas=jnp.concatenate([jnp.zeros(2), valid_size[::-1]]),
         crop=jnp.array([0.0, 0.0, 1.0, 1.0]),
         size=size,
         precision="highest",
@@ -269,17 +269,17 @@ def _flip_boxes(
 # --- The geometry ---
 
 
-def _expansion(key: jax.Array, extent: jax.Array) -> jax.Array:
+def _expansion(key: jax.Array, valid_size: jax.Array) -> jax.Array:
     """`[4]` corners of the expanded image, in whole pixels of the image; the first are at most 0.
 
     Half of the images are not expanded: (0, 0, width, height).
     """
     apply, ratio, place = jax.random.split(key, 3)
     ratio = jax.random.uniform(ratio, minval=1.0, maxval=resampling.LARGEST_EXPANSION)
-    size = jnp.floor(extent[::-1] * ratio)  # (width, height)
-    offset = jnp.floor(jax.random.uniform(place, (2,)) * (size - extent[::-1]))
+    size = jnp.floor(valid_size[::-1] * ratio)  # (width, height)
+    offset = jnp.floor(jax.random.uniform(place, (2,)) * (size - valid_size[::-1]))
     expanded = jnp.concatenate([-offset, size - offset])
-    whole = jnp.concatenate([jnp.zeros(2), extent[::-1]])
+    whole = jnp.concatenate([jnp.zeros(2), valid_size[::-1]])
     return jnp.where(jax.random.bernoulli(apply), expanded, whole)
 
 

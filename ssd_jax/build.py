@@ -182,7 +182,7 @@ def image(
 
 
 def augmentation(config: config_lib.Config) -> functools.partial[augment.Augmented]:
-    """`augment.augment` with the options of a config: `(key, image, extent, boxes, labels)`."""
+    """`augment.augment` with the options of a config: `(key, image, valid_size, boxes, labels)`."""
     return functools.partial(
         augment.augment,
         size=input_size(config.model),

@@ -44,12 +44,12 @@ def make_predict(
       mesh: Devices, of one axis, that share the batch and have to divide it; None: one device.
 
     Returns:
-      `predict(params, images, extents)`: `[B, H, W, 3]` uint8 canvases and `[B, 2]` (height, width)
-      of the images on them to `Detections` of `[B, D]` rows, boxes in [0, 1] of each image.
+      `predict(params, images, valid_sizes)`: `[B, H, W, 3]` uint8 canvases and `[B, 2]` (height,
+      width) of the images on them to `Detections` of `[B, D]` rows, boxes in [0, 1] of each image.
     """
 
-    def predict(params: Any, images: Array, extents: Array) -> Detections:
-        seen = [tta.predict(model, params, images, extents, view, mean=mean) for view in views]
+    def predict(params: Any, images: Array, valid_sizes: Array) -> Detections:
+        seen = [tta.predict(model, params, images, valid_sizes, view, mean=mean) for view in views]
         loc, conf, priors_cxcywh = zip(*seen, strict=True)
         return jax.vmap(post_process, in_axes=(0, 0, None))(
             jnp.concatenate(loc, axis=1),
@@ -76,12 +76,12 @@ class _Placed(NamedTuple):
 
     Attributes:
       canvas: `[canvas, canvas, 3]` uint8 with the image, shrunk if it must be.
-      extent: `[2]` float32 (height, width) of the image there.
+      valid_size: `[2]` float32 (height, width) of the image there.
       image_size: (height, width) that it had.
     """
 
     canvas: np.ndarray
-    extent: np.ndarray
+    valid_size: np.ndarray
     image_size: tuple[int, int]
 
 
@@ -166,8 +166,8 @@ class Detector:
     def _detect(self, placed: Sequence[_Placed], score_threshold: float) -> list[Detections]:
         rows = padded_rows(len(placed), most=self.config.eval.batch_size)
         filled = [*placed, *[placed[-1]] * (rows - len(placed))]
-        canvases, extents, _ = zip(*filled, strict=True)
-        raw = self._run(np.stack(canvases), np.stack(extents))
+        canvases, valid_sizes, _ = zip(*filled, strict=True)
+        raw = self._run(np.stack(canvases), np.stack(valid_sizes))
         return [
             in_pixels(row(raw, index), one.image_size, score_threshold=score_threshold)
             for index, one in enumerate(placed)
@@ -178,16 +178,16 @@ class Detector:
     ) -> Iterator[tuple[int, Detections]]:
         """(index, detections in [0, 1], NumPy, all D rows) of each image of `batches`."""
         for batch in batches:
-            raw = self._run(batch["image"], batch["extent"])
+            raw = self._run(batch["image"], batch["valid_size"])
             for place, index in enumerate(batch["index"]):
                 if index >= 0:
                     yield int(index), row(raw, place)
 
-    def _run(self, images: Array, extents: Array) -> Detections:
+    def _run(self, images: Array, valid_sizes: Array) -> Detections:
         """NumPy detections of a batch; the devices of this process share it if they divide it."""
         if self._devices == 1 or len(images) % self._devices:
-            return jax.device_get(self._predict(self.params, images, extents))
-        return jax.device_get(self._shared(images, extents))
+            return jax.device_get(self._predict(self.params, images, valid_sizes))
+        return jax.device_get(self._shared(images, valid_sizes))
 
     @functools.cached_property
     def _shared(self) -> Callable[[Array, Array], Detections]:

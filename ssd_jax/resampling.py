@@ -20,20 +20,20 @@ _MOST_TAPS = 8  # of the widest kernel, Lanczos-4
 class _Window(NamedTuple):
     """The part of the canvas that the result shows along one axis, in pixels of the canvas.
 
-    The result reaches from `low` to `high`. The image covers `[0, extent)`; the mean surrounds it,
-    up to the whole pixels `[first, last]`.
+    The result reaches from `low` to `high`. The image covers `[0, valid_size)`; the mean surrounds
+    it, up to the whole pixels `[first, last]`.
     """
 
     low: jax.Array
     high: jax.Array
-    extent: jax.Array
+    valid_size: jax.Array
     first: jax.Array
     last: jax.Array
 
 
 def warp(
     image: Array,
-    extent: Array,
+    valid_size: Array,
     *,
     canvas: Array,
     crop: Array,
@@ -51,7 +51,7 @@ def warp(
 
     Args:
       image: `[H, W, 3]` uint8 canvas with the image in its upper left corner.
-      extent: `[2]` (height, width) of the image, in whole pixels.
+      valid_size: `[2]` (height, width) of the image, in whole pixels.
       canvas: `[4]` corners of the expanded image, in whole pixels of the image.
       crop: `[4]` corners in [0, 1] of the expanded image.
       size: Side, or (height, width), of the result in pixels.
@@ -64,16 +64,20 @@ def warp(
       `[height, width, 3]` float32 in 0..255 of the image's pixels, and `[height, width]` in [0, 1]:
       which share of each pixel is the image; the rest is its surround.
     """
-    canvas, crop, extent = jnp.asarray(canvas), jnp.asarray(crop), jnp.asarray(extent, jnp.float32)
+    canvas, crop, valid_size = (
+        jnp.asarray(canvas),
+        jnp.asarray(crop),
+        jnp.asarray(valid_size, jnp.float32),
+    )
     chex.assert_shape(image, (None, None, 3))
-    chex.assert_shape([canvas, crop, extent], [(4,), (4,), (2,)])
+    chex.assert_shape([canvas, crop, valid_size], [(4,), (4,), (2,)])
     by_name = isinstance(interpolation, str)
     method = jnp.asarray(INTERPOLATIONS.index(interpolation) if by_name else interpolation)
     shape = (size, size) if isinstance(size, int) else size
     rows, columns = (
         _weights(window, method, count=count, canvas=side)
         for window, count, side in zip(
-            _windows(canvas, crop, extent),
+            _windows(canvas, crop, valid_size),
             shape,
             image.shape[:2],
             strict=True,
@@ -87,14 +91,14 @@ def warp(
     return jnp.clip(pixels, 0, 255), row_share[:, None] * column_share
 
 
-def _windows(canvas: jax.Array, crop: jax.Array, extent: jax.Array) -> tuple[_Window, _Window]:
+def _windows(canvas: jax.Array, crop: jax.Array, valid_size: jax.Array) -> tuple[_Window, _Window]:
     """Where a crop of the expanded image lies, along the rows and along the columns."""
     corners = crop * jnp.tile(canvas[2:] - canvas[:2], 2) + jnp.tile(canvas[:2], 2)
     columns, rows = (
         _Window(
             low=corners[axis],
             high=corners[axis + 2],
-            extent=extent[1 - axis],
+            valid_size=valid_size[1 - axis],
             # The crop shows none of the pixels beyond it, and its border repeats, as if cut out.
             first=jnp.floor(corners[axis]),
             last=jnp.maximum(jnp.ceil(corners[axis + 2]) - 1, jnp.floor(corners[axis])),
@@ -135,7 +139,7 @@ def _weights(window: _Window, method: jax.Array, *, count: int, canvas: int) -> 
     )
     weights /= jnp.sum(weights, axis=1, keepdims=True)
     pixel = jnp.clip(pixel, window.first, window.last)  # the border repeats
-    shown = (pixel >= 0) & (pixel < window.extent)
+    shown = (pixel >= 0) & (pixel < window.valid_size)
     index = jnp.where(shown, pixel, canvas).astype(jnp.int32)  # beyond the end: dropped
     return (
         jnp.zeros((count, canvas)).at[jnp.arange(count)[:, None], index].add(weights, mode="drop")

@@ -30,7 +30,7 @@ def predict(
     model: ssd.SSD,
     params: Any,
     images: jax.Array | np.ndarray,
-    extents: jax.Array | np.ndarray,
+    valid_sizes: jax.Array | np.ndarray,
     view: View,
     *,
     mean: Sequence[float],
@@ -41,7 +41,7 @@ def predict(
       model: The network.
       params: Its parameters.
       images: `[B, H, W, 3]` uint8 canvases.
-      extents: `[B, 2]` (height, width) of the images on them.
+      valid_sizes: `[B, 2]` (height, width) of the images on them.
       view: The view.
       mean: RGB in 0..255 that is subtracted.
 
@@ -49,7 +49,7 @@ def predict(
       `[B, P, 4]` offsets, `[B, P, C]` logits and the `[P, 4]` priors (cxcywh) that they belong to,
       in the frame of the image that is not mirrored.
     """
-    resized = jax.vmap(functools.partial(augment.resize, size=view.image_size))(images, extents)
+    resized = jax.vmap(functools.partial(augment.resize, size=view.image_size))(images, valid_sizes)
     shown = resized[:, :, ::-1] if view.mirrored else resized
     loc, conf = ssd.predict(model, params, augment.normalize(shown, mean=mean))
     priors_cxcywh = jnp.asarray(view.priors_cxcywh)

@@ -73,9 +73,9 @@ def flips_of(keys):
     """Whether each key flips: the box in the left half has moved to the right."""
     box = jnp.array([[0, 0, 0.25, 1]])
     flipped = functools.partial(augment.augment, size=1, policy="flip")
-    canvas, extent = jnp.zeros((2, 2, 3), jnp.uint8), jnp.array([2, 2])
+    canvas, valid_size = jnp.zeros((2, 2, 3), jnp.uint8), jnp.array([2, 2])
     rows = jax.jit(jax.vmap(flipped, in_axes=(0, None, None, None, None)))(
-        keys, canvas, extent, box, jnp.array([1])
+        keys, canvas, valid_size, box, jnp.array([1])
     )
     return np.asarray(rows.boxes[:, 0, 0] == 0.75)
 
@@ -99,24 +99,26 @@ def test_normalize_subtracts_the_mean_and_scales_nothing():
 
 
 @pytest.mark.parametrize(
-    ("extent", "size"),
+    ("valid_size", "size"),
     [((7, 9), (5, 6)), ((7, 9), (20, 13)), ((12, 4), (8, 8)), ((1, 1), (3, 3)), ((9, 1), (4, 4))],
 )
-def test_resize_equals_the_reference(extent, size):
-    image = make_image(0, *extent)
-    got = RESIZE(on_canvas(image, 12, 10), jnp.array(extent), size=size)
+def test_resize_equals_the_reference(valid_size, size):
+    image = make_image(0, *valid_size)
+    got = RESIZE(on_canvas(image, 12, 10), jnp.array(valid_size), size=size)
     expected = reference.resize(image.astype(np.float64), *size)
     np.testing.assert_allclose(got, expected, atol=1e-3)  # float32 at 255
 
 
 def test_resize_plain_jit_and_vmap_agree():
     images = np.stack([on_canvas(make_image(seed, 6, 8 - seed), 8, 8) for seed in range(3)])
-    extents = jnp.array([(6, 8), (6, 7), (6, 6)])
+    valid_sizes = jnp.array([(6, 8), (6, 7), (6, 6)])
     resize = functools.partial(augment.resize, size=(5, 7))
-    batched = jax.vmap(resize)(images, extents)
+    batched = jax.vmap(resize)(images, valid_sizes)
     for row in range(3):
         for function in (resize, functools.partial(RESIZE, size=(5, 7))):
-            np.testing.assert_allclose(function(images[row], extents[row]), batched[row], atol=1e-3)
+            np.testing.assert_allclose(
+                function(images[row], valid_sizes[row]), batched[row], atol=1e-3
+            )
 
 
 def test_resize_to_its_own_size_changes_nothing():
@@ -127,21 +129,23 @@ def test_resize_to_its_own_size_changes_nothing():
 
 
 def test_size_may_be_a_side_or_height_and_width():
-    image, extent = make_image(2, 8, 8), jnp.array([8, 8])
-    assert RESIZE(image, extent, size=(4, 6)).shape == (4, 6, 3)
-    np.testing.assert_array_equal(RESIZE(image, extent, size=5), RESIZE(image, extent, size=(5, 5)))
+    image, valid_size = make_image(2, 8, 8), jnp.array([8, 8])
+    assert RESIZE(image, valid_size, size=(4, 6)).shape == (4, 6, 3)
+    np.testing.assert_array_equal(
+        RESIZE(image, valid_size, size=5), RESIZE(image, valid_size, size=(5, 5))
+    )
 
 
 @pytest.mark.parametrize("size", [(3, 4), (30, 40)])
 @pytest.mark.parametrize("policy", ["flip", "ssd"])
 @pytest.mark.parametrize("flip", [False, True])
-def test_the_canvas_beyond_the_extent_never_leaks(size, flip, policy):
-    image, extent = make_image(3, 7, 5), jnp.array([7, 5])
+def test_the_canvas_beyond_the_valid_size_never_leaks(size, flip, policy):
+    image, valid_size = make_image(3, 7, 5), jnp.array([7, 5])
     results = [
         AUGMENT(
             a_key(flip),
             on_canvas(image, 16, 16, fill),
-            extent,
+            valid_size,
             jnp.zeros((1, 4)),
             jnp.zeros(1, jnp.int8),
             size=size,
@@ -200,11 +204,11 @@ def test_padding_boxes_stay_zero(policy):
 
 
 def test_more_padding_changes_nothing():
-    image, extent = make_image(5, 8, 8), jnp.array([8, 8])
+    image, valid_size = make_image(5, 8, 8), jnp.array([8, 8])
     for key in KEYS[:20]:
-        few = AUGMENT(key, image, extent, OBJECTS, np.array([1, 2, 3]), size=4, policy="ssd")
+        few = AUGMENT(key, image, valid_size, OBJECTS, np.array([1, 2, 3]), size=4, policy="ssd")
         padded = np.pad(OBJECTS, ((0, 5), (0, 0))), np.array([1, 2, 3, 0, 0, 0, 0, 0])
-        many = AUGMENT(key, image, extent, *padded, size=4, policy="ssd")
+        many = AUGMENT(key, image, valid_size, *padded, size=4, policy="ssd")
         np.testing.assert_array_equal(many.labels[:3], few.labels)
         np.testing.assert_array_equal(many.boxes[:3], few.boxes)
         np.testing.assert_array_equal(many.image, few.image)
@@ -386,11 +390,11 @@ def hostile_boxes(rng, *shape):
 def test_no_box_leaves_the_image_or_loses_its_area(policy, images, rows):
     make = functools.partial(augment.augment, size=2, interpolations=("linear",), policy=policy)
     many = jax.jit(jax.vmap(make, in_axes=(0, None, None, 0, 0)))
-    canvas, extent = make_image(9, 4, 4), jnp.array([3, 4])
+    canvas, valid_size = make_image(9, 4, 4), jnp.array([3, 4])
     kept = 0
     for chunk in range(10):
         boxes, labels = hostile_boxes(np.random.default_rng(chunk), images, rows)
-        got = jax.device_get(many(keys_of(chunk, images), canvas, extent, boxes, labels))
+        got = jax.device_get(many(keys_of(chunk, images), canvas, valid_size, boxes, labels))
         assert np.isfinite(got.image).all()
         real = got.labels > 0
         assert not got.boxes[~real].any()
@@ -493,12 +497,12 @@ def test_colors_may_come_before_the_resampling_or_after():
     image = lit_discs(120, 150)
     canvas, crop = np.float32([-20, -30, 200, 210]), (10, 10, 160, 130)
     place = {"canvas": canvas, "crop": crop_in_pixels(canvas, crop), "size": 100}
-    extent = jnp.array([120, 150])
+    valid_size = jnp.array([120, 150])
     changed = []
     for key in KEYS[:40]:
-        pixels, coverage = WARP(image, extent, **place)
+        pixels, coverage = WARP(image, valid_size, **place)
         last = np.asarray(PHOTOMETRIC(key, pixels))
-        first = np.asarray(WARP(PHOTOMETRIC(key, image), extent, **place)[0])
+        first = np.asarray(WARP(PHOTOMETRIC(key, image), valid_size, **place)[0])
         interior = np.asarray(coverage) > 0.999
         assert np.abs(last - first)[interior].mean() < 1.5
         changed.append(np.abs(last - np.asarray(pixels))[interior].mean())
@@ -559,8 +563,8 @@ def test_the_surround_is_exactly_the_mean():
 
 
 def test_expansion_is_as_the_paper_says():
-    extent = jnp.array([300.0, 400.0])
-    expand = jax.jit(jax.vmap(lambda key: augment._expansion(key, extent)))
+    valid_size = jnp.array([300.0, 400.0])
+    expand = jax.jit(jax.vmap(lambda key: augment._expansion(key, valid_size)))
     canvas = np.asarray(expand(keys_of(13, DRAWS)))
     size = canvas[:, 2:] - canvas[:, :2]
     plain = (size == [400, 300]).all(axis=1)

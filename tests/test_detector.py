@@ -146,8 +146,8 @@ def test_a_image_of_cocos_size_is_resampled_once(tmp_path):
     config = load.find(tmp_path / "w.npz").config
     seen = []
 
-    def predict(params, images, extents):
-        seen.append(jax.vmap(lambda *of: augment.resize(*of, size=300))(images, extents)[0])
+    def predict(params, images, valid_sizes):
+        seen.append(jax.vmap(lambda *of: augment.resize(*of, size=300))(images, valid_sizes)[0])
         return Detections(*(np.zeros((1, 1, *of)) for of in ((4,), (), ())))
 
     image = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)

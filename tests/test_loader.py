@@ -58,9 +58,9 @@ OPTIONS = {"canvas": 64, "max_objects": 4, "seed": 3}
 def positions_and_widths(batches, count):
     taken = list(itertools.islice(batches, count))
     return [
-        (int(position), int(extent[1]))
+        (int(position), int(valid_size[1]))
         for batch in taken
-        for position, extent in zip(batch["position"], batch["extent"], strict=True)
+        for position, valid_size in zip(batch["position"], batch["valid_size"], strict=True)
     ]
 
 
@@ -124,7 +124,7 @@ def test_boxes_are_padded_and_the_image_lies_in_the_corner():
     np.testing.assert_array_equal(batch["labels"], [[1, 2, 0, 0]])
     assert batch["boxes"].shape == (1, 4, 4)
     assert not batch["boxes"][0, 2:].any()
-    np.testing.assert_array_equal(batch["extent"], [[30, 42]])
+    np.testing.assert_array_equal(batch["valid_size"], [[30, 42]])
     assert (batch["image"][0, :30, :42] == 20).all()
     assert not batch["image"][0, 30:].any()
     assert not batch["image"][0, :, 42:].any()
@@ -144,7 +144,7 @@ def test_crowds_are_always_left_out():
 def test_larger_images_shrink_to_the_canvas():
     options = {**OPTIONS, "canvas": 20}
     batch = next(loader.training_batches([RECORDS[0]], batch_size=1, **options))
-    np.testing.assert_array_equal(batch["extent"], [[15, 20]])
+    np.testing.assert_array_equal(batch["valid_size"], [[15, 20]])
 
 
 def test_evaluation_gives_each_image_once_and_fills_up_the_last_batch():

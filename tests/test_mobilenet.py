@@ -198,7 +198,7 @@ def test_two_steps_move_every_parameter_by_its_gradient():
     corners = np.asarray(boxes.cxcywh_to_xyxy(jnp.asarray(boxes_cxcywh[cells])))
     batch = {
         "image": rng.integers(0, 256, (8, SIDE, SIDE, 3), dtype=np.uint8),
-        "extent": np.full((8, 2), SIDE, np.int32),
+        "valid_size": np.full((8, 2), SIDE, np.int32),
         "boxes": np.broadcast_to(corners, (8, 6, 4)),
         "labels": np.ones((8, 6), np.int32),
         "position": np.arange(8, dtype=np.int32),

@@ -40,12 +40,12 @@ EXACT = {
     ),
     "augment": (
         functools.partial(augment.augment, KEY, size=8),
-        IMAGE | {"extent": (2,)} | OBJECTS,
+        IMAGE | {"valid_size": (2,)} | OBJECTS,
     ),
-    "resize": (functools.partial(augment.resize, size=8), IMAGE | {"extent": (2,)}),
+    "resize": (functools.partial(augment.resize, size=8), IMAGE | {"valid_size": (2,)}),
     "warp": (
         functools.partial(resampling.warp, size=8),
-        IMAGE | {"extent": (2,), "canvas": (4,), "crop": (4,)},
+        IMAGE | {"valid_size": (2,), "canvas": (4,), "crop": (4,)},
     ),
     "sample_crop": (functools.partial(augment.sample_crop, KEY), OBJECTS),
     "propose_crops": (functools.partial(augment.propose_crops, KEY), OBJECTS),

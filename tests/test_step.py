@@ -33,7 +33,7 @@ def make_batch(count):
     labels[5, 1:] = 0
     return {
         "image": rng.integers(0, 256, (count, 64, 64, 3), dtype=np.uint8),
-        "extent": np.tile(np.float32([50, 60]), (count, 1)),
+        "valid_size": np.tile(np.float32([50, 60]), (count, 1)),
         "boxes": np.concatenate([low, low + rng.uniform(0.1, 0.5, low.shape)], -1).astype("f4"),
         "labels": labels.astype(np.int32),
         "position": np.arange(count, dtype=np.int32),
@@ -134,7 +134,7 @@ def flipped(batch, size):
         key = jax.random.fold_in(jax.random.key(0), position)
         return augment.augment(key, *example, size=size, policy="flip")
 
-    names = ("position", "image", "extent", "boxes", "labels")
+    names = ("position", "image", "valid_size", "boxes", "labels")
     return jax.jit(jax.vmap(augmented))(*(batch[name] for name in names))
 
 
@@ -267,7 +267,7 @@ def test_remat_keeps_only_the_inputs_of_blocks():
 @pytest.mark.parametrize(
     "harm",
     [
-        pytest.param({"extent": np.nan}, id="image"),
+        pytest.param({"valid_size": np.nan}, id="image"),
         pytest.param({"boxes": np.nan}, id="boxes"),
         pytest.param({"loc_weight": np.float32(np.inf)}, id="gradients"),
     ],

@@ -131,7 +131,7 @@ def training_batches(
       max_megapixels: As of `images.decode`.
 
     Returns:
-      An iterator of batches: `image` `[b, canvas, canvas, 3]` uint8; `extent` `[b, 2]` float32
+      An iterator of batches: `image` `[b, canvas, canvas, 3]` uint8; `valid_size` `[b, 2]` float32
       (height, width) of the image on the canvas; `boxes` `[b, G, 4]` float32 corners in [0, 1];
       `labels` `[b, G]` int32, 0 is padding; `position` `[b]` int32 in the stream.
 
@@ -244,7 +244,7 @@ def evaluation_batches(
       max_megapixels: As of `images.decode`.
 
     Returns:
-      An iterator of batches: `image` and `extent` as in `training_batches`, `index` `[B]` int32
+      An iterator of batches: `image` and `valid_size` as in `training_batches`, `index` `[B]` int32
       into `source`, -1 where a row only fills up.
 
     Raises:
@@ -407,7 +407,7 @@ def _blank(rows: int, canvas: int, pool: Pool) -> Batch:
     """Room for the images of a batch, not yet filled."""
     return {
         "image": pool.empty((rows, canvas, canvas, 3)),
-        "extent": np.full((rows, 2), canvas, np.float32),
+        "valid_size": np.full((rows, 2), canvas, np.float32),
     }
 
 
@@ -422,4 +422,4 @@ def _draw(record: Mapping[str, Any], batch: Batch, row: int, max_megapixels: flo
         max_megapixels=max_megapixels,
     )
     images.put(image, canvas)
-    batch["extent"][row] = image.shape[:2]
+    batch["valid_size"][row] = image.shape[:2]

@@ -40,8 +40,8 @@ def detector(
     resize = jax.jit(jax.vmap(functools.partial(augment.resize, size=size)))
     finish = jax.jit(functools.partial(network.detections_of, config=config.eval))
 
-    def predict(params: Any, images: Any, extents: Any) -> Detections:
-        resized = np.asarray(resize(images, extents))
+    def predict(params: Any, images: Any, valid_sizes: Any) -> Detections:
+        resized = np.asarray(resize(images, valid_sizes))
         outputs: dict[str, Any] = {}
         try:
             outputs = {name: np.asarray(values) for name, values in run(resized).items()}

@@ -112,7 +112,7 @@ def first_images(config: config_lib.Config, split: datasets.Split, *, count: int
         images.place(build.image(config.data, record), config.data.canvas) for record in records
     ]
     side = build.input_size(config.model)
-    resized = [augment.resize(canvas, extent, size=side) for canvas, extent in placed]
+    resized = [augment.resize(canvas, valid_size, size=side) for canvas, valid_size in placed]
     return augment.normalize(jnp.stack(resized), mean=build.mean(config.model))
 
 

@@ -152,7 +152,7 @@ def prepare(
     image, gt_boxes, gt_labels = transform(
         jax.random.fold_in(jax.random.key(seed), example["position"]),
         example["image"],
-        example["extent"],
+        example["valid_size"],
         example["boxes"],
         example["labels"],
     )
@@ -207,7 +207,7 @@ def make_train_step(
       perhaps `stop`, `[devices]` float32, whose sum is then among the metrics: a process that has
       been told to stop so tells the others. The metrics are those of the global batch: what
       `losses.multibox_loss` gives, `grad_norm`, and `skipped`, which is 1 where the loss, a
-      gradient, a box or an extent is not finite: the step then counts, but changes nothing else.
+      gradient, a box or a valid size is not finite: the step then counts, but changes nothing else.
     """
 
     def loss_fn(
@@ -231,7 +231,7 @@ def make_train_step(
         average = None if state.ema is None else _average(state, params, ema_decay)
         norm = optax.tree.norm(grads)
         # A box that is no number would be dropped in silence, as one outside of the image is.
-        given = jnp.sum(batch["boxes"]) + jnp.sum(batch["extent"])
+        given = jnp.sum(batch["boxes"]) + jnp.sum(batch["valid_size"])
         finite = jnp.isfinite(metrics["loss"] + norm + jax.lax.psum(given, AXIS))
         params, opt_state, average = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),
