@@ -1,7 +1,7 @@
 """SSD's augmentation of one image and its boxes, on the device; resizing and normalization.
 
-An image lies in the upper left corner of a fixed uint8 canvas; `valid_size` is its (height, width). The
-expansion, crop, resizing and flip are one axis-aligned affine map of that canvas, so the image is
+An image lies in the upper left corner of a fixed uint8 canvas; `valid_size` is its (height, width).
+The expansion, crop, resizing and flip are one axis-aligned affine map of that canvas, so the image is
 resampled once, by `resampling.warp`. The photometric operations act on the result where the image
 shows; the mean surrounds it.
 
