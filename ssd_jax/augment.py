@@ -1,12 +1,9 @@
 """SSD's augmentation of one image and its boxes, on the device; resizing and normalization.
 
 An image lies in the upper left corner of a fixed uint8 canvas; `valid_size` is its (height, width).
-The expansion, crop, resizing and flip are one axis-aligned affine map of that canvas, so the image is
-resampled once, by `resampling.warp`. The photometric operations act on the result where the image
-shows; the mean surrounds it.
-
-Source: Liu et al. 2016, section 2.2, "Data augmentation", and section 3.6 (expansion); ranges and
-order as in the authors' release.
+The expansion, crop, resizing and flip are one axis-aligned affine map of that canvas, so the image
+is resampled once, by `resampling.warp`. The photometric operations are applied to the result where
+it shows the image; the mean fills the rest.
 """
 
 from collections.abc import Sequence
