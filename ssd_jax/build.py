@@ -59,7 +59,7 @@ def model(config: config_lib.ModelConfig, num_classes: int) -> ssd.SSD:
         prior_sizes=config.prior_sizes,
         dtype=jnp.dtype(config.dtype),
         remat=config.remat,
-        layout=ssd.layout_for(config.backbone, input_size(config)),
+        variant=ssd.variant_for(config.backbone, input_size(config)),
         unused_logits=config.unused_logits,
     )
     if config.source_maps or config.aspect_ratios or config.prior_scales:

@@ -13,7 +13,7 @@ from ssd_jax import errors
 _GONE = (errno.ENOENT, errno.ENOTDIR)  # removed, or replaced by a file, since it was listed
 
 
-class Matches(NamedTuple):
+class Expansion(NamedTuple):
     """What a glob matches.
 
     Attributes:
@@ -25,7 +25,7 @@ class Matches(NamedTuple):
     problems: list[str]
 
 
-def expand(pattern: str) -> Matches:
+def expand(pattern: str) -> Expansion:
     """Everything that a glob matches.
 
     `**` stands for any number of folders. Names that begin with a dot match only a part that does
@@ -50,14 +50,14 @@ class _Search:
         self._found: dict[tuple[int, int, str], str] = {}
         self._problems: dict[str, None] = {}
 
-    def run(self) -> Matches:
+    def run(self) -> Expansion:
         while self._folders or self._links:
             folder, number = (self._folders or self._links).popleft()
             try:
                 self._match(folder, number)
             except OSError as error:
                 self._note(folder, error)
-        return Matches(sorted(map(Path, self._found.values())), list(self._problems))
+        return Expansion(sorted(map(Path, self._found.values())), list(self._problems))
 
     def _match(self, folder: str, number: int) -> None:
         """Matches the entries of a folder with one part of the pattern."""

@@ -162,7 +162,7 @@ def _folder_for(path_or_name: str | Path) -> Path:
     return Path("runs") / Path(path_or_name).stem
 
 
-class Source(NamedTuple):
+class Pretrained(NamedTuple):
     """What a training starts from.
 
     Attributes:
@@ -178,7 +178,7 @@ class Source(NamedTuple):
     assumed: tuple[str, ...] = ()
 
 
-def read_source(config: config_lib.Config) -> Source:
+def read_pretrained(config: config_lib.Config) -> Pretrained:
     """Reads what the training of a config starts from, `config.model.pretrained`.
 
     That is a run's workdir or checkpoint, a safetensors file of `export.py`, a file with
@@ -190,15 +190,15 @@ def read_source(config: config_lib.Config) -> Source:
     model = config.model
     path = hub.locate(model.pretrained, cache_dir=config.data.cache_dir, mirror=config.data.mirror)
     if path.is_dir() or export.is_exported(path):
-        return _source_of(path, load_detector(path))
+        return _pretrained_of(path, load_detector(path))
     weights = loading.read(path, backbone=model.backbone, atrous=model.atrous)
     if not loading.has_heads(weights):
         layout = weights.layout
         alone = config_lib.ModelConfig(mean=layout.mean, padding=layout.padding)
-        return Source(weights, None, alone)
+        return Pretrained(weights, None, alone)
     described, names = third_party.describe(weights)
     known = third_party.knows_classes(weights)
-    return Source(
+    return Pretrained(
         weights,
         transfer.Classes(names, described.model.unused_logits) if known else None,
         described.model,
@@ -206,7 +206,7 @@ def read_source(config: config_lib.Config) -> Source:
     )
 
 
-def _source_of(path: Path, detector: Detector) -> Source:
+def _pretrained_of(path: Path, detector: Detector) -> Pretrained:
     """A detector of our own as what a training starts from."""
     if detector.params is None:
         raise errors.UserError(
@@ -217,4 +217,4 @@ def _source_of(path: Path, detector: Detector) -> Source:
     flat = flax.traverse_util.flatten_dict(jax.device_get(detector.params), sep="/")
     layout = layouts.OURS._replace(title="a detector of ours", mean=model.mean)
     weights = loading.Weights(path, layout, flat, {name: name for name in flat}, {})
-    return Source(weights, transfer.Classes(detector.class_names, model.unused_logits), model)
+    return Pretrained(weights, transfer.Classes(detector.class_names, model.unused_logits), model)

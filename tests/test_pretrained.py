@@ -89,7 +89,7 @@ def test_the_mean_comes_with_the_weights_and_stays_with_the_run(tmp_path):
         raise errors.UserError("gone.pth: there is no such file")
 
     def reads(mean):
-        return lambda: load.Source(None, None, config_lib.ModelConfig(mean=mean))
+        return lambda: load.Pretrained(None, None, config_lib.ModelConfig(mean=mean))
 
     settled = start_lib.settled(config, tmp_path, reads((1.0, 2.0, 3.0)))
     assert settled.model.mean == (1, 2, 3)

@@ -367,7 +367,7 @@ def test_the_default_boxes_of_a_detector_come_with_its_heads(cfg, tmp_path):
     there = config_lib.ModelConfig(
         mean=(1.0, 2.0, 3.0), prior_sizes="coco", clip_prior_sizes=True, padding="tensorflow"
     )
-    source = load.Source(weights_of({}), None, there)
+    source = load.Pretrained(weights_of({}), None, there)
     given = dataclasses.replace(
         cfg, model=dataclasses.replace(cfg.model, pretrained="w", mean=(9.0, 9.0, 9.0))
     )

@@ -158,7 +158,7 @@ def test_the_trainings_size_alone_is_what_no_sizes_mean():
 
 def test_a_corner_of_a_larger_input_gives_the_same_boxes_in_pixels():
     # A network of convolutions sees the same there; so boxes have to keep their pixels.
-    model = models.SSD(num_classes=len(NAMES) + 1, width=1 / 8, layout="300")
+    model = models.SSD(num_classes=len(NAMES) + 1, width=1 / 8, variant="300")
     image = np.random.default_rng(4).normal(0, 60, (1, 400, 400, 3)).astype(np.float32)
     found = []
     for side, columns in ((300, 38), (400, 50)):
@@ -170,7 +170,7 @@ def test_a_corner_of_a_larger_input_gives_the_same_boxes_in_pixels():
 
 
 def test_boxes_at_another_size_by_hand():
-    model = models.SSD(num_classes=3, layout="300")
+    model = models.SSD(num_classes=3, variant="300")
     assert ssd.strides(model, (300, 300)) == (8, 16, 32, 64, 64, 64)
     boxes = ssd.default_boxes(model, (300, 300), at=(400, 400)) * 400
     counts = [50**2 * 4, 25**2 * 6, 13**2 * 6, 7**2 * 6, 5**2 * 4, 3**2 * 4]

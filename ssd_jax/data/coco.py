@@ -77,7 +77,7 @@ class FolderImages:
         return paths.read(file, at_most=paths.MOST_IMAGE_BYTES)
 
 
-class Source(NamedTuple):
+class AnnotationFile(NamedTuple):
     """A JSON file and the images that it is about.
 
     Attributes:
@@ -98,7 +98,7 @@ class Source(NamedTuple):
 class _Entry(NamedTuple):
     """What a key stands for."""
 
-    source: Source
+    source: AnnotationFile
     image: coco_json.Image
     rows: Sequence[coco_json.Row]
     fault: str  # why it cannot be used, as far as the JSON tells
@@ -123,7 +123,11 @@ class Reader(readers.Reader):
     """COCO JSON files as one dataset; a key is split/file name."""
 
     def __init__(
-        self, name: str, sources: Iterable[Source], *, categories: Mapping[int, str] | None = None
+        self,
+        name: str,
+        sources: Iterable[AnnotationFile],
+        *,
+        categories: Mapping[int, str] | None = None,
     ):
         """Reads the JSON files.
 
@@ -207,7 +211,7 @@ class Reader(readers.Reader):
                 f"{file}: several categories are named {twice[0]!r}; rename all but one"
             )
 
-    def _add_images(self, content: Mapping[str, Any], source: Source) -> list[str]:
+    def _add_images(self, content: Mapping[str, Any], source: AnnotationFile) -> list[str]:
         """Notes the images of one file; returns remarks."""
         file, split = source.file, source.split
         remarks: list[str] = []
@@ -267,7 +271,7 @@ def read_folder(path: str) -> Reader:
         root = _root(file, path)
         images = FolderImages(_image_folders(file, split, root), root=root)
         read = functools.partial(paths.read, file, at_most=parsing.MOST_JSON_BYTES)
-        sources.append(Source(str(file), split, read, images))
+        sources.append(AnnotationFile(str(file), split, read, images))
     return Reader(path, sources)
 
 

@@ -191,7 +191,7 @@ def read_archives(images: pathlib.Path, tables: pathlib.Path, split: str) -> coc
     archive, member = _open_zip(tables), f"annotations/{official.json}"
     if member not in archive.namelist():
         raise errors.UserError(f"{tables}: holds no {member}; is it another archive?")
-    source = coco.Source(
+    source = coco.AnnotationFile(
         file=f"{tables}/{member}",
         split=split,
         read=functools.partial(

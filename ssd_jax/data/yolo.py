@@ -47,7 +47,7 @@ class _Files(NamedTuple):
     labels: pathlib.Path | None  # None where there is no such file
 
 
-class _Layout(NamedTuple):
+class _Dataset(NamedTuple):
     """Where everything is."""
 
     root: pathlib.Path
@@ -63,10 +63,10 @@ def files(path: str) -> list[pathlib.Path]:
     Raises:
       UserError: There is no such dataset.
     """
-    layout = _layout(path)
-    images = [_image(file) for split in layout.splits.values() for file in split]
+    dataset = _dataset(path)
+    images = [_image(file) for split in dataset.splits.values() for file in split]
     found = (file for image in images for file in image if file is not None)
-    return [*layout.about, *filter(paths.is_file, found)]
+    return [*dataset.about, *filter(paths.is_file, found)]
 
 
 class Reader(readers.Reader):
@@ -79,14 +79,14 @@ class Reader(readers.Reader):
           UserError: It has no images, or nothing names its classes.
         """
         self.name = path
-        layout = _layout(path)
-        self._names = layout.names
-        self._range = f"from {min(layout.names)} to {max(layout.names)}"
-        self._keypoints = layout.keypoints
+        dataset = _dataset(path)
+        self._names = dataset.names
+        self._range = f"from {min(dataset.names)} to {max(dataset.names)}"
+        self._keypoints = dataset.keypoints
         self._images: dict[str, _Files] = {}
         splits: dict[str, list[str]] = {}
-        for split, images in layout.splits.items():
-            splits[split] = [_key(file, layout.root) for file in images]
+        for split, images in dataset.splits.items():
+            splits[split] = [_key(file, dataset.root) for file in images]
             self._images |= zip(splits[split], map(_image, images), strict=True)
         self.keys = sorted(self._images)
         self.splits = {name: keys for name, keys in splits.items() if name}
@@ -197,7 +197,7 @@ def _text(file: pathlib.Path, at_most: int) -> str:
         raise errors.UserError(f"{file}: is no text; export it anew or remove it") from None
 
 
-def _layout(path: str) -> _Layout:
+def _dataset(path: str) -> _Dataset:
     """Finds names, splits and images.
 
     Raises:
@@ -207,10 +207,10 @@ def _layout(path: str) -> _Layout:
     if not paths.exists(given):
         raise errors.UserError(f"config.data.path={path!r}: no such folder or file")
     description = given if paths.is_file(given) else _description(given)
-    layout = _from_yaml(description) if description else _from_folders(given)
-    if not any(layout.splits.values()):
+    dataset = _from_yaml(description) if description else _from_folders(given)
+    if not any(dataset.splits.values()):
         raise errors.UserError(f"{path}: holds no images ({', '.join(readers.IMAGE_SUFFIXES)})")
-    return layout
+    return dataset
 
 
 def _description(root: pathlib.Path) -> pathlib.Path | None:
@@ -225,7 +225,7 @@ def _description(root: pathlib.Path) -> pathlib.Path | None:
     return found[0] if found else None
 
 
-def _from_yaml(file: pathlib.Path) -> _Layout:
+def _from_yaml(file: pathlib.Path) -> _Dataset:
     text = _text(file, parsing.MOST_YAML_BYTES)
     content = parsing.yaml_content(text, str(file))
     if not isinstance(content, dict):
@@ -244,7 +244,7 @@ def _from_yaml(file: pathlib.Path) -> _Layout:
         raise errors.UserError(f"{file}: names no images; it needs train and val")
     lists = [place for found in places.values() for place in found if paths.is_file(place)]
     splits = {split: _images_at(found) for split, found in places.items()}
-    return _Layout(root, [file, *lists], names, splits, _keypoints(content["kpt_shape"], file))
+    return _Dataset(root, [file, *lists], names, splits, _keypoints(content["kpt_shape"], file))
 
 
 def _keypoints(shape: Any, file: pathlib.Path) -> int:
@@ -335,8 +335,8 @@ def _images_below(folder: pathlib.Path) -> list[pathlib.Path]:
     return [f for f in paths.walk(folder) if f.suffix.lower() in readers.IMAGE_SUFFIXES]
 
 
-def _from_folders(root: pathlib.Path) -> _Layout:
-    """The layout of a folder without YAML."""
+def _from_folders(root: pathlib.Path) -> _Dataset:
+    """The dataset of a folder without YAML."""
     places = [root / name for name in _CLASS_FILES] + [root / "labels" / "classes.txt"]
     about = next(filter(paths.is_file, places), None)
     if about is None:
@@ -349,7 +349,7 @@ def _from_folders(root: pathlib.Path) -> _Layout:
     names = _distinct(names, about)
     if not names:
         raise errors.UserError(f"{about}: is empty; write the name of a class on each line")
-    return _Layout(root, [about], names, _split_folders(root))
+    return _Dataset(root, [about], names, _split_folders(root))
 
 
 def _split_folders(root: pathlib.Path) -> dict[str, list[pathlib.Path]]:

@@ -85,7 +85,7 @@ class Analysis(NamedTuple):
     """
 
     source: evaluated.Evaluated
-    matches: voc.Matches
+    matches: voc.Assignment
     labels: tide.Labels
     errors: tide.Errors
     point: OperatingPoint
@@ -116,7 +116,7 @@ def analyze(source: evaluated.Evaluated) -> Analysis:
     )
 
 
-def operating_point(matches: voc.Matches) -> OperatingPoint:
+def operating_point(matches: voc.Assignment) -> OperatingPoint:
     """The threshold of the best F1; 0.5, where nothing is right at any."""
     ranked = matches.order[~matches.excused[matches.order]]
     scores, right = matches.found.values[ranked], np.cumsum(matches.hit[ranked])
@@ -134,12 +134,12 @@ def operating_point(matches: voc.Matches) -> OperatingPoint:
     )
 
 
-def by_size(matches: voc.Matches) -> Groups:
+def by_size(matches: voc.Assignment) -> Groups:
     """Figures of small, medium and large objects, whose bounds are 32^2 and 96^2 pixels of area."""
     return _by_group(matches, coverage.SIZES, lambda boxes: coverage.size_of(voc.area(boxes)))
 
 
-def by_shape(matches: voc.Matches) -> Groups:
+def by_shape(matches: voc.Assignment) -> Groups:
     """Figures of objects by the ratio of width to height."""
     return _by_group(matches, SHAPES, shape_of)
 
@@ -151,7 +151,7 @@ def shape_of(boxes: np.ndarray) -> np.ndarray:
     return np.searchsorted(_RATIO_BOUNDS, ratio)
 
 
-def confusion(matches: voc.Matches, *, score_threshold: float) -> np.ndarray:
+def confusion(matches: voc.Assignment, *, score_threshold: float) -> np.ndarray:
     """What objects are taken for.
 
     Detections, best score first, each take the free object of any class that they overlap most, by
@@ -183,7 +183,7 @@ def confusion(matches: voc.Matches, *, score_threshold: float) -> np.ndarray:
     return table
 
 
-def calibration(matches: voc.Matches) -> Calibration:
+def calibration(matches: voc.Assignment) -> Calibration:
     """How far scores are from the share of detections that is right.
 
     Source: Guo et al. 2017, section 2, with "right" as in `voc.match`.
@@ -200,7 +200,7 @@ def calibration(matches: voc.Matches) -> Calibration:
     return Calibration(counts, mean_scores, precision, error)
 
 
-def found_at(matches: voc.Matches) -> np.ndarray:
+def found_at(matches: voc.Assignment) -> np.ndarray:
     """`[M]` the score of the detection that finds each object; -inf where none does."""
     scores = np.full(len(matches.objects.image), -np.inf)
     scores[matches.matched[matches.hit]] = matches.found.values[matches.hit]
@@ -208,7 +208,7 @@ def found_at(matches: voc.Matches) -> np.ndarray:
 
 
 def worst_false_negatives(
-    matches: voc.Matches, *, score_threshold: float, count: int
+    matches: voc.Assignment, *, score_threshold: float, count: int
 ) -> np.ndarray:
     """Objects that are not found, at most one of an image.
 
@@ -229,13 +229,15 @@ def worst_false_negatives(
     return _one_of_each(rows[lost[rows]], matches.objects.image, count)
 
 
-def confident_false_positives(matches: voc.Matches, *, count: int) -> np.ndarray:
+def confident_false_positives(matches: voc.Assignment, *, count: int) -> np.ndarray:
     """Rows of wrong detections of the best scores, at most `count` and one of an image."""
     wrong = ~matches.hit & ~matches.excused
     return _one_of_each(matches.order[wrong[matches.order]], matches.found.image, count)
 
 
-def errors_by_image(matches: voc.Matches, *, score_threshold: float, num_images: int) -> np.ndarray:
+def errors_by_image(
+    matches: voc.Assignment, *, score_threshold: float, num_images: int
+) -> np.ndarray:
     """`[num_images]` wrong detections of at least this score, and objects that none finds."""
     wrong = ~matches.hit & ~matches.excused & (matches.found.values >= score_threshold)
     lost = ~matches.objects.values & (found_at(matches) < score_threshold)
@@ -258,7 +260,7 @@ def _take_objects(rows: voc.Rows, objects: voc.Rows) -> np.ndarray:
     return takes
 
 
-def _by_group(matches: voc.Matches, names: tuple[str, ...], group_of) -> Groups:
+def _by_group(matches: voc.Assignment, names: tuple[str, ...], group_of) -> Groups:
     """Figures of the objects of each group.
 
     Objects of other groups count as difficult ones do; a wrong detection of no object counts in the
@@ -281,7 +283,7 @@ def _by_group(matches: voc.Matches, names: tuple[str, ...], group_of) -> Groups:
     return Groups(names, np.array(counts), np.array(means), np.array(recalls))
 
 
-def _ap_of(matches: voc.Matches, counted: np.ndarray, totals: np.ndarray) -> list[float]:
+def _ap_of(matches: voc.Assignment, counted: np.ndarray, totals: np.ndarray) -> list[float]:
     """AP of each class that has objects, of the detections that count."""
     ranked = matches.order[counted[matches.order]]
     labels, hits = matches.found.labels[ranked], matches.hit[ranked]

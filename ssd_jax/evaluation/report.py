@@ -93,7 +93,7 @@ def write(
     page.write(path, "report.html.j2", values)
 
 
-def _confusion(matches: voc.Matches, point: analysis.OperatingPoint) -> dict[str, Any] | None:
+def _confusion(matches: voc.Assignment, point: analysis.OperatingPoint) -> dict[str, Any] | None:
     """The confusion matrix and its most frequent confusions; None where it is empty."""
     counts = analysis.confusion(matches, score_threshold=point.score)
     if not counts.any():
@@ -129,7 +129,7 @@ def _calibration(found: analysis.Calibration) -> dict[str, Any] | None:
 
 
 def _coverage(
-    source: evaluated.Evaluated, matches: voc.Matches, priors_cxcywh: np.ndarray | None
+    source: evaluated.Evaluated, matches: voc.Assignment, priors_cxcywh: np.ndarray | None
 ) -> dict[str, Any] | None:
     """How well the default boxes fit the objects; None without either."""
     objects = matches.objects

@@ -92,7 +92,7 @@ def evaluate(
     return costs(matches, label(matches))
 
 
-def label(matches: voc.Matches) -> Labels:
+def label(matches: voc.Assignment) -> Labels:
     """Tells of which kind each error is.
 
     Of a wrong detection, with t_f = 0.5, t_b = 0.1 and IoUs with objects that are not difficult:
@@ -131,7 +131,7 @@ def label(matches: voc.Matches) -> Labels:
     return Labels(kind, about, missed)
 
 
-def costs(matches: voc.Matches, labels: Labels) -> Errors:
+def costs(matches: voc.Assignment, labels: Labels) -> Errors:
     """Counts the errors, and fixes them kind by kind.
 
     Args:
@@ -164,7 +164,7 @@ def costs(matches: voc.Matches, labels: Labels) -> Errors:
     )
 
 
-def _fixed_ap(matches: voc.Matches, labels: Labels, fixed: Sequence[int]) -> np.ndarray:
+def _fixed_ap(matches: voc.Assignment, labels: Labels, fixed: Sequence[int]) -> np.ndarray:
     """`[C]` AP of each class after all errors of the `fixed` kinds are mended."""
     mended = np.isin(labels.kind, fixed)
     right = _mended_hits(matches, labels.about, mended)
@@ -176,7 +176,7 @@ def _fixed_ap(matches: voc.Matches, labels: Labels, fixed: Sequence[int]) -> np.
     return _ap(matches, kept, matches.hit | right, found_labels, remaining)
 
 
-def _mended_hits(matches: voc.Matches, about: np.ndarray, mended: np.ndarray) -> np.ndarray:
+def _mended_hits(matches: voc.Assignment, about: np.ndarray, mended: np.ndarray) -> np.ndarray:
     """`[D]` bool: mended detections that become right, the best of each object not yet found."""
     taken = np.zeros(len(matches.objects.image) + 1, bool)
     taken[matches.matched[matches.hit]] = True
@@ -187,7 +187,7 @@ def _mended_hits(matches: voc.Matches, about: np.ndarray, mended: np.ndarray) ->
 
 
 def _ap(
-    matches: voc.Matches,
+    matches: voc.Assignment,
     kept: np.ndarray,
     hit: np.ndarray,
     found_labels: np.ndarray,
@@ -215,7 +215,7 @@ def _ap(
     return ap
 
 
-def _counted(matches: voc.Matches, objects: np.ndarray) -> np.ndarray:
+def _counted(matches: voc.Assignment, objects: np.ndarray) -> np.ndarray:
     """`[C]` how many of these objects (a mask or rows) each class has."""
     labels = matches.objects.labels[objects]
     return np.bincount(labels, minlength=len(matches.class_names) + 1)[1:]

@@ -38,7 +38,7 @@ class Rows(NamedTuple):
     values: np.ndarray
 
 
-class Matches(NamedTuple):
+class Assignment(NamedTuple):
     """Which detection found which object: D detections, M objects.
 
     Attributes:
@@ -152,7 +152,7 @@ def precision_recall(
     )
 
 
-def curves_of(matches: Matches) -> dict[str, Curve]:
+def curves_of(matches: Assignment) -> dict[str, Curve]:
     """Precision and recall of each class, in the order of the class names."""
     found, objects = matches.found, matches.objects
     ranked = matches.order[~matches.excused[matches.order]]
@@ -170,7 +170,7 @@ def match(
     *,
     class_names: Sequence[str],
     iou_threshold: float = 0.5,
-) -> Matches:
+) -> Assignment:
     """Finds the detections that are right.
 
     A detection belongs to the object of its image and class that it overlaps most (ties: the first
@@ -199,7 +199,7 @@ def match(
     hit = np.zeros(len(matched), bool)
     hit[order] = _first_of_each(matched[order])
     excused = np.append(objects.values, False)[matched]  # -1, no object, is not difficult
-    return Matches(found, objects, tuple(class_names), order, matched, hit & ~excused, excused)
+    return Assignment(found, objects, tuple(class_names), order, matched, hit & ~excused, excused)
 
 
 def curve(hits: np.ndarray, scores: np.ndarray, num_objects: int) -> Curve:

@@ -155,7 +155,7 @@ BACKBONES = {
         title=f"ResNet-{depth}",
         build=functools.partial(ResNet, depth),
         style="ssd",
-        least_side=257,  # the last map of SSD300's layout has one cell
+        least_side=257,  # the last map of SSD300 has one cell
         torchvision=_torchvision(depth),
     )
     for depth in _DEPTHS

@@ -75,13 +75,13 @@ _HALVING = Extra(256, 512, kernel=3, stride=2, padding=1)
 """What stands in for a second source map, in NVIDIA's and in MLPerf's SSD."""
 
 
-def _extras(layout: str, backbone_maps: int) -> tuple[Extra, ...]:
+def _extras(variant: str, backbone_maps: int) -> tuple[Extra, ...]:
     """Extra layers: one more on a backbone of one map; on three, all but the last but one.
 
-    The source maps have the shapes of the layout in any case.
+    The source maps have the shapes of the variant in any case.
     """
-    extras = _EXTRAS[layout]
-    surplus = backbone_maps + len(extras) - len(_PUBLISHED[layout, "voc"].feature_maps)
+    extras = _EXTRAS[variant]
+    surplus = backbone_maps + len(extras) - len(_PUBLISHED[variant, "voc"].feature_maps)
     return (_HALVING, *extras) if surplus < 0 else (*extras[: -1 - surplus], extras[-1])
 
 
@@ -101,7 +101,7 @@ class SSD(nn.Module):
     """Single Shot MultiBox Detector: `[B, H, W, 3]` normalized images -> `Predictions`.
 
     On a backbone of style `"ssd"`, a VGG or ResNet, stand the paper's extra layers and heads, 3x3
-    convolutions. Their layout follows the input's shorter side: SSD300's six maps below 512,
+    convolutions. Their variant follows the input's shorter side: SSD300's six maps below 512,
     SSD512's seven from there on; a ResNet, which has one source map where VGG has two, gets one
     more layer. On one of style `"ssdlite"`, a MobileNet, stand SSDLite's: six maps, whose 3x3
     convolutions are depthwise.
@@ -121,7 +121,7 @@ class SSD(nn.Module):
         same for both.
       dtype: Type of the computation; parameters and outputs are float32.
       remat: Of the backbone: less memory in training for more computation.
-      layout: Whose extra layers, see `layout_for`; empty: those of the input's size.
+      variant: Whose extra layers, see `variant_for`; empty: those of the input's size.
       unused_logits: Logits of the heads that stand for no class, see `merge_unused_logits`; they
         come on top of `num_classes`.
 
@@ -139,18 +139,18 @@ class SSD(nn.Module):
     prior_sizes: str = "voc"
     dtype: Any = jnp.float32
     remat: bool = False
-    layout: str = ""
+    variant: str = ""
     unused_logits: tuple[int, ...] = ()
 
     @nn.compact
     def __call__(self, images: jax.Array) -> Predictions:
         """Predicts offsets and class logits for every prior."""
-        layout = _layout(self, (images.shape[1], images.shape[2]))
-        spec = _tiled(self, layout)
+        variant = _variant(self, (images.shape[1], images.shape[2]))
+        spec = _tiled(self, variant)
         maps = self._backbone()(images)
         wanted = self.source_maps or tuple(range(len(spec.feature_maps)))
-        extras = _extras(layout, len(maps))
-        make = self._lite_extra if layout == "lite" else self._extra
+        extras = _extras(variant, len(maps))
+        make = self._lite_extra if variant == "lite" else self._extra
         for number, extra in enumerate(extras[: max(0, max(wanted) + 1 - len(maps))]):
             maps.append(make(maps[-1], number, extra))
         loc, conf = [], []
@@ -306,20 +306,20 @@ def predict(model: SSD, params: Any, images: jax.Array) -> Predictions:
     )
 
 
-def layout_for(backbone: str, image_size: tuple[int, int]) -> str:
+def variant_for(backbone: str, image_size: tuple[int, int]) -> str:
     """`"300"`, `"512"` or `"lite"`: whose extra layers a network of this (height, width) has."""
     if BACKBONES[backbone].style == "ssdlite":
         return "lite"
     return "300" if min(image_size) < 512 else "512"
 
 
-def _layout(model: SSD, image_size: tuple[int, int]) -> str:
-    return model.layout or layout_for(model.backbone, image_size)
+def _variant(model: SSD, image_size: tuple[int, int]) -> str:
+    return model.variant or variant_for(model.backbone, image_size)
 
 
-def _tiled(model: SSD, layout: str) -> priors.PriorSpec:
+def _tiled(model: SSD, variant: str) -> priors.PriorSpec:
     return priors.tiled(
-        _PUBLISHED[layout, model.prior_sizes],
+        _PUBLISHED[variant, model.prior_sizes],
         source_maps=model.source_maps,
         aspect_ratios=model.aspect_ratios,
         prior_scales=model.prior_scales,
@@ -340,7 +340,7 @@ def prior_spec(model: SSD, image_size: tuple[int, int]) -> priors.PriorSpec:
     Raises:
       ValueError: If the input is too small for the number of maps, or `priors.tiled` raises it.
     """
-    spec = _tiled(model, _layout(model, image_size))
+    spec = _tiled(model, _variant(model, image_size))
     return priors.adapt(spec, image_size, feature_map_shapes(model, image_size))
 
 
@@ -384,7 +384,7 @@ def default_boxes(
       image_size: (height, width) in pixels of the input that it is trained at.
       clip: See `priors.default_boxes`.
       clip_sizes: Likewise.
-      at: (height, width) of another input that it is to run on, with `model.layout` given.
+      at: (height, width) of another input that it is to run on, with `model.variant` given.
 
     Raises:
       ValueError: If an input is too small for the number of maps.

@@ -84,7 +84,7 @@ def paths(config: config_lib.ModelConfig, num_classes: int) -> list[str]:
     return list(flax.traverse_util.flatten_dict(params, sep="/"))
 
 
-def check_frozen(config: config_lib.Config, paths: list[str], source: start.ReadSource) -> None:
+def check_frozen(config: config_lib.Config, paths: list[str], source: start.ReadPretrained) -> None:
     """Makes sure that parameters that are frozen come from somewhere.
 
     Raises:

@@ -74,7 +74,7 @@ def train(
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(signals.Stop())
         distributed.check_same(checks.settings(config))
-        source = functools.cache(functools.partial(load.read_source, config))
+        source = functools.cache(functools.partial(load.read_pretrained, config))
         with distributed.together():
             logs.check_wandb(config.train.wandb)
             config = start_lib.settled(config, folder, source)

@@ -21,7 +21,7 @@ from ssd_jax.weights import loading, transfer
 SETTLED = ("mean", "padding", "prior_sizes", "clip_priors", "clip_prior_sizes")
 """Fields of `config.model` that come with the weights where a config leaves them as they are."""
 
-ReadSource = Callable[[], load.Source]  # reads the weights of `config.model.pretrained`
+ReadPretrained = Callable[[], load.Pretrained]  # reads the weights of `config.model.pretrained`
 
 
 class Run(NamedTuple):
@@ -56,7 +56,7 @@ class Start(NamedTuple):
     origin: str
 
 
-def settled(config: config_lib.Config, folder: Path, source: ReadSource) -> config_lib.Config:
+def settled(config: config_lib.Config, folder: Path, source: ReadPretrained) -> config_lib.Config:
     """Completes a config with what belongs to the weights that it starts from.
 
     In this order, for each field of `SETTLED`:
@@ -82,7 +82,7 @@ def start(
     run: Run,
     manager: ocp.CheckpointManager,
     state: step_lib.TrainState,
-    source: ReadSource,
+    source: ReadPretrained,
     *,
     change_config: bool,
 ) -> Start:
@@ -109,7 +109,7 @@ def start(
     return Start(state, 0, "fresh parameters")
 
 
-def _from_weights(run: Run, state: step_lib.TrainState, source: load.Source) -> Start:
+def _from_weights(run: Run, state: step_lib.TrainState, source: load.Pretrained) -> Start:
     """The state whose parameters are those of a file, as far as it has them."""
     options, classes = run.config.model, run.data.train.class_names
     weights = loading.with_mean(source.weights, build.mean(options))
