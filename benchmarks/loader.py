@@ -47,11 +47,9 @@ def stream(split: datasets.Split, threads: int, workers: int = 0) -> Iterator[lo
     return loader.training_batches(
         split.source,
         batch_size=BATCH,
-        canvas=config.DataConfig.canvas,
         max_objects=split.max_objects,
         seed=0,
-        threads=threads,
-        workers=workers,
+        decoding=loader.Decoding(config.DataConfig().canvas, threads, workers),
     )
 
 
@@ -84,7 +82,7 @@ def main() -> None:
         archives=options.archives,
         cache_dir=options.cache_dir,
     )
-    split = open_split(memory_gib=config.DataConfig.memory_gib)
+    split = open_split(memory_gib=config.DataConfig().memory_gib)
     from_files = open_split()
     count = min(options.images, len(split.source)) // BATCH * BATCH
     cores = len(os.sched_getaffinity(0))

@@ -132,7 +132,7 @@ def whole(model: ssd.SSD, size: Size, count: int) -> list[Part]:
     """The parts of training and of detection."""
     flops = count * sum(layer.flops for layer in summary.summarize(model, size))
     priors = ssd.default_boxes(model, size)
-    batch = turns.noise(count, canvas=config.DataConfig.canvas)
+    batch = turns.noise(count, canvas=config.DataConfig().canvas)
     return [
         forward(model, size, count, flops),
         train_step(model, size, batch, 3 * flops),

@@ -15,7 +15,7 @@ from ssd_jax import augment, config_checks, detection, errors, tta
 from ssd_jax import config as config_lib
 from ssd_jax import optimizer as optimizer_lib
 from ssd_jax import priors as priors_lib
-from ssd_jax.data import datasets, images
+from ssd_jax.data import datasets, images, loader
 from ssd_jax.models import ssd
 
 # --- The network ---
@@ -179,6 +179,11 @@ def image(
     return images.decode(
         record["image"], name=record["name"], fit=fit, max_megapixels=config.max_megapixels
     )
+
+
+def decoding(config: config_lib.DataConfig) -> loader.Decoding:
+    """How a config decodes images for the network."""
+    return loader.Decoding(config.canvas, config.threads, config.workers, config.max_megapixels)
 
 
 def augmentation(config: config_lib.Config) -> functools.partial[augment.Augmented]:

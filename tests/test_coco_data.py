@@ -178,7 +178,11 @@ def test_crowds_are_dropped_in_training_and_ignored_in_evaluation(load, tmp_path
     split = load("train", path=one(tmp_path / "own", things))
     batch = next(
         loader.training_batches(
-            split.source, batch_size=2, canvas=32, max_objects=split.max_objects, seed=0
+            split.source,
+            batch_size=2,
+            max_objects=split.max_objects,
+            seed=0,
+            decoding=loader.Decoding(32),
         )
     )
     assert sorted(batch["labels"].tolist()) == [[1, 0], [2, 0]]
@@ -576,7 +580,11 @@ def test_training_never_sees_objects_without_area(load, tmp_path):
     split = load("train", path=path)
     batch = next(
         loader.training_batches(
-            split.source, batch_size=2, canvas=32, max_objects=split.max_objects, seed=0
+            split.source,
+            batch_size=2,
+            max_objects=split.max_objects,
+            seed=0,
+            decoding=loader.Decoding(32),
         )
     )
     assert sorted((batch["labels"] > 0).sum(axis=1).tolist()) == [0, 1]

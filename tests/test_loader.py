@@ -52,7 +52,12 @@ def labeled(index):
 
 RECORDS = [record(index) for index in range(10)]
 PHOTOS = [photo(index) for index in range(10)]
-OPTIONS = {"canvas": 64, "max_objects": 4, "seed": 3}
+DECODING = loader.Decoding(canvas=64)
+OPTIONS = {"max_objects": 4, "seed": 3, "decoding": DECODING}
+
+
+def with_decoding(**changes):
+    return {**OPTIONS, "decoding": DECODING._replace(**changes)}
 
 
 def positions_and_widths(batches, count):
@@ -75,18 +80,20 @@ def test_each_epoch_holds_every_image_once_in_an_order_of_its_own():
 @pytest.mark.parametrize("threads", [1, 8])
 def test_the_stream_goes_on_from_any_position(threads):
     whole = positions_and_widths(loader.training_batches(RECORDS, batch_size=2, **OPTIONS), 12)
-    rest = loader.training_batches(RECORDS, batch_size=2, start=14, threads=threads, **OPTIONS)
+    rest = loader.training_batches(
+        RECORDS, batch_size=2, start=14, **with_decoding(threads=threads)
+    )
     assert positions_and_widths(rest, 5) == whole[14:]
 
 
 def test_threads_and_workers_do_not_change_a_bit():
     """Two epochs, and again from the middle of the second."""
-    stream = loader.training_batches(PHOTOS, batch_size=3, threads=0, **OPTIONS)
+    stream = loader.training_batches(PHOTOS, batch_size=3, **with_decoding(threads=0))
     expected = list(itertools.islice(stream, 7))
     for options in ({"threads": 2}, {"threads": 8}, {"threads": 2, "workers": 2}):
         for first in (0, 5):
             again = loader.training_batches(
-                PHOTOS, batch_size=3, start=3 * first, **options, **OPTIONS
+                PHOTOS, batch_size=3, start=3 * first, **with_decoding(**options)
             )
             again = itertools.islice(again, 7 - first)
             for batch, other in zip(expected[first:], again, strict=True):
@@ -106,7 +113,7 @@ def test_processes_share_each_global_batch():
     whole = list(itertools.islice(stream(), 6))
     for processes in (2, 4):
         parts = [
-            list(itertools.islice(stream(process=process, processes=processes), 6))
+            list(itertools.islice(stream(shard=loader.Shard(process, processes)), 6))
             for process in range(processes)
         ]
         for number, batch in enumerate(whole):
@@ -116,7 +123,7 @@ def test_processes_share_each_global_batch():
                 joined = np.concatenate([share[name] for share in rows])[order]
                 np.testing.assert_array_equal(joined, values, err_msg=f"{processes} {name}")
     with pytest.raises(ValueError, match=r"batch_size \(4\) must be divisible by 3 processes"):
-        loader.training_batches(RECORDS, batch_size=4, processes=3, **OPTIONS)
+        loader.training_batches(RECORDS, batch_size=4, shard=loader.Shard(0, 3), **OPTIONS)
 
 
 def test_boxes_are_padded_and_the_image_lies_in_the_corner():
@@ -142,13 +149,13 @@ def test_crowds_are_always_left_out():
 
 
 def test_larger_images_shrink_to_the_canvas():
-    options = {**OPTIONS, "canvas": 20}
+    options = with_decoding(canvas=20)
     batch = next(loader.training_batches([RECORDS[0]], batch_size=1, **options))
     np.testing.assert_array_equal(batch["valid_size"], [[15, 20]])
 
 
 def test_evaluation_gives_each_image_once_and_fills_up_the_last_batch():
-    batches = list(loader.evaluation_batches(RECORDS, count=7, batch_size=3, canvas=64))
+    batches = list(loader.evaluation_batches(RECORDS, count=7, batch_size=3, decoding=DECODING))
     index = np.concatenate([batch["index"] for batch in batches])
     np.testing.assert_array_equal(index, [0, 1, 2, 3, 4, 5, 6, -1, -1])
     assert all(batch["image"].shape == (3, 64, 64, 3) for batch in batches)
@@ -199,11 +206,11 @@ def dies(number):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "words"),
-    [(signal.SIGBUS, "/dev/shm is full: .*--shm-size"), (signal.SIGKILL, "memory runs out")],
+    [(signal.SIGBUS, "/dev/shm is full: .*--shm-size"), (signal.SIGKILL, "memory ran out")],
 )
 def test_a_worker_that_the_machine_ends_is_one_line_with_the_way_out(number, words):
     with pytest.raises(errors.MachineError, match=f"{words}.*config.data.workers=0") as caught:
-        loader.training_batches(dies(number), batch_size=2, workers=1, **OPTIONS)
+        loader.training_batches(dies(number), batch_size=2, **with_decoding(workers=1))
     assert "\n" not in str(caught.value)
 
 
@@ -211,21 +218,21 @@ def test_too_little_shared_memory_is_said_before_workers_start(monkeypatch):
     """64 MB, what Docker gives: 32 images of 500 x 500 are 23 MB."""
     blocks = {**dict.fromkeys(("f_bsize", "f_frsize"), 4096), "f_bavail": (64 << 20) // 4096}
     monkeypatch.setattr(os, "statvfs", lambda _: types.SimpleNamespace(**blocks))
-    options = {"batch_size": 32, "canvas": 500, "max_objects": 4, "seed": 0}
+    options = functools.partial(with_decoding, canvas=500)
     with pytest.raises(
         errors.MachineError, match=r"/dev/shm has 64 MB free.* need 229 MB"
     ) as caught:
-        loader.training_batches(RECORDS, workers=2, **options)
+        loader.training_batches(RECORDS, batch_size=32, **options(workers=2))
     assert "--shm-size" in str(caught.value)
     assert "--config.data.workers=0" in str(caught.value)
-    assert next(loader.training_batches(RECORDS, workers=0, **options))
+    assert next(loader.training_batches(RECORDS, batch_size=32, **options(workers=0)))
 
 
 @pytest.mark.slow
 def test_no_shared_memory_keeps_a_name():
     """What has one when a process ends is called leaked by Python."""
     before = set(os.listdir("/dev/shm"))
-    batches = loader.training_batches(RECORDS, batch_size=2, workers=1, **OPTIONS)
+    batches = loader.training_batches(RECORDS, batch_size=2, **with_decoding(workers=1))
     kept = [next(batches) for _ in range(3)]
     batches.close()
     gone = time.monotonic() + 20
@@ -245,7 +252,7 @@ def test_a_script_with_workers_ends_without_a_word(tmp_path):
         "from ssd_jax.data import loader\n"
         "def main():\n"
         "    batches = loader.training_batches(\n"
-        "        test_loader.RECORDS, batch_size=2, workers=2, **test_loader.OPTIONS)\n"
+        "        test_loader.RECORDS, batch_size=2, **test_loader.with_decoding(workers=2))\n"
         "    kept = list(itertools.islice(batches, 7))\n"
         "if __name__ == '__main__':\n"
         "    main()\n"

@@ -143,7 +143,6 @@ def test_no_function_takes_more_options_than_a_reader_keeps_in_mind():
                     more[f"{module}.{node.name}"] = len(names)
     assert more == {
         "ssd_jax.data.datasets.load": 9,
-        "ssd_jax.data.loader.training_batches": 12,
         "ssd_jax.evaluation.report.write": 9,
         "ssd_jax.media.annotate.annotate_camera": 9,
     }

@@ -73,11 +73,10 @@ def run(devices, parallel="shard_map", steps=STEPS):
     batches = loader.training_batches(
         records(),
         batch_size=BATCH,
-        canvas=160,
         max_objects=4,
         seed=0,
-        process=jax.process_index(),
-        processes=jax.process_count(),
+        decoding=loader.Decoding(160),
+        shard=loader.Shard(jax.process_index(), jax.process_count()),
     )
     for batch in itertools.islice(batches, steps):
         state, metrics = train_step(state, step.shard_batch(batch, mesh))

@@ -1,8 +1,8 @@
 """Fixed-size batches from records: decode on threads, pad, stack.
 
 The training stream is infinite and a pure function of (seed, position): position `n` holds the same
-image whatever the batch size, the number of threads, workers and processes, so a run resumes
-by asking for the stream from `step * batch_size` on.
+image for any batch size and any number of threads, workers and processes, so a run resumes by
+starting the stream at `step * batch_size`.
 """
 
 import atexit
@@ -18,7 +18,7 @@ import threading
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from multiprocessing import resource_tracker, shared_memory
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import grain
 import numpy as np
@@ -32,10 +32,10 @@ Batch = dict[str, Any]  # of arrays, see training_batches
 HELD_BACK = (
     signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU,
 )  # fmt: skip
-"""Signals to a whole group of processes that workers never get, those that training saves at."""
+"""Signals at which training saves its state; they are blocked in the worker processes."""
 
 _ENDLESS = 1 << 40  # batches
-_ALIVE = 5  # batches of each worker at a time: being made, waiting twice, being read, in use
+_ALIVE = 5  # batches of each worker at a time: one being made, two queued, one read, one in use
 _SHM = "/dev/shm"
 _MORE_SHM = (
     "give the container more (docker run --shm-size=8g), or set --config.data.workers=0 or fewer"
@@ -43,24 +43,58 @@ _MORE_SHM = (
 
 
 class Source(Protocol):
-    """Records by number."""
+    """Records by index."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Mapping[str, Any]: ...
 
 
+class Decoding(NamedTuple):
+    """How images are decoded.
+
+    Attributes:
+      canvas: Side of the square canvas in pixels; larger images are shrunk to fit.
+      threads: Decoding threads, one batch each; as many batches are prefetched. 0 decodes in the
+        caller's thread.
+      workers: Decoding processes, each with `threads` threads; 0 decodes in this process.
+        Evaluation always does.
+      max_megapixels: Larger images are rejected, see `images.decode`.
+    """
+
+    canvas: int
+    threads: int = 4
+    workers: int = 0
+    max_megapixels: float = images.MAX_MEGAPIXELS
+
+
+class Shard(NamedTuple):
+    """The part of the data that one of several processes reads.
+
+    Attributes:
+      process: Index of this process.
+      processes: Number of processes.
+    """
+
+    process: int = 0
+    processes: int = 1
+
+
+ALL = Shard()
+"""The shard of the only process."""
+
+
 class Pool:
-    """Memory for arrays that come and go: new pages cost a batch a sixth of its time."""
+    """Recycles the memory of batches: allocating new pages takes a sixth of a batch's time."""
 
     def __init__(self) -> None:
         self._free: collections.deque[np.ndarray] = collections.deque()
 
     def empty(self, shape: tuple[int, ...]) -> np.ndarray:
-        """A uint8 array, not filled; when it and all its views are gone, its memory serves again.
+        """Returns an uninitialized uint8 array; its memory is reused once no view of it is left.
 
         Args:
-          shape: The same in every call to one pool.
+          shape: Shape of the array, the same in every call to one pool.
         """
         try:
             memory = self._free.pop()
@@ -70,7 +104,7 @@ class Pool:
 
 
 class _Lease:
-    """Owns an array's memory for NumPy, and gives it back to the pool in the end."""
+    """Owns the memory of an array and returns it to the pool when the array is deleted."""
 
     def __init__(self, memory: np.ndarray, free: collections.deque[np.ndarray]):
         self.__array_interface__ = memory.__array_interface__
@@ -83,15 +117,15 @@ class _Lease:
 
 @functools.lru_cache(maxsize=4)
 def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
-    """The order in which an epoch goes through the records.
+    """Returns the order of the records in an epoch.
 
     Args:
-      count: How many records there are.
-      seed: Of the run.
-      epoch: From 0.
+      count: Number of records.
+      seed: Seed of the run.
+      epoch: Index of the epoch, from 0.
 
     Returns:
-      `[count]` int64, a permutation; read-only, for it is shared.
+      `[count]` int64 permutation, read-only because callers share it.
     """
     order = np.random.default_rng((seed, epoch)).permutation(count)
     order.flags.writeable = False
@@ -102,33 +136,25 @@ def training_batches(
     source: Source,
     *,
     batch_size: int,
-    canvas: int,
     max_objects: int,
     seed: int,
+    decoding: Decoding,
     start: int = 0,
     difficult: bool = True,
-    process: int = 0,
-    processes: int = 1,
-    threads: int = 4,
-    workers: int = 0,
-    max_megapixels: float = images.MAX_MEGAPIXELS,
+    shard: Shard = ALL,
 ) -> Iterator[Batch]:
-    """Endless shuffled batches of this process, each epoch in an order of its own.
+    """Returns the endless shuffled batches of this process; every epoch has its own order.
 
     Args:
-      source: Records as `datasets.load` gives them.
+      source: Records as `datasets.load` returns them.
       batch_size: Global batch size B; this process gets `batch_size / processes` of each batch.
-      canvas: Side of the square canvas in pixels; larger images are shrunk to it.
-      max_objects: G, rows that boxes are padded to.
-      seed: Of the order.
-      start: Position in the stream, in images, to begin at.
-      difficult: Keep objects that are marked difficult; crowds, of COCO, and objects without area
-        are always left out.
-      process: Index of this process.
-      processes: Number of processes.
-      threads: That decode, a batch each; as many batches lie ready. 0: in the caller's thread.
-      workers: Processes that share the decoding, each with `threads`; 0: this process decodes.
-      max_megapixels: As of `images.decode`.
+      max_objects: Number of rows G that boxes are padded to.
+      seed: Seed of the order.
+      decoding: How images are decoded.
+      start: Position in the stream, in images, of the first batch.
+      difficult: Keep objects that are marked difficult; COCO's crowds and objects without area are
+        always left out.
+      shard: The shard of this process.
 
     Returns:
       An iterator of batches: `image` `[b, canvas, canvas, 3]` uint8; `valid_size` `[b, 2]` float32
@@ -137,9 +163,10 @@ def training_batches(
 
     Raises:
       ValueError: If the processes do not divide the batch.
-      UserError: While iterating, if an image does not decode.
-      MachineError: At once or while iterating, if the workers lack memory.
+      UserError: While iterating, if an image cannot be decoded.
+      MachineError: Immediately or while iterating, if the workers run out of memory.
     """
+    process, processes = shard
     if batch_size % processes:
         raise ValueError(f"batch_size ({batch_size}) must be divisible by {processes} processes")
 
@@ -150,14 +177,14 @@ def training_batches(
         first = start + number * batch_size + process
         positions = np.arange(first, first + batch_size, processes, dtype=np.int32)
         made = {
-            **_blank(rows, canvas, pool),
+            **_blank(rows, decoding.canvas, pool),
             "boxes": np.zeros((rows, max_objects, 4), np.float32),
             "labels": np.zeros((rows, max_objects), np.int32),
             "position": positions,
         }
         records = [_record_at(source, position, seed) for position in positions.tolist()]
         for row, record in enumerate(records):
-            _draw(record, made, row, max_megapixels)
+            _draw(record, made, row, decoding.max_megapixels)
             keep = trained_on(record, difficult=difficult)
             count = np.count_nonzero(keep)
             made["boxes"][row, :count] = record["boxes"][keep]
@@ -165,32 +192,32 @@ def training_batches(
         return made
 
     batches = grain.MapDataset.range(_ENDLESS).map(batch)
-    if not workers:
-        return _iterate(batches, threads)
-    _check_shared_memory(workers * _ALIVE * rows * canvas * canvas * 3)
-    return _Workers(batches, threads, workers)
+    if not decoding.workers:
+        return _iterate(batches, decoding.threads)
+    _check_shared_memory(decoding.workers * _ALIVE * rows * decoding.canvas**2 * 3)
+    return _Workers(batches, decoding.threads, decoding.workers)
 
 
 def trained_on(record: Mapping[str, Any], *, difficult: bool) -> np.ndarray:
-    """`[N]` bool: the objects of a record that training takes, crowds and degenerate ones never.
+    """Selects the objects of a record to train on: `[N]` bool, never crowds or degenerate ones.
 
     Args:
-      record: As `datasets.load` gives them.
+      record: A record as `datasets.load` returns it.
       difficult: Keep objects that are marked difficult.
     """
     return (difficult | ~record["difficult"]) & ~record["crowd"] & ~record["degenerate"]
 
 
 def check_objects(source: Source, *, difficult: bool, split: str) -> None:
-    """Makes sure that there is something to learn from; reads no further than the first object.
+    """Checks that there is an object to train on, reading records up to the first one.
 
     Args:
-      source: Records as `datasets.load` gives them.
-      difficult: Whether training takes objects that are marked difficult.
-      split: What an error calls them.
+      source: Records as `datasets.load` returns them.
+      difficult: Whether to train on objects that are marked difficult.
+      split: Name of the split in the error message.
 
     Raises:
-      UserError: Training would take no object of any record.
+      UserError: If no record has an object to train on.
     """
     left_out = 0
     for index in range(len(source)):
@@ -207,12 +234,12 @@ def check_objects(source: Source, *, difficult: bool, split: str) -> None:
 
 
 def names(source: Source, *, positions: Iterable[int], seed: int) -> list[str]:
-    """Names of the images that a training stream holds at some positions.
+    """Returns the names of the images at some positions of a training stream.
 
     Args:
-      source: Records as `datasets.load` gives them.
-      positions: In the stream, in images, from 0.
-      seed: Of the order.
+      source: Records as `datasets.load` returns them.
+      positions: Positions in the stream, in images, from 0.
+      seed: Seed of the order.
     """
     records = (_record_at(source, position, seed) for position in positions)
     return [record["name"] for record in records]
@@ -223,47 +250,42 @@ def evaluation_batches(
     *,
     count: int,
     batch_size: int,
-    canvas: int,
-    process: int = 0,
-    processes: int = 1,
-    threads: int = 4,
-    max_megapixels: float = images.MAX_MEGAPIXELS,
+    decoding: Decoding,
+    shard: Shard = ALL,
 ) -> Iterator[Batch]:
-    """The first `count` records once, in order; the last batch is filled up with black images.
+    """Returns the first `count` records once, in order; the last batch is padded with black images.
 
-    Of several processes each has its own share, every `processes`-th record, in as many batches.
+    With several processes, each gets every `processes`-th record, in the same number of batches.
 
     Args:
-      source: Records as `datasets.load` gives them.
-      count: How many of them.
-      batch_size: B.
-      canvas: Side of the square canvas in pixels; larger images are shrunk to it.
-      process: Index of this process.
-      processes: Number of processes.
-      threads: That decode, a batch each; as many batches lie ready.
-      max_megapixels: As of `images.decode`.
+      source: Records as `datasets.load` returns them.
+      count: Number of records.
+      batch_size: Number of images B per batch.
+      decoding: How images are decoded, in this process.
+      shard: The shard of this process.
 
     Returns:
       An iterator of batches: `image` and `valid_size` as in `training_batches`, `index` `[B]` int32
-      into `source`, -1 where a row only fills up.
+      into `source`, -1 for padding.
 
     Raises:
-      UserError: While iterating, if an image does not decode.
+      UserError: While iterating, if an image cannot be decoded.
     """
+    process, processes = shard
     pool = Pool()
 
     def batch(number: int) -> Batch:
         rows = np.arange(number * batch_size, (number + 1) * batch_size, dtype=np.int32)
         index = rows * processes + process
         index[index >= count] = -1
-        made = {**_blank(batch_size, canvas, pool), "index": index}
+        made = {**_blank(batch_size, decoding.canvas, pool), "index": index}
         for row in np.flatnonzero(index >= 0).tolist():
-            _draw(source[int(index[row])], made, row, max_megapixels)
+            _draw(source[int(index[row])], made, row, decoding.max_megapixels)
         made["image"][index < 0] = 0
         return made
 
-    share = -(-count // processes)
-    return _iterate(grain.MapDataset.range(-(-share // batch_size)).map(batch), threads)
+    own = -(-count // processes)
+    return _iterate(grain.MapDataset.range(-(-own // batch_size)).map(batch), decoding.threads)
 
 
 def _record_at(source: Source, position: int, seed: int) -> Mapping[str, Any]:
@@ -277,45 +299,45 @@ def _iterate(batches: grain.MapDataset, threads: int) -> Iterator[Batch]:
 
 
 class _Workers:
-    """Batches that worker processes make, which hand them over in shared memory.
+    """Batches made by worker processes and passed in shared memory.
 
-    No name of a block of it outlives the batch's coming, so that none is left behind, however this
-    process ends: the memory goes with the last array.
+    The name of each shared memory block is unlinked as soon as its batch arrives, so no block is
+    left behind when this process is killed: the memory is freed with the last array.
     """
 
     def __init__(self, batches: grain.MapDataset, threads: int, workers: int):
         """Starts the workers.
 
         Raises:
-          MachineError: As `__next__`.
+          MachineError: See `__next__`.
         """
-        if not flags.FLAGS.is_parsed():  # grain reads absl's flags, which a notebook never parses
+        if not flags.FLAGS.is_parsed():  # grain reads absl flags, which a notebook does not parse
             flags.FLAGS.mark_as_parsed()
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
         shared = grain.MultiprocessingOptions(num_workers=workers)
         prefetched = batches.to_iter_dataset(options).mp_prefetch(shared, _end_with_parent)
         with _signals_held_back():
             self._iterators = [iter(prefetched)]
-            self._waiting = [self._next()]  # the first starts the workers
+            self._waiting = [self._next()]  # the first batch starts the workers
         self._ending = weakref.finalize(self, _end, self._iterators)
         self._ending.atexit = False
-        # Before multiprocessing ends what grain gives memory back with: the last comes first.
+        # Runs before multiprocessing shuts down what grain frees memory with (last in, first out).
         atexit.register(self._ending)
 
     def __iter__(self) -> "_Workers":
         return self
 
     def __next__(self) -> Batch:
-        """The next batch; not to be called after `close`.
+        """Returns the next batch; must not be called after `close`.
 
         Raises:
-          MachineError: The machine has ended a worker, or lacks shared memory.
-          UserError: An image does not decode.
+          MachineError: If the system killed a worker or shared memory is full.
+          UserError: If an image cannot be decoded.
         """
         return self._waiting.pop() if self._waiting else self._next()
 
     def close(self) -> None:
-        """Ends the workers."""
+        """Stops the workers."""
         self._ending()
 
     def _next(self) -> Batch:
@@ -332,40 +354,40 @@ class _Workers:
 
 
 def _end(iterators: list[grain.DatasetIterator]) -> None:
-    """Closes an iterator and lets it go, while there is still all that it needs for that."""
+    """Closes and releases an iterator while the modules it needs for that still exist."""
     while iterators:
         iterators.pop().close()
 
 
 def _forget_name(array: np.ndarray) -> None:
-    """Removes the name of an array's shared memory, which it alone needs from now on."""
+    """Unlinks the shared memory of an array, which stays valid until the array is deleted."""
     memory = getattr(array, "shm", None)
     if isinstance(memory, shared_memory.SharedMemory):
         memory.unlink()
-        setattr(memory, "unlink", lambda: None)  # noqa: B010  # for grain, when the array goes
+        setattr(memory, "unlink", lambda: None)  # noqa: B010  # for grain, at deletion
 
 
 def _trouble_of_workers(error: Exception) -> errors.MachineError | None:
-    """What the machine has to do with what stopped the workers; None: nothing."""
+    """Converts an error of the workers that the machine caused; None for other errors."""
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return errors.MachineError(f"{_SHM} is full: {_MORE_SHM}")
     status = re.search(r"exit code (-?\d+)", str(error))
     number = -int(status[1]) if status else 0
-    if number == signal.SIGBUS:  # what a write to memory that is not there gives
+    if number == signal.SIGBUS:  # raised by a write to shared memory that is full
         return errors.MachineError(f"{_SHM} is full: {_MORE_SHM}")
     if number == signal.SIGKILL:
         return errors.MachineError(
-            "a worker of config.data.workers was killed, as the system does when memory runs out: "
-            "free memory, or set --config.data.workers=0"
+            "a worker of config.data.workers was killed, probably because memory ran out: free "
+            "memory, or set --config.data.workers=0"
         )
     return errors.of_machine(error) if errors.is_of_machine(error) else None
 
 
 def _check_shared_memory(needed: int) -> None:
-    """Refuses to start workers that would die of the first few batches."""
+    """Checks that shared memory can hold the first batches of all workers."""
     try:
         found = os.statvfs(_SHM)
-    except OSError:  # another system's is elsewhere
+    except OSError:  # no such file system, for example on macOS
         return
     free = found.f_bavail * found.f_frsize
     if free < needed:
@@ -377,13 +399,14 @@ def _check_shared_memory(needed: int) -> None:
 
 @contextlib.contextmanager
 def _signals_held_back() -> Iterator[None]:
-    """What is started within its `with` never gets what a scheduler or Ctrl-C sends to all.
+    """Starts the processes of its `with` block with `HELD_BACK` blocked.
 
-    They are for the process that saves the state, and needs its workers until then.
+    A scheduler or Ctrl-C signals the whole process group, but the main process still needs its
+    workers while it saves the state.
     """
     earlier = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
     try:
-        resource_tracker.ensure_running()  # it lets some in again in the thread that starts it
+        resource_tracker.ensure_running()  # it unblocks some of them in this thread
         signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
         yield
     finally:
@@ -391,7 +414,7 @@ def _signals_held_back() -> Iterator[None]:
 
 
 def _end_with_parent(worker: int, workers: int) -> None:
-    """Called in a worker: it would go on for ever without the process that it works for."""
+    """Runs in a worker and exits it when its parent process ends."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return
@@ -404,7 +427,7 @@ def _end_with_parent(worker: int, workers: int) -> None:
 
 
 def _blank(rows: int, canvas: int, pool: Pool) -> Batch:
-    """Room for the images of a batch, not yet filled."""
+    """Allocates the images of a batch, uninitialized."""
     return {
         "image": pool.empty((rows, canvas, canvas, 3)),
         "valid_size": np.full((rows, 2), canvas, np.float32),
@@ -412,7 +435,7 @@ def _blank(rows: int, canvas: int, pool: Pool) -> Batch:
 
 
 def _draw(record: Mapping[str, Any], batch: Batch, row: int, max_megapixels: float) -> None:
-    """Decodes an image to its place in a batch."""
+    """Decodes an image into its row of a batch."""
     canvas = batch["image"][row]
     image = images.decode(
         record["image"],

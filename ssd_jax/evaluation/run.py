@@ -147,17 +147,13 @@ def raw_detections(
     on_batch: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[int, detector_lib.Detections]]:
     """(index, detections in [0, 1], all D rows) of this process's share of `count` images."""
-    data, options = detector.config.data, detector.config.eval
-    devices, processes = jax.local_device_count(), jax.process_count()
+    devices = jax.local_device_count()
     batches = loader.evaluation_batches(
         split.source,
         count=count,
-        batch_size=-(-options.batch_size // devices) * devices,
-        canvas=data.canvas,
-        process=jax.process_index(),
-        processes=processes,
-        threads=data.threads,
-        max_megapixels=data.max_megapixels,
+        batch_size=-(-detector.config.eval.batch_size // devices) * devices,
+        decoding=build.decoding(detector.config.data),
+        shard=loader.Shard(jax.process_index(), jax.process_count()),
     )
     return detector.predict_batches(_told(batches, on_batch))
 

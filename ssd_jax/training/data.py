@@ -75,16 +75,12 @@ def batches(
     return loader.training_batches(
         split.source,
         batch_size=config.train.batch_size,
-        canvas=config.data.canvas,
         max_objects=split.max_objects,
         seed=config.seed,
+        decoding=build.decoding(config.data),
         start=position,
         difficult=config.data.difficult,
-        process=jax.process_index(),
-        processes=jax.process_count(),
-        threads=config.data.threads,
-        workers=config.data.workers,
-        max_megapixels=config.data.max_megapixels,
+        shard=loader.Shard(jax.process_index(), jax.process_count()),
     )
 
 
