@@ -96,15 +96,29 @@ def test_an_input_need_not_be_square():
         config_checks.validate(config_lib.Config(model=config))
 
 
+def network_of(backbone, **fields):
+    """A config, its network and random parameters, drawn by NumPy: compiling `ssd.init` is slow."""
+    side = ssd.BACKBONES[backbone].least_side
+    config = config_lib.ModelConfig(
+        **{"backbone": backbone, "image_size": side, "width": WIDTH, **fields}
+    )
+    model, rng = build.model(config, 2), np.random.default_rng(0)
+
+    def draw(path, like):
+        if path[-1].key == "kernel":
+            fan_in = max(1, np.prod(like.shape[:-1]))
+            return rng.normal(0, (2 / fan_in) ** 0.5, like.shape).astype(np.float32)
+        return rng.normal(0.5 * (path[-1].key == "scale"), 0.1, like.shape).astype(np.float32)
+
+    params = build.abstract_params(config, 2)
+    return config, model, jax.tree_util.tree_map_with_path(draw, params)
+
+
 @pytest.mark.slow
 def test_a_wide_input_detects_and_exports(tmp_path):
-    config = config_lib.Config()
-    config.model = config_lib.ModelConfig(
-        backbone="mobilenet_v2", image_size=96, image_width=160, width=WIDTH
-    )
+    model_config, _, params = network_of("mobilenet_v2", image_size=96, image_width=160)
+    config = config_lib.Config(model=model_config)
     config.data.canvas, config.eval.top_k = 160, 20
-    model = build.model(config.model, 2)
-    params = ssd.init(jax.random.key(0), model, (96, 160))
     trained = detector.Detector(config, ("ant", "bee"), params)
     images = [np.random.default_rng(0).integers(0, 256, (90, 140, 3), np.uint8)]
     export.write(trained, tmp_path / "x.onnx")
@@ -187,8 +201,42 @@ def compiled_fast(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiled_fast")
-@pytest.mark.parametrize("config", BACKBONES, indirect=True)
-def test_a_backbone_trains_resumes_exports_and_detects(config, tmp_path):
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_every_parameter_of_a_backbone_has_a_gradient(backbone):
+    config, model, params = network_of(backbone)
+    images = np.random.default_rng(0).normal(0, 60, (2, *build.input_size(config), 3))
+
+    def loss(params):
+        outputs = ssd.apply(model, params, images.astype(np.float32))
+        return (outputs.loc**2).sum() + (outputs.conf**2).sum()
+
+    for path, array in flat(jax.jit(jax.grad(loss))(params)).items():
+        assert np.isfinite(array).all(), path
+        assert array.any(), path
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiled_fast")
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_backbone_detects_and_its_export_agrees(backbone, tmp_path):
+    model_config, _, params = network_of(backbone)
+    config = config_lib.Config(model=model_config)
+    config.data.canvas, config.eval.top_k = model_config.image_size, 20
+    trained = detector.Detector(config, ("ant", "bee"), params)
+    export.write(trained, tmp_path / "x.onnx")
+    again = ssd_jax.load_detector(tmp_path / "x.onnx")
+    images = [np.random.default_rng(n).integers(0, 256, (80, 90, 3), np.uint8) for n in (0, 1)]
+    wanted, found = (each(images, score_threshold=0.1) for each in (trained, again))
+    for w, f in zip(wanted, found, strict=True):
+        assert len(w.scores) > 0
+        np.testing.assert_allclose(f.scores, w.scores, atol=1e-4)
+        np.testing.assert_allclose(f.boxes, w.boxes, atol=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiled_fast")
+@pytest.mark.parametrize("config", ["resnet18", "squeezenet"], indirect=True)
+def test_a_backbone_trains_and_resumes(config, tmp_path):
     loop.train(config, tmp_path / "run")
     config.train.steps = 2
     loop.train(config, tmp_path / "run")
@@ -203,12 +251,3 @@ def test_a_backbone_trains_resumes_exports_and_detects(config, tmp_path):
     for path, array in before.items():
         assert np.isfinite(after[path]).all(), path
         assert (after[path] != array).any(), path
-
-    export.write(trained, tmp_path / "x.onnx")
-    again = ssd_jax.load_detector(tmp_path / "x.onnx")
-    images = [np.random.default_rng(n).integers(0, 256, (80, 90, 3), np.uint8) for n in (0, 1)]
-    wanted, found = (each(images, score_threshold=0.1) for each in (trained, again))
-    for w, f in zip(wanted, found, strict=True):
-        assert len(w.scores) > 0
-        np.testing.assert_allclose(f.scores, w.scores, atol=1e-4)
-        np.testing.assert_allclose(f.boxes, w.boxes, atol=0.05)
