@@ -3,6 +3,7 @@
 The functions that are built take arrays and know no config.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,6 +16,7 @@ from ssd_jax import augment, config_checks, detection, errors, tta
 from ssd_jax import config as config_lib
 from ssd_jax import optimizer as optimizer_lib
 from ssd_jax import priors as priors_lib
+from ssd_jax.conventions import Conventions
 from ssd_jax.data import datasets, images, loader
 from ssd_jax.models import ssd
 
@@ -29,6 +31,19 @@ def input_size(config: config_lib.ModelConfig) -> tuple[int, int]:
 def mean(config: config_lib.ModelConfig) -> tuple[float, ...]:
     """RGB in 0..255 that is subtracted from the network's images."""
     return config.mean or augment.MEAN
+
+
+def conventions(config: config_lib.ModelConfig) -> Conventions:
+    """The conventions of the network of a config; its mean is never empty."""
+    fields = {name: getattr(config, name) for name in Conventions._fields}
+    return Conventions(**{**fields, "mean": mean(config)})
+
+
+def with_conventions(
+    config: config_lib.ModelConfig, conventions: Conventions
+) -> config_lib.ModelConfig:
+    """Returns a config with the conventions of trained parameters."""
+    return dataclasses.replace(config, **conventions._asdict())
 
 
 def model(config: config_lib.ModelConfig, num_classes: int) -> ssd.SSD:

@@ -1,7 +1,6 @@
 """Finds what has been trained: a run, an exported file or third-party weights, by path or name."""
 
 import copy
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from absl import logging
 
 from ssd_jax import build, config_checks, config_files, errors, export, third_party
 from ssd_jax import config as config_lib
+from ssd_jax.conventions import Conventions
 from ssd_jax.detector import Detector
 from ssd_jax.weights import hub, layouts, loading, transfer
 
@@ -109,9 +109,8 @@ def _restore(config: config_lib.Config, folder: Path) -> Detector:
 
     trained, class_names = config_files.load(_config_of(folder))
     for field in (
-        "backbone", "image_size", "image_width", "padding", "width", "atrous", "source_maps",
-        "aspect_ratios", "prior_sizes", "prior_scales", "clip_priors", "clip_prior_sizes",
-        "unused_logits", "mean",
+        "backbone", "image_size", "image_width", "width", "atrous", "source_maps",
+        "aspect_ratios", "prior_scales", *Conventions._fields,
     ):  # fmt: skip
         here, there = getattr(config.model, field), getattr(trained.model, field)
         if here != there:
@@ -168,13 +167,13 @@ class Pretrained(NamedTuple):
     Attributes:
       weights: The weights of the network, or of its backbone.
       classes: The classes of a detector; None for a backbone, and where they are not known.
-      model: The fields that belong to the weights: the mean and, of a detector, its default boxes.
-      assumed: What of `model` the file does not say and is assumed, in lines.
+      conventions: What they were trained with.
+      assumed: Conventions that the file leaves open and are assumed, in lines.
     """
 
     weights: loading.Weights
     classes: transfer.Classes | None
-    model: config_lib.ModelConfig
+    conventions: Conventions
     assumed: tuple[str, ...] = ()
 
 
@@ -193,15 +192,14 @@ def read_pretrained(config: config_lib.Config) -> Pretrained:
         return _pretrained_of(path, load_detector(path))
     weights = loading.read(path, backbone=model.backbone, atrous=model.atrous)
     if not loading.has_heads(weights):
-        layout = weights.layout
-        alone = config_lib.ModelConfig(mean=layout.mean, padding=layout.padding)
-        return Pretrained(weights, None, alone)
+        conventions = weights.layout.conventions._replace(prior_sizes="voc")
+        return Pretrained(weights, None, conventions)
     described, names = third_party.describe(weights)
     known = third_party.knows_classes(weights)
     return Pretrained(
         weights,
         transfer.Classes(names, described.model.unused_logits) if known else None,
-        described.model,
+        build.conventions(described.model),
         tuple(third_party.assumptions(weights, described.model)),
     )
 
@@ -213,8 +211,9 @@ def _pretrained_of(path: Path, detector: Detector) -> Pretrained:
             f"{path} cannot be trained further; give the run's workdir, or the safetensors file "
             f"beside it"
         )
-    model = dataclasses.replace(detector.config.model, mean=build.mean(detector.config.model))
+    conventions = build.conventions(detector.config.model)
     flat = flax.traverse_util.flatten_dict(jax.device_get(detector.params), sep="/")
-    layout = layouts.OURS._replace(title="a detector of ours", mean=model.mean)
+    layout = layouts.OURS._replace(title="a detector of ours", conventions=conventions)
     weights = loading.Weights(path, layout, flat, {name: name for name in flat}, {})
-    return Pretrained(weights, transfer.Classes(detector.class_names, model.unused_logits), model)
+    classes = transfer.Classes(detector.class_names, conventions.unused_logits)
+    return Pretrained(weights, classes, conventions)

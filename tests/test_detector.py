@@ -86,7 +86,7 @@ def test_what_came_of_the_weights_and_what_is_assumed_is_said(narrow):
     detector, (account, assumed) = built(narrow)
     count = len(jax.tree.leaves(detector.params))
     assert account == (
-        f"{layouts.OURS.title} of {narrow}: {count} arrays loaded, 0 left fresh, 1 ignored "
+        f"{layouts.OURS.title} of {narrow}: {count} arrays loaded, 0 missing, 1 ignored "
         "(momentum/kernel)"
     )
     assert "VOC's" in assumed
@@ -104,7 +104,7 @@ def test_classes_that_are_known_need_no_assumption(tmp_path):
     weights = loading.Weights(Path("w"), layouts.OURS, heads(21), {}, {})
     report = loading.Report("w", {}, {}, {})
     (line,) = third_party._account(report, weights, config_lib.ModelConfig())
-    assert line == "w: 0 arrays loaded, 0 left fresh, 0 ignored"
+    assert line == "w: 0 arrays loaded, 0 missing, 0 ignored"
 
 
 @pytest.mark.slow
@@ -122,7 +122,7 @@ def test_the_scripts_say_it_too(narrow, tmp_path):
     assert json.loads((tmp_path / "out/detections.json").read_text())
     told = (tmp_path / "out/weights.txt").read_text().splitlines()
     assert "  momentum/kernel (2,)" in told[told.index("1 ignored") :]
-    assert "  vgg16/conv1_1/bias (8,)" in told[: told.index("0 left fresh")]
+    assert "  vgg16/conv1_1/bias (8,)" in told[: told.index("0 missing")]
     assert str(Path("out", "weights.txt")) in done.stdout
 
 

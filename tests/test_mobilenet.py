@@ -223,7 +223,7 @@ def imagenet(shared):
 
 def test_all_of_the_npz_but_the_classifier_is_loaded(imagenet):
     weights = loading.read(imagenet, backbone="mobilenet_v2")
-    assert weights.layout.mean == (127.5, 127.5, 127.5)
+    assert weights.layout.conventions.mean == (127.5, 127.5, 127.5)
     params, report = loading.fit(shapes_of(MODEL, 320), weights)
     assert len(report.loaded) == 3 * 52
     assert all(path.startswith("mobilenet_v2/") for path in report.loaded)
@@ -251,7 +251,7 @@ def test_another_mean_moves_into_the_stems_bias(imagenet):
         kernel, bias = (
             weights.arrays[f"mobilenet_v2/conv_stem/{kind}"] for kind in ("kernel", "bias")
         )
-        return np.einsum("hwi,hwio->o", pixel - weights.layout.mean, kernel) + bias
+        return np.einsum("hwi,hwio->o", pixel - weights.layout.conventions.mean, kernel) + bias
 
     np.testing.assert_allclose(answer(moved), answer(weights), atol=1e-4)
 
@@ -294,7 +294,7 @@ def test_a_backbone_alone_is_no_detector(imagenet):
 def test_mean_and_padding_come_with_the_weights_and_stay_with_the_run(imagenet, tmp_path):
     config = config_lib.Config()
     config.model.backbone, config.model.pretrained = "mobilenet_v2", str(imagenet)
-    weights = functools.partial(load.read_source, config)
+    weights = functools.partial(load.read_pretrained, config)
     settled = start_lib.settled(config, tmp_path, weights)
     assert (settled.model.mean, settled.model.padding) == ((127.5,) * 3, "tensorflow")
     config_files.save(tmp_path / "config.json", settled, ("a",))
@@ -333,7 +333,7 @@ def test_a_training_can_start_from_exported_parameters(trained, tmp_path):
     source = starting.source(
         tmp_path / "x.safetensors", backbone="mobilenet_v2", cache_dir=tmp_path
     )
-    assert (source.model.mean, source.model.padding) == ((1, 2, 3), "tensorflow")
+    assert (source.conventions.mean, source.conventions.padding) == ((1, 2, 3), "tensorflow")
     assert source.classes.names == ("ant", "bee")
     params, report = loading.fit(shapes_of(TINY, SIDE), source.weights)
     assert (report.fresh, report.ignored) == ({}, {})

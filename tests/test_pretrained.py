@@ -12,6 +12,7 @@ from PIL import Image
 
 from ssd_jax import config as config_lib
 from ssd_jax import config_files, errors, load, third_party
+from ssd_jax.conventions import Conventions
 from ssd_jax.data import classes
 from ssd_jax.training import start as start_lib
 from ssd_jax.weights import loading
@@ -89,7 +90,7 @@ def test_the_mean_comes_with_the_weights_and_stays_with_the_run(tmp_path):
         raise errors.UserError("gone.pth: there is no such file")
 
     def reads(mean):
-        return lambda: load.Pretrained(None, None, config_lib.ModelConfig(mean=mean))
+        return lambda: load.Pretrained(None, None, Conventions(mean=mean, prior_sizes="voc"))
 
     settled = start_lib.settled(config, tmp_path, reads((1.0, 2.0, 3.0)))
     assert settled.model.mean == (1, 2, 3)

@@ -17,6 +17,7 @@ PAPER = {"boxes", "priors", "matching", "losses", "detection", "augment", "resam
 # so that no arrow points up.
 ALLOWED = {
     "boxes": "",
+    "conventions": "",
     "errors": "",
     "fonts": "",
     "optimizer": "",
@@ -41,25 +42,26 @@ ALLOWED = {
     "adapters": "detection errors files",
     "tta": "augment detection models",
     "data": "cache console download errors files priors",
-    "weights": "cache download errors files models",
+    "weights": "cache conventions download errors files models",
     "config": "cache resampling",
     "renamed": "",
     "config_checks": "augment config errors models resampling",
     "config_files": "config config_checks errors files renamed",
     "checkpoints": "config_files errors files",
-    "build": "augment config config_checks data detection errors models optimizer priors tta",
+    "build": "augment config config_checks conventions data detection errors models optimizer "
+    "priors tta",
     "detector": "augment build config data detection errors files models tta visualize weights",
     "export": "augment boxes build config config_checks config_files detection detector errors "
     "files models version weights",
     "third_party": "build config data detector errors models weights",
-    "load": "build checkpoints config config_checks config_files detector errors export "
-    "third_party weights",
+    "load": "build checkpoints config config_checks config_files conventions detector errors "
+    "export third_party weights",
     "media": "adapters addresses console data detection detector errors files globs visualize",
     "evaluation": "adapters build config config_files console data detection detector distributed "
     "download errors files models visualize weights",
-    "training": "augment boxes build checkpoints config config_checks config_files console data "
-    "detector distributed download errors evaluation files load losses matching models optimizer "
-    "priors visualize weights",
+    "training": "augment boxes build checkpoints config config_checks config_files console "
+    "conventions data detector distributed download errors evaluation files load losses matching "
+    "models optimizer priors visualize weights",
     "cli": "cache config config_checks console distributed errors files load renamed",
     "__init__": "load version",
 }

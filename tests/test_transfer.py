@@ -19,6 +19,7 @@ from jax.interpreters import partial_eval
 
 from ssd_jax import augment, build, config_checks, console, errors, export, load, optimizer
 from ssd_jax import config as config_lib
+from ssd_jax.conventions import Conventions
 from ssd_jax.data import classes
 from ssd_jax.models import ssd
 from ssd_jax.training import data as data_lib
@@ -364,7 +365,7 @@ def test_a_run_begins_with_somebodys_detector_of_other_classes(cfg, amdegroots, 
 
 
 def test_the_default_boxes_of_a_detector_come_with_its_heads(cfg, tmp_path):
-    there = config_lib.ModelConfig(
+    there = Conventions(
         mean=(1.0, 2.0, 3.0), prior_sizes="coco", clip_prior_sizes=True, padding="tensorflow"
     )
     source = load.Pretrained(weights_of({}), None, there)

@@ -482,7 +482,7 @@ def test_default_boxes_without_number_are_refused_before_they_are_made():
 
 def test_unused_logits_have_to_be_there():
     with pytest.raises(
-        errors.UserError, match="unused_logits has 9: 3 classes and the unused have only 5"
+        errors.UserError, match="unused_logits has 9: 3 classes and the unused logits are only 5"
     ):
         build.model(config_lib.ModelConfig(unused_logits=(2, 9)), 3)
 

@@ -72,8 +72,8 @@ def test_caffes_ssd_is_the_same_network(tmp_path, whose, side, old):
     weight_files.torch_zip(tmp_path / "torch", state)
     weight_files.caffe(tmp_path / "caffe", layers, old=old)
     theirs, caffes = (loading.read(tmp_path / kind) for kind in ("torch", "caffe"))
-    assert caffes.layout.mean == (123, 117, 104)
-    assert not caffes.layout.clip_priors  # the authors clip none
+    assert caffes.layout.conventions.mean == (123, 117, 104)
+    assert not caffes.layout.conventions.clip_priors  # the authors clip none
     assert set(theirs.arrays) == set(caffes.arrays)
     for name, array in theirs.arrays.items():
         np.testing.assert_array_equal(caffes.arrays[name], array, err_msg=name)
@@ -138,7 +138,9 @@ def features():
 def test_a_vgg_without_classifier_is_that_of_caffe(features, classifier, tmp_path):
     weight_files.torch_zip(tmp_path / "w", {**features, **classifier})
     weights = loading.read(tmp_path / "w")
-    np.testing.assert_allclose(weights.layout.mean, [122.99925, 116.9991, 103.9992], rtol=1e-9)
+    np.testing.assert_allclose(
+        weights.layout.conventions.mean, [122.99925, 116.9991, 103.9992], rtol=1e-9
+    )
     first = weights.arrays["vgg16/conv1_1/kernel"]  # of torchvision's 255 (x / 255 - mean): as is
     np.testing.assert_array_equal(first, features["features.0.weight"].transpose(2, 3, 1, 0))
     assert set(weights.ignored) == set(classifier)

@@ -103,7 +103,7 @@ def backbone_of(weights):
     """`[4, 4, 512]` conv5_3 of the small image, with the backbone's weights of a file."""
     model = vgg.VGG()
     image = make_other_networks.make_image(make_other_networks.SMALL)
-    images = augment.normalize(image[None], mean=weights.layout.mean)
+    images = augment.normalize(image[None], mean=weights.layout.conventions.mean)
     like = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
     params, report = loading.fit({"vgg16": zeros}, weights)
@@ -125,7 +125,7 @@ def test_kerass_vgg_answers_as_theirs(others, tmp_path):
     arrays = make_other_networks.make(make_other_networks.keras_shapes())
     weight_files.hdf5(tmp_path / "vgg16_notop.h5", arrays)
     weights = loading.read(tmp_path / "vgg16_notop.h5")
-    assert weights.layout.mean == (123.68, 116.779, 103.939)
+    assert weights.layout.conventions.mean == (123.68, 116.779, 103.939)
     assert relative(backbone_of(weights), others["keras_conv5_3"]) < 1e-4
 
 
@@ -135,7 +135,9 @@ def test_torchvisions_classifier_answers_as_theirs(others, tmp_path, write):
     arrays = make_other_networks.make(make_other_networks.torchvision_shapes())
     write(tmp_path / "vgg16", {**arrays, "classifier.0.bias": np.zeros(4096, np.float32)})
     weights = loading.read(tmp_path / "vgg16")
-    np.testing.assert_allclose(weights.layout.mean, [123.675, 116.28, 103.53], rtol=1e-6)
+    np.testing.assert_allclose(
+        weights.layout.conventions.mean, [123.675, 116.28, 103.53], rtol=1e-6
+    )
     assert relative(backbone_of(weights), others["torchvision_conv5_3"]) < 1e-4
 
 
@@ -149,7 +151,7 @@ def test_our_mean_differs_from_torchvisions_at_the_border_only(tmp_path):
 
     def conv1_1(weights):
         kernel, bias = (weights.arrays[f"vgg16/conv1_1/{kind}"] for kind in ("kernel", "bias"))
-        images = augment.normalize(image, mean=weights.layout.mean)
+        images = augment.normalize(image, mean=weights.layout.conventions.mean)
         numbers = ("NHWC", "HWIO", "NHWC")
         return bias + jax.lax.conv_general_dilated(
             images, kernel, (1, 1), "SAME", dimension_numbers=numbers

@@ -66,7 +66,7 @@ def answers(weights, backbone, layers=()):
     }
     assert report.ignored == {}
     image = make_backbones.make_image(make_backbones.SIDE, make_backbones.SIDE)
-    images = augment.normalize(image[None], mean=weights.layout.mean)
+    images = augment.normalize(image[None], mean=weights.layout.conventions.mean)
     kept = {}
 
     def record(next_call, args, kwargs, context):
@@ -127,7 +127,7 @@ def test_batch_norm_is_folded_by_the_formula(tmp_path):
     # An image without its mean m is K (x - m): another mean moves into the bias by the scale.
     kernel = np.ones((3, 3, 3, 1), np.float32)
     weights = weights._replace(arrays={**weights.arrays, "resnet18/conv1/kernel": kernel})
-    mean = np.add(weights.layout.mean, (1, 2, 3))
+    mean = np.add(weights.layout.conventions.mean, (1, 2, 3))
     moved = loading.with_mean(weights, tuple(mean)).arrays["resnet18/conv1/bias"]
     np.testing.assert_allclose(moved, [1 - 2 * scale + scale * 9 * 6], rtol=1e-5)
 

@@ -12,13 +12,15 @@ from jax.sharding import Mesh
 
 from ssd_jax import build, config_files, distributed, files, load
 from ssd_jax import config as config_lib
+from ssd_jax.conventions import Conventions
 from ssd_jax.models import calibration, ssd
 from ssd_jax.training import checkpoint, logs, workdir
 from ssd_jax.training import data as data_lib
 from ssd_jax.training import step as step_lib
 from ssd_jax.weights import loading, transfer
 
-SETTLED = ("mean", "padding", "prior_sizes", "clip_priors", "clip_prior_sizes")
+# The unused logits are not among them: a training has the classes of its own dataset.
+SETTLED = tuple(name for name in Conventions._fields if name != "unused_logits")
 """Fields of `config.model` that come with the weights where a config leaves them as they are."""
 
 ReadPretrained = Callable[[], load.Pretrained]  # reads the weights of `config.model.pretrained`
@@ -68,7 +70,8 @@ def settled(config: config_lib.Config, folder: Path, source: ReadPretrained) -> 
     if not config.model.pretrained:
         return config
     saved = folder / "config.json"
-    there = config_files.load(saved)[0].model if saved.exists() else source().model
+    there: config_lib.ModelConfig | Conventions
+    there = config_files.load(saved)[0].model if saved.exists() else source().conventions
     default = config_lib.ModelConfig()
     taken = {
         field: getattr(there, field)
@@ -113,7 +116,7 @@ def _from_weights(run: Run, state: step_lib.TrainState, source: load.Pretrained)
     """The state whose parameters are those of a file, as far as it has them."""
     options, classes = run.config.model, run.data.train.class_names
     weights = loading.with_mean(source.weights, build.mean(options))
-    lines = list(source.assumed) if options.prior_sizes == source.model.prior_sizes else []
+    lines = list(source.assumed) if options.prior_sizes == source.conventions.prior_sizes else []
     if source.classes is not None:
         weights, kept = transfer.with_classes(
             weights,

@@ -1,13 +1,14 @@
-"""How others name and store the weights of a backbone or an SSD: one table for each.
+"""How third-party checkpoints of backbones and SSDs name and store their arrays: one table each.
 
-Everything here is facts about files. `recognition.py` finds the table of a file, `loading.py` acts
-on it.
+This module contains only facts about files. `recognition.py` finds the table of a file and
+`loading.py` applies it.
 """
 
 from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from ssd_jax.conventions import Conventions
 from ssd_jax.models import mobilenet_v3, ssd
 
 Mean = tuple[float, ...]  # of red, green, blue
@@ -22,25 +23,21 @@ _TORCHVISION_SSD_MEAN: Mean = (0.48235 * 255, 0.45882 * 255, 0.40784 * 255)
 
 
 class Layout(NamedTuple):
-    """What has to be known of a file to use its weights.
+    """Describes the arrays of one kind of checkpoint.
 
     Attributes:
-      title: Whose it is, in words.
-      mark: Name of an entry that tells the family; which of it a file is, all its names tell.
-      entries: Path of our parameter by the name of theirs. BatchNorm's running mean and variance
+      title: Name of the kind for messages.
+      mark: Name of an entry that identifies the family; all names together identify the kind.
+      entries: Path of our parameter by the name of the entry. BatchNorm's running mean and variance
         are `mean` and `variance` beside `scale` and `bias`, and are folded into these.
-      backbone: What it is, or is built on: one of `BACKBONES`; empty: any.
-      unused: Names of what belongs to it and has no place here.
-      epsilon: Of BatchNorm.
-      channels_first: Kernels are (out, in, rows, columns), or (out, in), as torch and Caffe have
-        them; else (rows, columns, in, out), or (in, out).
-      bgr: The first convolution takes blue, green, red.
-      mean: RGB in 0..255 that is subtracted from images.
-      std: That the difference is divided by.
-      padding: See `config.ModelConfig`; empty: it makes no difference.
-      prior_sizes: Of a detector, `"voc"` or `"coco"`; empty: those of its number of classes.
-      clip_priors: See `config.ModelConfig`, like the next.
-      clip_prior_sizes: Likewise.
+      backbone: Name in `BACKBONES` of the network or of its backbone; empty: any.
+      unused: Names of entries that have no counterpart here.
+      epsilon: Epsilon of BatchNorm.
+      channels_first: Whether kernels are (out, in, rows, columns), or (out, in), as in torch and
+        Caffe, rather than (rows, columns, in, out), or (in, out).
+      bgr: Whether the first convolution takes blue, green, red.
+      std: RGB that the difference of an image and the mean is divided by.
+      conventions: What the network was trained with.
       detection: Fields of `config.EvalConfig` that a detector was published with.
     """
 
@@ -52,22 +49,18 @@ class Layout(NamedTuple):
     epsilon: float = 1e-5
     channels_first: bool = True
     bgr: bool = False
-    mean: Mean = CAFFE_MEAN
     std: Mean = _UNSCALED
-    padding: str = ""
-    prior_sizes: str = ""
-    clip_priors: bool = False
-    clip_prior_sizes: bool = False
+    conventions: Conventions = Conventions(CAFFE_MEAN)
     detection: Mapping[str, Any] = MappingProxyType({})
 
 
 class BackboneLayers(NamedTuple):
-    """A backbone, as our parameters have it.
+    """The layers of a backbone in our parameters.
 
     Attributes:
-      title: Its name, in words.
-      layers: Paths of the layers that every file of it has; the first takes the image.
-      affine: Those of them that have a scale.
+      title: Name of the backbone for messages.
+      layers: Paths of the layers that every checkpoint contains; the first takes the image.
+      affine: Paths of the layers that have a scale.
     """
 
     title: str
@@ -90,14 +83,14 @@ _NORM = "vgg16/conv4_3_norm/scale"
 _EXTRAS = tuple(f"conv{level}_{index}" for level in range(6, 11) for index in (1, 2))
 _SOURCES = ("conv4_3_norm", "fc7", *_EXTRAS[1::2])
 _FC = ("fc6", "fc7")
-# Of torch's sequence of convolutions, ReLUs and pools: where the convolutions stand.
+# Index of each convolution in torch's sequence of convolutions, ReLUs and pools.
 _TORCH_BACKBONE = {
     conv.removeprefix("features."): layer
     for layer, (conv, _) in ssd.BACKBONES["vgg16"].torchvision.items()
 }
 _REDUCED_BACKBONE = {**_TORCH_BACKBONE, "31": "fc6", "33": "fc7"}
 _BATCH_NORM = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "variance"}
-COUNTER = "num_batches_tracked"  # of BatchNorm in training
+COUNTER = "num_batches_tracked"  # BatchNorm's counter of training batches
 
 
 def _table(
@@ -107,7 +100,7 @@ def _table(
     *,
     backbone: str = "vgg16",
 ) -> dict[str, str]:
-    """Entries of a file by the names of its layers, and how it names their arrays."""
+    """Returns the entries of a checkpoint by the names of its layers and of their arrays."""
     inner = (*ssd.BACKBONES[backbone].layers, *_FC)
     ours = {
         theirs: f"{backbone}/{name}" if name in inner else name for theirs, name in layers.items()
@@ -117,7 +110,7 @@ def _table(
 
 
 def _convolution(path: str, conv: str, norm: str) -> dict[str, str]:
-    """Entries of a convolution with a bias or, where it has a name, a BatchNorm behind it."""
+    """Returns the entries of a convolution with a bias or, if `norm` is given, with a BatchNorm."""
     kernel = {f"{conv}.weight": f"{path}/kernel"}
     if not norm:
         return {**kernel, f"{conv}.bias": f"{path}/bias"}
@@ -125,7 +118,7 @@ def _convolution(path: str, conv: str, norm: str) -> dict[str, str]:
 
 
 def _torchvision(name: str) -> Layout:
-    """What torchvision calls the weights of a backbone in a network that classifies ImageNet."""
+    """Returns the layout of torchvision's ImageNet classifier with a backbone."""
     backbone = ssd.BACKBONES[name]
     entries: dict[str, str] = {}
     for layer, (conv, norm) in backbone.torchvision.items():
@@ -136,14 +129,15 @@ def _torchvision(name: str) -> Layout:
         entries=entries,
         backbone=name,
         epsilon=backbone.epsilon,
-        mean=_IMAGENET_MEAN,
         std=_IMAGENET_STD,
-        padding="torch" if backbone.style == "ssdlite" else "",
+        conventions=Conventions(
+            _IMAGENET_MEAN, padding="torch" if backbone.style == "ssdlite" else ""
+        ),
     )
 
 
 def _with_classifier(layout: Layout) -> Layout:
-    """A VGG with what becomes fc6 and fc7."""
+    """Adds the classifier layers that become fc6 and fc7 to a VGG."""
     layers = {"classifier.0": "fc6", "classifier.3": "fc7"}
     return layout._replace(entries={**layout.entries, **_table(layers, backbone=layout.backbone)})
 
@@ -180,9 +174,7 @@ _TORCHVISION_SSD = Layout(
         ),
         "backbone.scale_weight": _NORM,
     },
-    mean=_TORCHVISION_SSD_MEAN,
-    prior_sizes="coco",
-    clip_prior_sizes=True,
+    conventions=Conventions(_TORCHVISION_SSD_MEAN, prior_sizes="coco", clip_prior_sizes=True),
     detection={"clip_before_nms": True},
 )
 _LUFFICC_SSD = Layout(
@@ -199,7 +191,7 @@ _LUFFICC_SSD = Layout(
         ),
         "backbone.l2_norm.weight": _NORM,
     },
-    clip_priors=True,
+    conventions=Conventions(CAFFE_MEAN, clip_priors=True),
 )
 _AMDEGROOT_SSD = Layout(
     title="amdegroot's SSD",
@@ -215,14 +207,16 @@ _AMDEGROOT_SSD = Layout(
         ),
         "L2Norm.weight": _NORM,
     },
-    clip_priors=True,
+    conventions=Conventions(CAFFE_MEAN, clip_priors=True),
 )
 TORCHVISION = {name: _torchvision(name) for name in ssd.BACKBONES}
 TORCHVISION |= {name: _with_classifier(TORCHVISION[name]) for name in ("vgg16", "vgg19")}
-# torchvision publishes the Caffe network's convolutions in the form of its own VGG-16, with
-# NaN for what it lacks.
+# torchvision also publishes the convolutions of the Caffe network as a VGG-16 whose classifier is
+# NaN.
 TORCHVISION_FEATURES = _torchvision("vgg16")._replace(
-    title="torchvision's VGG-16, features only", mean=_TORCHVISION_SSD_MEAN, std=_UNSCALED
+    title="torchvision's VGG-16, features only",
+    std=_UNSCALED,
+    conventions=Conventions(_TORCHVISION_SSD_MEAN),
 )
 MOBILENET_V3 = TORCHVISION["mobilenet_v3_large"]
 _WIDER = tuple(
@@ -232,14 +226,14 @@ _WIDER = tuple(
 )
 LAST_NORM = _WIDER[-1]
 MOBILENET_V3_WIDE = MOBILENET_V3._replace(
-    title="torchvision's MobileNetV3-Large, whose last blocks are wider",
+    title="torchvision's MobileNetV3-Large, with wider last blocks",
     entries={name: ours for name, ours in MOBILENET_V3.entries.items() if name not in _WIDER},
     unused=_WIDER,
 )
 
 
 def _in_two_parts(name: str) -> str:
-    """What SSDLite calls an entry of the classifier: its maps are the ends of two sequences."""
+    """Returns SSDLite's name of an entry of the classifier: its maps end two sequences."""
     _, number, rest = name.split(".", 2)
     first, block = mobilenet_v3.SOURCE + 1, int(number)
     inner = rest.removeprefix("block.")
@@ -252,7 +246,7 @@ def _in_two_parts(name: str) -> str:
 
 
 def _lite_layers() -> dict[str, str]:
-    """Entries of SSDLite's extra layers and heads."""
+    """Returns the entries of SSDLite's extra layers and heads."""
     entries: dict[str, str] = {}
     for n in range(4):
         for index, part in enumerate(("squeeze", "depthwise", "project")):
@@ -271,10 +265,8 @@ _TORCHVISION_SSDLITE = MOBILENET_V3._replace(
     mark=_in_two_parts(MOBILENET_V3.mark),
     entries={_in_two_parts(name): ours for name, ours in MOBILENET_V3.entries.items()}
     | _lite_layers(),
-    mean=_HALF,
     std=_HALF,
-    prior_sizes="coco",
-    clip_prior_sizes=True,
+    conventions=Conventions(_HALF, padding="torch", prior_sizes="coco", clip_prior_sizes=True),
     detection={
         "clip_before_nms": True,
         "score_threshold": 0.001,
@@ -305,7 +297,7 @@ _KERAS = tuple(
         backbone=name,
         channels_first=False,
         bgr=True,
-        mean=_KERAS_MEAN,
+        conventions=Conventions(_KERAS_MEAN),
     )
     for name, layers in ((name, ssd.BACKBONES[name].layers) for name in ("vgg16", "vgg19"))
 )
@@ -348,12 +340,11 @@ _MOBILENET_V2_FOLDED = Layout(
     },
     backbone="mobilenet_v2",
     channels_first=False,
-    mean=_HALF,
     std=_HALF,
-    padding="tensorflow",
+    conventions=Conventions(_HALF, padding="tensorflow"),
 )
 OURS = Layout(
-    title="arrays by our layers' names",
+    title="arrays named as our parameters",
     mark="",
     entries={},  # every name is its own path
     backbone="",

@@ -27,7 +27,7 @@ class Weights(NamedTuple):
       path: The file.
       layout: Whose names and conventions it follows.
       arrays: float32, by the path of our parameter, `vgg16/conv1_1/kernel`. The first convolution
-        takes RGB in 0..255 minus `layout.mean`.
+        takes RGB in 0..255 minus `layout.conventions.mean`.
       names: What the file calls each of them.
       ignored: Shapes of the file's other arrays, by its names.
     """
@@ -70,7 +70,7 @@ class Report(NamedTuple):
         return "\n\n".join([self.title, *parts]) + "\n"
 
     def _parts(self) -> dict[str, dict[str, tuple[int, ...]]]:
-        return {"loaded": self.loaded, "left fresh": self.fresh, "ignored": self.ignored}
+        return {"loaded": self.loaded, "freshly initialized": self.fresh, "ignored": self.ignored}
 
 
 def read(path: str | Path, *, backbone: str = "", atrous: bool = True) -> Weights:
@@ -146,13 +146,13 @@ def with_mean(weights: Weights, mean: tuple[float, ...]) -> Weights:
 
     Args:
       weights: As read.
-      mean: m, RGB in 0..255 that the network subtracts; m' is `weights.layout.mean`.
+      mean: m, RGB in 0..255 that the network subtracts; m' is that of `weights.layout`.
 
     Raises:
       UserError: If the first convolution is none of three colors, or its bias or scale has not a
         number for each of its outputs.
     """
-    shift = np.subtract(mean, weights.layout.mean)
+    shift = np.subtract(mean, weights.layout.conventions.mean)
     backbone = layouts.BACKBONES.get(backbone_of(weights))
     if backbone is None or f"{backbone.layers[0]}/bias" not in weights.arrays or not shift.any():
         return weights
@@ -169,9 +169,10 @@ def with_mean(weights: Weights, mean: tuple[float, ...]) -> Weights:
             _check_shape(weights, path, arrays[kernel].shape[3:])
     moved = np.einsum("hwio,i->o", arrays[kernel].astype(np.float64), shift)
     moved = arrays[bias] + arrays.get(scale, 1.0) * moved
+    conventions = weights.layout.conventions._replace(mean=tuple(map(float, mean)))
     return weights._replace(
         arrays={**arrays, bias: moved.astype(np.float32)},
-        layout=weights.layout._replace(mean=tuple(map(float, mean))),
+        layout=weights.layout._replace(conventions=conventions),
     )
 
 
