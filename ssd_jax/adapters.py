@@ -19,8 +19,8 @@ class CocoIds(NamedTuple):
 
     Attributes:
       file: The JSON that gives the ids.
-      images: Of each image, by the last part of its file name.
-      categories: Of each class, by its name.
+      images: Id of each image by the last part of its file name.
+      categories: Id of each class by its name.
     """
 
     file: Path
@@ -73,7 +73,7 @@ def to_coco(
     """The detections of one image as COCO results have them.
 
     Args:
-      found: As a detector gives it: corners in pixels, used rows only.
+      found: Detections as a detector returns them: corners in pixels, used rows only.
       image_id: COCO's id of the image.
       category_ids: The id of label k is `category_ids[k - 1]`.
 
@@ -109,7 +109,7 @@ def coco_rows(
 
     Args:
       bboxes: x, y, width and height in pixels, of each detection.
-      scores: Of each detection.
+      scores: Score of each detection.
       categories: COCO's id of the class of each detection.
       image_id: COCO's id of the image.
 
@@ -126,8 +126,8 @@ def write_coco(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Writes COCO results as JSON, a detection a line, in place of an earlier file.
 
     Args:
-      path: Of the file, whose folder is there.
-      rows: As of `to_coco` or `coco_rows`; of their numbers nine digits are written, which is all
+      path: Path of the file, in an existing folder.
+      rows: Rows of `to_coco` or `coco_rows`; numbers are written with nine digits, which is all
         that float32 holds.
 
     Raises:
@@ -148,7 +148,7 @@ def from_coco(
     """COCO results as the detections of each image, best first.
 
     Args:
-      results: As of `to_coco`, of any number of images.
+      results: Results of `to_coco` for any number of images.
       category_ids: Label k is that of `category_ids[k - 1]`.
 
     Returns:
@@ -174,7 +174,7 @@ def to_supervision(found: Detections, class_names: Sequence[str]) -> Any:
     """The detections of one image as `supervision.Detections`.
 
     Args:
-      found: As a detector gives it: corners in pixels, used rows only.
+      found: Detections as a detector returns them: corners in pixels, used rows only.
       class_names: Label k is `class_names[k - 1]`; supervision counts classes from 0.
 
     Returns:

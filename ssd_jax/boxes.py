@@ -94,7 +94,7 @@ def decode(
     Args:
       loc: `[..., P, 4]` offsets.
       priors_cxcywh: `[..., P, 4]` center and size of the priors.
-      variances: As in `encode`.
+      variances: See `encode`.
 
     Returns:
       `[..., P, 4]` corners, not clipped.

@@ -101,7 +101,7 @@ def priors(
 
     Args:
       config: Describes the network.
-      network: What `model` made of it.
+      network: Network returned by `model`.
       at: (height, width) of another input than the training's, see `ssd.default_boxes`.
     """
     return ssd.default_boxes(
@@ -157,7 +157,7 @@ def split(
 
     Args:
       config: Describes the dataset.
-      name: Which of its splits.
+      name: Name of the split.
       training: Leave out what cannot be read, up to `config.max_unreadable_fraction`; evaluation
         skips none.
       prepare: Whether it may be prepared, and downloaded, now.
@@ -185,7 +185,7 @@ def image(
 
     Args:
       config: Says how large an image may be.
-      record: As `datasets.load` gives it.
+      record: A record from `datasets.load`.
       fit: (height, width) that a larger image may be shrunk for, see `images.decode`.
 
     Raises:

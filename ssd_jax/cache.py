@@ -38,13 +38,14 @@ def folder(place: str | os.PathLike[str]) -> Path:
     """Makes the folder of a cache where there is none.
 
     Args:
-      place: As `default` or the user gives it, perhaps with ~.
+      place: Folder from `default` or the user, possibly with ~.
 
     Returns:
       Its absolute path.
 
     Raises:
-      UserError: It cannot be made, or is one below the temporary folder that others may write to.
+      UserError: If it cannot be created, or is one below the temporary folder that others may write
+        to.
     """
     try:
         path = Path(place).expanduser().absolute()

@@ -210,7 +210,7 @@ def write_loaded(found: "detector.Detector", folder: Path) -> dict[str, Path]:
 
     Args:
       found: The detector.
-      folder: Where to, which exists.
+      folder: An existing folder.
 
     Returns:
       Where it lies, for `show_places`; nothing where there was no such file.

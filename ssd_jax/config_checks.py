@@ -281,8 +281,8 @@ def check_class_names(names: Any, *, where: object) -> tuple[str, ...]:
     """The class names that came with a trained network.
 
     Args:
-      names: As JSON has them.
-      where: What they are in, for the message.
+      names: The names from JSON.
+      where: Name of the file for the message.
 
     Raises:
       UserError: If they are no list of different texts that are not empty.

@@ -72,7 +72,7 @@ def parse(text: str | bytes, *, where: object) -> Any:
 
     Args:
       text: The JSON, as UTF-8 where it is bytes; at most `MOST_BYTES`.
-      where: What it is in, for the message.
+      where: Name of the file for the message.
 
     Raises:
       UserError: If it is none, or larger.
@@ -90,7 +90,7 @@ def check_version(path: str | Path, version: int) -> None:
     """Refuses what a newer ssd_jax wrote into a workdir.
 
     Args:
-      path: Of the config or checkpoint, for the message.
+      path: Path of the config or checkpoint for the message.
       version: The `VERSION` that it was written with.
 
     Raises:
@@ -112,8 +112,8 @@ def from_mapping(values: Any, *, where: object) -> config_lib.Config:
     Fields that are absent keep their defaults, `config.LOCAL` ones do in any case.
 
     Args:
-      values: As JSON has them: parts by name, of fields by name, tuples as lists.
-      where: What they are in, for the message.
+      values: The JSON: parts by name, with fields by name, tuples as lists.
+      where: Name of the file for the message.
 
     Raises:
       UserError: Naming `where` and the first field that is not known, or of a wrong type or value.

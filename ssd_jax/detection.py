@@ -141,7 +141,7 @@ def detect(
       loc: `[P, 4]` offsets.
       conf: `[P, C]` class logits, class 0 is background.
       priors_cxcywh: `[P, 4]` center and size of the priors.
-      variances: Of the offsets, see `boxes.encode`.
+      variances: Variances of the offsets, see `boxes.encode`.
       score_threshold: See `multiclass_nms`, as for the next three.
       iou_threshold: In [0, 1].
       top_k: Before NMS, of each class.

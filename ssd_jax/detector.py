@@ -91,8 +91,8 @@ class Detector:
     Attributes:
       class_names: Names of the classes; label k is `class_names[k - 1]`.
       config: The config of the run that made it.
-      loaded: What became of the arrays of somebody else's file that it was read from; None: it was
-        read from none.
+      loaded: Report on the arrays of the third-party checkpoint it was loaded from; None for
+        others.
     """
 
     def __init__(
@@ -107,10 +107,10 @@ class Detector:
         """Builds the network of a config.
 
         Args:
-          config: Of the network and its post-processing.
-          class_names: Of label 1, 2, ...
-          params: Of the network.
-          predict: Runs instead of that network, with `params`; see `make_predict`.
+          config: Config of the network and its post-processing.
+          class_names: Names of label 1, 2, ...
+          params: Parameters of the network.
+          predict: Runs instead of the network, on `params`; see `make_predict`.
           loaded: See the attribute.
         """
         self.config = config
@@ -146,8 +146,8 @@ class Detector:
         """An image with the boxes, names and scores of its detections.
 
         Args:
-          image: As `__call__` takes it.
-          found: Of this image, as `__call__` gives it: corners in pixels.
+          image: An image for `__call__`.
+          found: Detections of this image from `__call__`.
 
         Returns:
           An RGB image of the same size.
@@ -250,7 +250,7 @@ def in_pixels(
     """Scales `[D]` detections from [0, 1] to pixels and keeps those over the threshold.
 
     Args:
-      found: Of one image, as NumPy arrays.
+      found: Detections of one image as NumPy arrays.
       image_size: (height, width).
       score_threshold: In [0, 1].
     """

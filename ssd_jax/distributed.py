@@ -50,7 +50,7 @@ def initialize(
     Args:
       coordinator: `HOST:PORT` of process 0, the same for all.
       num_processes: How many there are.
-      process_id: Of this one, from 0.
+      process_id: Index of this process, from 0.
       timeout: Seconds to wait for the others; then the process ends with one line and the status
         `errors.TRY_AGAIN`.
 
@@ -232,7 +232,7 @@ def together() -> Iterator[None]:
     """Each process has to pass its `with`: a mistake that one finds there ends all of them.
 
     Raises:
-      UserError: Its own in a process that found one, in the others that of the first.
+      UserError: If its own in a process that found one, in the others that of the first.
     """
     mistake = None
     try:

@@ -45,10 +45,10 @@ class _Wanted(NamedTuple):
 
     Attributes:
       url: Address, without a password.
-      headers: That the server alone gets, and no other that it leads to.
-      name: Of the file.
+      headers: Headers for this server only, not for redirects to others.
+      name: Name of the file.
       at_most: Bytes that it may have.
-      otherwise: What the user can do where it can't be had.
+      otherwise: Advice if it cannot be downloaded.
     """
 
     url: str
@@ -80,9 +80,9 @@ def fetch(url: str, path: Path, *, sha256: str, otherwise: str, at_most: int = L
 
     Args:
       url: Address of the file, by http or https; may name a user and a password.
-      path: Where it belongs.
+      path: Path of the file.
       sha256: The beginning of its SHA-256, in hexadecimal digits; the more, the better.
-      otherwise: What the user can do where it can't be had, for the message.
+      otherwise: Advice for the message if it cannot be downloaded.
       at_most: Bytes that the file may have.
 
     Returns:

@@ -77,7 +77,7 @@ def of_machine(error: BaseException, name: object = None) -> MachineError:
 
     Args:
       error: The error.
-      name: Of the file; None: the one that the error names, if it names one.
+      name: Name of the file; None: the one in the error, if any.
     """
     if isinstance(error, MachineError):
         return error

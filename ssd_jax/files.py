@@ -22,7 +22,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     processes that write the same file do so one after the other.
 
     Args:
-      path: Of the file; its folder has to be there. What is no file, as a terminal, is written to.
+      path: Path of the file, in an existing folder. A device such as a terminal is written to
+        directly.
 
     Raises:
       OSError: If it can't be written; what was there is then as it was before.
@@ -48,11 +49,11 @@ def write(path: str | os.PathLike[str], text: str) -> None:
     """Writes a text file as UTF-8 by `replacing`; one of this content already is left alone.
 
     Args:
-      path: Of the file.
+      path: Path of the file.
       text: Its content; line ends stay as they are, bytes of names that are no UTF-8 are escaped.
 
     Raises:
-      OSError: As `replacing`.
+      OSError: See `replacing`.
     """
     place, data = Path(path), text.encode(errors="backslashreplace")
     if not place.is_symlink() and place.is_file() and place.read_bytes() == data:
@@ -123,7 +124,7 @@ def read(path: str | os.PathLike[str], *, at_most: int) -> bytes:
     """The bytes of a regular file.
 
     Args:
-      path: Of the file.
+      path: Path of the file.
       at_most: Bytes; a larger file is refused before it is read.
 
     Raises:

@@ -29,7 +29,7 @@ def load(text: str, size: float) -> Font | None:
     """A font that has all letters of a text: Pillow's own, else the first of the machine's.
 
     Args:
-      text: What is to be written.
+      text: The text to write.
       size: In pixels.
 
     Returns:

@@ -34,7 +34,7 @@ def expand(pattern: str) -> Expansion:
     many links lead to it, and by its own path where that matches as well.
 
     Raises:
-      MachineError: The machine has no more open files or no memory.
+      MachineError: If the machine has no more open files or no memory.
     """
     return _Search(pattern).run()
 

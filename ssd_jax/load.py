@@ -21,8 +21,8 @@ class Trained(NamedTuple):
     """A trained network that has been found and not built yet.
 
     Attributes:
-      place: What was found.
-      folder: Where what is written about it belongs.
+      place: Path of the network.
+      folder: Folder for outputs about it.
       config: The config that it comes with.
       build: Makes the detector of a config.
     """
@@ -69,7 +69,7 @@ def find(
     """Finds a trained network.
 
     Args:
-      path_or_name: As `load_detector` takes it.
+      path_or_name: See `load_detector`.
       data: Says from where published weights are downloaded, and where they are kept; None: the
         defaults.
       say: Called with each line on what became of third-party weights, as they are loaded.

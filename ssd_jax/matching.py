@@ -43,7 +43,7 @@ def match(
       gt_boxes: `[G, 4]` corners.
       gt_labels: `[G]` int, classes from 1; 0 is padding, which matches nothing.
       priors_cxcywh: `[P, 4]` center and size of the priors.
-      iou_threshold: Of the second stage, in [0, 1].
+      iou_threshold: Threshold of the second stage, in [0, 1].
 
     Returns:
       What each prior has to predict.

@@ -57,8 +57,8 @@ def warp(
       size: Side, or (height, width), of the result in pixels.
       flip: Whether to mirror the result left to right.
       interpolation: One of `INTERPOLATIONS`, or an index into them.
-      precision: Of the matrix products, as for `jax.numpy.einsum`; the default precision of a
-        device may change a pixel by half a level.
+      precision: Precision of the matrix products, as in `jax.numpy.einsum`; the default precision
+        of a device may change a pixel by half a level.
 
     Returns:
       `[height, width, 3]` float32 in 0..255 of the image's pixels, and `[height, width]` in [0, 1]:

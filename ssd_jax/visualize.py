@@ -65,7 +65,7 @@ def draw(
       `[H, W, 3]` uint8.
 
     Raises:
-      ValueError: The labels are no integers, such as scores in their place.
+      ValueError: If the labels are no integers, such as scores in their place.
     """
     options: Any = {"class_names": class_names, "score_format": score_format}
     return _pixels(draw_image(image, boxes, labels, scores, **options))
@@ -111,14 +111,14 @@ def grid(
     Args:
       images: `[H, W, 3]` uint8 each, of any size.
       columns: Images in a row, at least 1.
-      width: Of the sheet, in pixels.
+      width: Width of the sheet in pixels.
       gap: Pixels of white around each image.
 
     Returns:
       `[height, width, 3]` uint8; a row is as high as its highest image.
 
     Raises:
-      ValueError: `columns` is less than 1, or the columns are left no pixel.
+      ValueError: If `columns` is less than 1, or the columns are left no pixel.
     """
     column = (width - gap) // columns - gap if columns >= 1 else 0
     if column < 1:
@@ -159,7 +159,7 @@ def augmentations(
       size: Side, or (height, width), of the results in pixels.
       count: Number of results.
       columns: Images in a row.
-      **options: Of `augment.augment`: `policy`, `interpolations`, ...
+      **options: Options of `augment.augment`: `policy`, `interpolations`, ...
 
     Returns:
       `[height, width, 3]` uint8.

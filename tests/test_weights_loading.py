@@ -44,7 +44,11 @@ def test_arrays_replace_the_parameters_of_their_layer(params, npz):
         "vgg16/conv1_1/bias", "loc0/kernel", "loc0/bias", "conf0/kernel", "conf0/bias",
     ]  # fmt: skip
     lines = report.lines()
-    assert lines == ["1 loaded: vgg16", "5 freshly initialized: vgg16, loc0, conf0", "1 ignored: other"]
+    assert lines == [
+        "1 loaded: vgg16",
+        "5 freshly initialized: vgg16, loc0, conf0",
+        "1 ignored: other",
+    ]
     whole = report.whole().splitlines()
     assert whole[whole.index("1 loaded") + 1] == "  vgg16/conv1_1/kernel (3, 3, 3, 8)"
     assert whole[whole.index("1 ignored") + 1 :] == ["  other/bias (3,)"]

@@ -27,8 +27,8 @@ class Annotation(NamedTuple):
     """What is known of one image; N objects.
 
     Attributes:
-      height: Of the image, in pixels.
-      width: Of the image, in pixels.
+      height: Height of the image in pixels.
+      width: Width of the image in pixels.
       boxes: `[N, 4]` float32 xyxy, continuous edges in pixels, within the image; of some area
         unless degenerate.
       names: Class of each object.
@@ -77,10 +77,10 @@ def class_name(text: str, where: str) -> str:
 
     Args:
       text: The name as the file has it.
-      where: What an error calls its place.
+      where: Its place, for error messages.
 
     Raises:
-      UserError: It holds half a character, which no file can hold, or is longer than any name.
+      UserError: If it contains a lone surrogate, which no file can contain, or is too long.
     """
     name = " ".join(text.split())
     if len(name) > _LONGEST_NAME:
@@ -122,8 +122,8 @@ def clip(
 
     Args:
       edges: `[4]` xyxy, continuous edges in pixels.
-      height: Of the image, in pixels.
-      width: Of the image, in pixels.
+      height: Height of the image in pixels.
+      width: Width of the image in pixels.
       written: The box as its file has it, for the remarks.
 
     Returns:
@@ -152,15 +152,15 @@ def parse(xml: bytes, *, name: str, image_size: tuple[int, int] | None) -> Annot
 
     Args:
       xml: The whole file.
-      name: What errors and notes call the file.
+      name: Name of the file for errors and notes.
       image_size: (height, width) of the image, upright; None where it is not known.
 
     Returns:
       The annotation, its boxes in continuous pixel edges.
 
     Raises:
-      UserError: The XML is malformed or declares entities; its size is not the image's; an object
-        lacks its name or box; a coordinate or flag is no number.
+      UserError: If the XML is malformed or declares entities; its size is not the image's; an
+        object lacks its name or box; a coordinate or flag is no number.
     """
     root = _parse_xml(xml, name)
     if root.tag != "annotation":
@@ -182,8 +182,8 @@ def to_voc_pixels(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
 
     Args:
       boxes: `[N, 4]` xyxy, normalized to [0, 1].
-      height: Of the image, in pixels.
-      width: Of the image, in pixels.
+      height: Height of the image in pixels.
+      width: Width of the image in pixels.
 
     Returns:
       `[N, 4]` float32 (xmin, ymin, xmax, ymax), 1-based and inclusive.

@@ -127,8 +127,8 @@ class Own(Builder):
 
         Args:
           reader: Lists the dataset; called only where it is not prepared yet.
-          max_megapixels: As of `Reader`.
-          **kwargs: Of tfds' builders: `data_dir`, ...
+          max_megapixels: See `Reader`.
+          **kwargs: Options of tfds' builders: `data_dir`, ...
         """
         self._reader = reader
         self._max_megapixels = max_megapixels

@@ -72,7 +72,7 @@ def detect_format(path: str) -> str:
     """The format of a dataset: voc (an official archive), folder (VOC's form), coco or yolo.
 
     Raises:
-      UserError: There is nothing, or nothing that is known.
+      UserError: If there is nothing, or nothing that is known.
     """
     place = pathlib.Path(path).expanduser()
     if not paths.exists(place):
@@ -99,7 +99,7 @@ def open_reader(path: str, kind: str) -> readers.Reader:
     """Lists a dataset of a format.
 
     Raises:
-      UserError: It is not of that format, or what describes it as a whole is broken.
+      UserError: If it is not of that format, or what describes it as a whole is broken.
     """
     if kind != "voc":
         return prepared.OWN[kind][1](path)
@@ -211,7 +211,7 @@ def check(
     """Reads a dataset whole and prints what it holds and what is wrong with it.
 
     Args:
-      path: Of the dataset.
+      path: Path of the dataset.
       kind: Its format, of `detect_format`.
       default_boxes: `[P, 4]` priors (cxcywh) of the network that is to learn from it.
       max_megapixels: An image of more cannot be used.
@@ -220,7 +220,7 @@ def check(
       Whether nothing is wrong.
 
     Raises:
-      UserError: There is no such path.
+      UserError: If there is no such path.
     """
     if not paths.exists(pathlib.Path(path).expanduser()):
         raise errors.UserError(f"{path}: no such folder or file")

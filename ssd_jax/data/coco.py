@@ -60,7 +60,7 @@ class FolderImages:
         """The path of an image.
 
         Raises:
-          UserError: It is not below the dataset's folder, where a change of it would be noticed.
+          UserError: If it is outside the dataset's folder, where changes would go unnoticed.
         """
         path = next(filter(paths.is_file, (folder / file_name for folder in self._folders)), None)
         if path is None:
@@ -81,10 +81,10 @@ class AnnotationFile(NamedTuple):
     """A JSON file and the images that it is about.
 
     Attributes:
-      file: What messages call the JSON.
+      file: Name of the JSON for messages.
       split: "" for a single file that names none.
       read: Gives the bytes of the JSON.
-      images: Where they are.
+      images: Finds and reads the images.
       annotated: Whether the JSON tells the objects.
     """
 
@@ -108,7 +108,7 @@ def files(path: str) -> list[pathlib.Path]:
     """The JSON files and all images below their dataset's folder.
 
     Raises:
-      UserError: There is no such dataset.
+      UserError: If there is no such dataset.
     """
     jsons = list(_find(path).values())
     below = paths.walk(_root(jsons[0], path))
@@ -132,12 +132,12 @@ class Reader(readers.Reader):
         """Reads the JSON files.
 
         Args:
-          name: What messages call the dataset.
+          name: Name of the dataset for messages.
           sources: Its JSON files.
           categories: All that there may be, by id; None: those that the files list.
 
         Raises:
-          UserError: One is not in COCO's form.
+          UserError: If one is not in COCO's form.
         """
         self.name = name
         self._closed = categories is not None
@@ -264,7 +264,7 @@ def read_folder(path: str) -> Reader:
     """A folder in COCO's form, or one JSON file.
 
     Raises:
-      UserError: There is no JSON, or one is not in COCO's form.
+      UserError: If there is no JSON, or one is not in COCO's form.
     """
     sources = []
     for split, file in _find(path).items():
@@ -279,7 +279,7 @@ def _find(path: str) -> dict[str, pathlib.Path]:
     """The JSON files by their split; a single one that names none has split "".
 
     Raises:
-      UserError: There are none, or two of one split.
+      UserError: If there are none, or two of one split.
     """
     base = pathlib.Path(path).expanduser().absolute()
     if paths.is_file(base):

@@ -41,11 +41,11 @@ def load(data: bytes, file: str, *, annotated: bool) -> dict[str, Any]:
 
     Args:
       data: The JSON.
-      file: What messages call it.
+      file: Name of the file for messages.
       annotated: Whether it tells the objects; otherwise `annotations` is empty.
 
     Raises:
-      UserError: It is no JSON, or not in COCO's form.
+      UserError: If it is not JSON or not in COCO's format.
     """
     content = parsing.json_content(data, file, _slim)
     if not annotated and isinstance(content, dict):

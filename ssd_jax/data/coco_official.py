@@ -41,7 +41,7 @@ class Official(NamedTuple):
     Attributes:
       images: The archive with its images.
       tables: The archive with its JSON.
-      json: Which of its JSON files.
+      json: Name of its JSON file.
       annotated: Whether the objects were published.
     """
 
@@ -142,9 +142,9 @@ class Coco(builder.Builder):
         """Args are those of tfds, and the archives.
 
         Args:
-          archives: Those of the split, as `find_archives` found them. Empty: they are downloaded
+          archives: Archives of the split from `find_archives`. Empty: they are downloaded
             and compared with their known SHA-256.
-          **kwargs: Of tfds' builders: `config` (the split), `data_dir`, ...
+          **kwargs: Options of tfds' builders: `config` (the split), `data_dir`, ...
         """
         self._archives = archives
         super().__init__(**kwargs)
@@ -165,7 +165,7 @@ def find_archives(folder: str, split: str) -> tuple[pathlib.Path, pathlib.Path]:
     """The official archives of a split in a folder, as `archives_of` names them.
 
     Raises:
-      UserError: There is no such folder, or one is not in it.
+      UserError: If there is no such folder, or one is not in it.
     """
     base = pathlib.Path(folder).expanduser()
     if not paths.is_folder(base):
@@ -184,7 +184,7 @@ def read_archives(images: pathlib.Path, tables: pathlib.Path, split: str) -> coc
     """An official split, with COCO's 80 classes, from its archives, which are not extracted.
 
     Raises:
-      UserError: They are no such archives.
+      UserError: If they are not such archives.
     """
     official = SPLITS[split]
     folder = official.images.filename.removesuffix(".zip")
@@ -212,13 +212,14 @@ def _member(archive: zipfile.ZipFile, member: str, file: str, *, at_most: int) -
     """The bytes of a member that messages call `file`; its checksum has to be right.
 
     Args:
-      archive: That it is in.
+      archive: The archive that contains it.
       member: Its name there.
-      file: What messages call it.
+      file: Name of the archive for messages.
       at_most: Bytes that it may have.
 
     Raises:
-      UserError: It cannot be read, or unpacks to more than an image or a table of that size does.
+      UserError: If it cannot be read, or unpacks to more than an image or a table of that size
+        does.
     """
     with _named(file):
         entry = archive.getinfo(member)
@@ -251,7 +252,7 @@ def _download(folder: pathlib.Path, archive: Archive) -> pathlib.Path:
     """Downloads an archive, or finds it downloaded.
 
     Raises:
-      UserError: It cannot be had, or is not what it was; it says how to do without the download.
+      UserError: If it cannot be had, or is not what it was; it says how to do without the download.
     """
     return download.fetch(
         HOST + archive.path,

@@ -70,11 +70,11 @@ def load(
         `coco_official.SPLITS`. Synthetic data have "train" and "test". A folder's are those of its
         ImageSets/Main, of your own JSON those of the files' names, YOLO's those of data.yaml;
         without, they are "train", "val" (every fifth image) and "all".
-      path: Of your own dataset; with "coco", empty is the official one.
+      path: Path of your own dataset; with "coco", empty means the official one.
       archives: Folder with VOC's or COCO's archives; empty: they are downloaded.
-      cache_dir: Where prepared data and downloads are kept.
-      max_unreadable_fraction: Which share of the split's images, in [0, 1], may be left out because
-        they or their annotations cannot be read; they are named once in the log. None, for
+      cache_dir: Folder of prepared data and downloads.
+      max_unreadable_fraction: Fraction of the split's images, in [0, 1], that may be left out
+        because they or their annotations cannot be read; they are named once in the log. None, for
         evaluation: not one. It is taken over the whole splits that `split` names, also where they
         are sliced. A "val" by order is made of what can be read; the log names what the dataset has
         besides.
@@ -88,9 +88,9 @@ def load(
       The split; its order is always the same.
 
     Raises:
-      UserError: There is no such dataset, split, folder or archive, it holds more broken data
+      UserError: If there is no such dataset, split, folder or archive, it holds more broken data
         than may be left out, or it has not been prepared and may not be.
-      MachineError: The machine stands in the way; nothing of that is remembered.
+      MachineError: If the machine stands in the way; nothing of that is remembered.
     """
     cache = cache_lib.folder(cache_dir)
     find = prepared.finder(
@@ -126,7 +126,7 @@ def ground_truth(split: Split) -> dict[str, tuple[np.ndarray, np.ndarray, np.nda
     """What evaluation compares detections with; no image is decoded.
 
     Args:
-      split: Of `load`.
+      split: A split from `load`.
 
     Returns:
       By image's name: boxes `[M, 4]` float32 in VOC's pixels (1-based, inclusive), those of
@@ -135,7 +135,7 @@ def ground_truth(split: Split) -> dict[str, tuple[np.ndarray, np.ndarray, np.nda
       difficult objects and COCO's crowds.
 
     Raises:
-      UserError: The split holds an image twice.
+      UserError: If the split holds an image twice.
     """
     truth: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
     for index in range(len(split.source)):
@@ -157,7 +157,7 @@ def coco_ground_truth(
     """What COCO's evaluation compares detections with, exactly as the files have it.
 
     Args:
-      split: Of `load`, with each image once.
+      split: A split from `load`, with each image once.
 
     Returns:
       By image's name, in the order of the ids that COCO gives to images, on which the order of

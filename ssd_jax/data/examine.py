@@ -47,7 +47,7 @@ def examine(reader: readers.Reader) -> Examined:
     are `train`, and `all` is both; what cannot be used counts as `train`'s, so that `val` is whole.
 
     Raises:
-      MachineError: The machine could not read one: that says nothing about the image.
+      MachineError: If the machine could not read one: that says nothing about the image.
     """
     examples: dict[str, readers.Example] = {}
     failures: dict[str, str] = {}
@@ -132,7 +132,7 @@ def _example_or_reason(reader: readers.Reader, key: str) -> readers.Example | st
     """Reads one image.
 
     Raises:
-      MachineError: The machine could not; the image may be good.
+      MachineError: If the machine could not; the image may be good.
     """
     try:
         example = reader.example(key)

@@ -42,7 +42,7 @@ def decode(
 
     Args:
       data: The whole file, of one of `pillow.FORMATS`.
-      name: What an error calls the image.
+      name: Name of the image for error messages.
       fit: Largest (height, width) to return. A larger image is scaled down, keeping its aspect
         ratio; JPEGs then decode fewer pixels. None: every pixel.
       into: `[rows, W, 3]` uint8, contiguous. An upright JPEG of that very width and no more rows
@@ -54,8 +54,8 @@ def decode(
       `[H, W, 3]` uint8 RGB, the way up that Exif says.
 
     Raises:
-      UserError: The data is empty, truncated, corrupt, no image or too large.
-      MachineError: There is too little memory; this says nothing of the data.
+      UserError: If the data is empty, truncated, corrupt, no image or too large.
+      MachineError: If there is too little memory; this says nothing of the data.
     """
     with _blaming(data, name):
         if stored := _plain_jpeg_size(data):
@@ -71,7 +71,7 @@ def rgb(image: Image.Image) -> np.ndarray:
     """Pixels of a PIL image as `decode` gives those of a file: `[H, W, 3]` uint8, upright.
 
     Raises:
-      ValueError: The pixels are floating-point numbers.
+      ValueError: If the pixels are floating-point numbers.
     """
     pixels = pillow.rgb(image)  # first: of a TIFF this turns it upright
     return _upright(pixels, pillow.orientation(image))
@@ -81,8 +81,8 @@ def size(data: bytes, *, name: str, max_megapixels: float = MAX_MEGAPIXELS) -> t
     """Height and width that `decode` would return, in pixels, from the file's header alone.
 
     Raises:
-      UserError: The header is that of no image, or of one of more than `max_megapixels`.
-      MachineError: There is too little memory.
+      UserError: If the header is that of no image, or of one of more than `max_megapixels`.
+      MachineError: If there is too little memory.
     """
     with _blaming(data, name):
         if stored := _plain_jpeg_size(data):
@@ -215,7 +215,7 @@ def _strictly(data: bytes, on_remark: Callable[[str], object], **options: Any) -
     Args:
       data: The file.
       on_remark: Called with a line on a fault that costs none of them.
-      **options: Of simplejpeg.
+      **options: Options of simplejpeg.
     """
     try:
         return simplejpeg.decode_jpeg(data, **options)

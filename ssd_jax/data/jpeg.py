@@ -43,8 +43,8 @@ class Segment(NamedTuple):
 
     Attributes:
       marker: Its kind, the byte after 0xff.
-      body: What stands behind its length; of the end marker nothing.
-      scan: Of a start of scan the entropy-coded bytes behind it; of others empty.
+      body: Content after its length; empty for the end marker.
+      scan: Entropy-coded bytes after a start of scan; empty for others.
     """
 
     marker: int
@@ -93,10 +93,10 @@ def check_scans(data: bytes, *, pixels: int) -> None:
 
     Args:
       data: The file.
-      pixels: Of the image.
+      pixels: Number of pixels of the image.
 
     Raises:
-      ValueError: There are more scans than are read in an image of so many pixels.
+      ValueError: If there are more scans than are read in an image of so many pixels.
     """
     most = max(USUAL_SCANS, _PIXELS_IN_SCANS // max(1, pixels))
     if data.count(bytes([0xFF, _SOS])) <= most:  # those of a thumbnail are among them
@@ -164,7 +164,7 @@ def _trimmed(parts: list[Segment], frame: Segment, warning: str) -> list[Segment
     """The segments with scans that end with their last MCU.
 
     Raises:
-      ValueError: A scan is not whole; or `warning`, where that can't be told.
+      ValueError: If a scan is not whole; or `warning`, where that can't be told.
     """
     scans = [each for each in parts if each.marker == _SOS]
     if len(scans) > _MOST_SCANS_MENDED:

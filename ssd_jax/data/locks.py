@@ -14,7 +14,7 @@ def alone(place: pathlib.Path, *, wait: bool = True) -> Iterator[bool]:
     """Holds a lock within its `with`, on this machine and, by NFS, on others.
 
     Args:
-      place: Of the lock's file, which is made, with its folder, and stays.
+      place: Path of the lock file, which is created with its folder and kept.
       wait: For another process that holds it.
 
     Yields:

@@ -14,7 +14,7 @@ class Metadata(NamedTuple):
       category_ids: The dataset's own id of each class.
       joined: The splits that are not stored because they are others, one after the other: these.
       skipped: By split, the images that cannot be used and why.
-      conditions: As the function of that name gave them.
+      conditions: Result of `conditions`.
       by_order: Whether the dataset has no splits of its own.
       unannotated: The splits whose annotations were not published.
       object_counts: By stored split, the number of objects of each record.

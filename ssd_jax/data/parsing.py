@@ -46,11 +46,11 @@ def json_content(data: bytes, name: str, hook: Callable[[dict[str, Any]], Any]) 
 
     Args:
       data: The whole file.
-      name: What errors call it.
-      hook: What becomes of each object in it.
+      name: Name of the file for messages.
+      hook: Converts each object.
 
     Raises:
-      UserError: It is no JSON.
+      UserError: If it is not JSON.
     """
     head = data[:4096].removeprefix(_BOM).lstrip(_BLANK)
     if not head.startswith((b"{", b"[")):  # before as much memory again is spent on it
@@ -69,10 +69,10 @@ def yaml_content(text: str, name: str) -> Any:
 
     Args:
       text: The whole file.
-      name: What errors call it.
+      name: Name of the file for messages.
 
     Raises:
-      UserError: It is no YAML, or its aliases unfold to more than anybody writes.
+      UserError: If it is not YAML, or its aliases expand to too much.
     """
     try:
         loader = _LOADER(text)

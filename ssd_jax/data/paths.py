@@ -23,7 +23,7 @@ def is_file(path: str | os.PathLike[str]) -> bool:
     """Whether there is a regular file, perhaps by a link.
 
     Raises:
-      MachineError: That cannot be told.
+      MachineError: If the system cannot tell.
     """
     mode = _mode(path)
     return mode is not None and stat.S_ISREG(mode)
@@ -33,7 +33,7 @@ def is_folder(path: str | os.PathLike[str]) -> bool:
     """Whether there is a folder, perhaps by a link.
 
     Raises:
-      MachineError: That cannot be told.
+      MachineError: If the system cannot tell.
     """
     mode = _mode(path)
     return mode is not None and stat.S_ISDIR(mode)
@@ -43,7 +43,7 @@ def exists(path: str | os.PathLike[str]) -> bool:
     """Whether there is anything, perhaps by a link.
 
     Raises:
-      MachineError: That cannot be told.
+      MachineError: If the system cannot tell.
     """
     return _mode(path) is not None
 
@@ -52,8 +52,8 @@ def status(path: str | os.PathLike[str]) -> os.stat_result:
     """Size and times of what has been found to be there.
 
     Raises:
-      UserError: It is gone.
-      MachineError: It cannot be looked at.
+      UserError: If it no longer exists.
+      MachineError: If its status cannot be read.
     """
     try:
         return os.stat(path)
@@ -67,8 +67,8 @@ def walk(root: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     Each folder is entered once, whatever links lead to it.
 
     Raises:
-      UserError: A folder is gone.
-      MachineError: A folder cannot be read.
+      UserError: If a folder is gone.
+      MachineError: If a folder cannot be read.
     """
 
     def refuse(error: OSError) -> None:
@@ -93,7 +93,7 @@ def matching(root: str | os.PathLike[str], pattern: str) -> list[pathlib.Path]:
       pattern: Names joined by /, in which * stands for anything but a leading dot.
 
     Raises:
-      MachineError: A folder on the way cannot be read.
+      MachineError: If a folder on the way cannot be read.
     """
     first, _, rest = pattern.partition("/")
     places = [pathlib.Path(root, name) for name in _names_like(root, first)]
@@ -106,12 +106,12 @@ def read(path: str | os.PathLike[str], *, at_most: int) -> bytes:
     """The bytes of a file.
 
     Args:
-      path: Of the file.
+      path: Path of the file.
       at_most: Bytes; a larger one is refused before it is read.
 
     Raises:
-      UserError: It is not there, is no regular file, or larger.
-      MachineError: The machine cannot read it now.
+      UserError: If it does not exist, is not a regular file, or is larger.
+      MachineError: If the machine cannot read it now.
     """
     try:
         return files.read(path, at_most=at_most)

@@ -65,8 +65,8 @@ def check_size(height: int, width: int, name: str, max_megapixels: float) -> Non
     """Refuses what is too large to decode.
 
     Raises:
-      ValueError: A side is longer than any image's.
-      UserError: It has more than `max_megapixels`.
+      ValueError: If a side is longer than any image's.
+      UserError: If it has more than `max_megapixels`.
     """
     if max(height, width) > _LONGEST_SIDE:
         raise ValueError(f"{width} x {height} pixels; no side may have more than {_LONGEST_SIDE}")

@@ -73,7 +73,7 @@ def finder(
     Args are those of `datasets.load`.
 
     Raises:
-      UserError: There is no such dataset.
+      UserError: If there is no such dataset.
     """
     how: dict[str, Any] = {"cache": cache, "prepare": prepare}
     finders: dict[str, Callable[[str, str], str]] = {

@@ -21,7 +21,7 @@ class Example(NamedTuple):
       name: File name of the image, unique in its split.
       read: Gives the file's bytes.
       bytes: How many they are.
-      annotation: What is known of it.
+      annotation: Its annotation.
       image_id: COCO's id of the image; NO_IMAGE_ID in other formats.
       notes: A line for each fault of the file that costs no pixel.
     """
@@ -38,7 +38,7 @@ class Reader(abc.ABC):
     """A dataset whose files are listed; no image is opened yet.
 
     Attributes:
-      name: What messages call the dataset: its path.
+      name: Name of the dataset for messages: its path.
       keys: A word for each image, unique, in order.
       splits: The keys of each split; empty where the dataset has none.
       remarks: A line for each thing that is wrong with the dataset as a whole, with a file's name.
@@ -74,7 +74,7 @@ def check_split_name(name: str, file: str) -> str:
     """Returns the name of a split where tfds can store it.
 
     Raises:
-      UserError: It cannot; `file` is what has to be renamed.
+      UserError: If it cannot be; the message names `file`, which has to be renamed.
     """
     if not _SPLIT_NAME.fullmatch(name):
         raise errors.UserError(
@@ -90,11 +90,11 @@ def decode_size(
 
     Args:
       data: The file.
-      name: What errors and notes call it.
-      max_megapixels: As of `images.decode`.
+      name: Name of the file for errors and notes.
+      max_megapixels: See `images.decode`.
 
     Raises:
-      UserError: It does not decode.
+      UserError: If it cannot be decoded.
     """
     notes: list[str] = []
     pixels = images.decode(data, name=name, max_megapixels=max_megapixels, on_remark=notes.append)

@@ -19,7 +19,7 @@ class Stretch(NamedTuple):
 
     Attributes:
       most_objects: The most that any of them has.
-      size: Of the whole split's files, in bytes.
+      size: Size of the whole split's files in bytes.
     """
 
     directory: str
@@ -42,8 +42,8 @@ class Records:
     other datasets.
 
     Args:
-      stretches: Which records.
-      memory_gib: As `load` takes it.
+      stretches: The records.
+      memory_gib: See `datasets.load`.
     """
 
     def __init__(self, stretches: Iterable[Stretch], *, memory_gib: float = 0.0):

@@ -23,7 +23,7 @@ def parse(part: str, split: str) -> Part:
     """Takes one of the names apart; `split` is all that was given, for the message.
 
     Raises:
-      UserError: It is no such name.
+      UserError: If it is not such a name.
     """
     match = _PART.fullmatch(part.strip())
     if match is None:
@@ -35,7 +35,7 @@ def bounds(part: Part, length: int, split: str) -> tuple[int, int]:
     """First record of a slice in tfds' syntax and the one after its last.
 
     Raises:
-      UserError: It is no slice, or an empty one.
+      UserError: If it is no slice, or an empty one.
     """
     whole = tfds.core.SplitInfo(name="part", shard_lengths=[length], num_bytes=0)
     try:

@@ -102,7 +102,7 @@ def _write_share_in_a_process(*job: object) -> None:
     fail where that script has no `__main__` guard.
 
     Raises:
-      OSError: It can't write.
+      OSError: If it can't write.
     """
     code = "import json, sys; from ssd_jax.data import synthetic; "
     code += "synthetic._write_share(*json.loads(sys.argv[1]))"
@@ -135,8 +135,8 @@ def write(
       processes: At least 1; None takes one for each CPU. It does not change what is written.
 
     Raises:
-      UserError: `folder` exists.
-      OSError: It can't be written.
+      UserError: If `folder` exists.
+      OSError: If it can't be written.
     """
     folder, counts = Path(folder).absolute(), (train, test)
     if folder.exists():

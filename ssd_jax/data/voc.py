@@ -82,7 +82,7 @@ class Tree(Protocol):
         """The bytes of one of `files`, of which there may be `at_most`.
 
         Raises:
-          UserError: It cannot be read, or is larger.
+          UserError: If it cannot be read, or is larger.
         """
         ...
 
@@ -293,9 +293,9 @@ class Voc(builder.Builder):
         """Args are those of tfds, and the archives.
 
         Args:
-          archives: As `find_archives` found them, perhaps packed anew. Empty: they are downloaded
+          archives: Archives from `find_archives`, possibly repacked. Empty: they are downloaded
             and compared with their known SHA-256.
-          **kwargs: Of tfds' builders: `config` (a key of `ARCHIVES`), `data_dir`, ...
+          **kwargs: Options of tfds' builders: `config` (a key of `ARCHIVES`), `data_dir`, ...
         """
         self._archives = archives
         super().__init__(**kwargs)
@@ -310,7 +310,7 @@ def find_archives(folder: str, year: str) -> list[pathlib.Path]:
     """The official archives of a year, a key of `ARCHIVES`, that lie in a folder.
 
     Raises:
-      UserError: There is no such folder, or the year's first archive is not in it.
+      UserError: If there is no such folder, or the year's first archive is not in it.
     """
     base = pathlib.Path(folder).expanduser()
     if not paths.is_folder(base):
@@ -330,7 +330,7 @@ def folder_files(path: str) -> list[pathlib.Path]:
     """The files that make a folder in VOC's form what it is.
 
     Raises:
-      UserError: It is no such folder.
+      UserError: If it is not such a folder.
     """
     if not paths.is_folder(pathlib.Path(path).expanduser()):
         raise errors.UserError(f"config.data.path={path!r}: no such folder")
@@ -347,7 +347,7 @@ def read_folder(path: str) -> Reader:
     """A folder in VOC's form, with whatever classes its annotations name.
 
     Raises:
-      UserError: It is no such folder; a split's name is no word.
+      UserError: If it is not such a folder; a split's name is no word.
     """
     folder_files(path)
     reader = Reader(FolderTree(path))
@@ -360,7 +360,7 @@ def read_archive(path: str | os.PathLike[str], year: str) -> Reader:
     """An official archive of a year, a key of `ARCHIVES`, with its splits that concern detection.
 
     Raises:
-      UserError: It is no such archive.
+      UserError: If it is not such an archive.
     """
     root, annotated, known = f"VOC{year[:4]}", year != "2012test", _SPLITS[year]
     reader = Reader(TarTree(path, root=root), classes=CLASSES, annotated=annotated)
@@ -387,7 +387,7 @@ def _members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
     """The members of a tar archive, which has to have an end: tarfile takes one that is cut off.
 
     Raises:
-      TarError: It is no archive, or not whole; what else a damaged one makes tarfile raise.
+      TarError: If it is no archive, or not whole; what else a damaged one makes tarfile raise.
     """
     with tarfile.open(fileobj=file, mode="r:") as archive:
         yield from archive
@@ -405,7 +405,8 @@ def _download(folder: pathlib.Path, year: str) -> list[pathlib.Path]:
     """Downloads the archives of a year, or finds them downloaded.
 
     Raises:
-      UserError: One cannot be had, or is not what it was; it says how to do without the download.
+      UserError: If one cannot be had, or is not what it was; it says how to do without the
+        download.
     """
     return [
         download.fetch(

@@ -61,7 +61,7 @@ def files(path: str) -> list[pathlib.Path]:
     """The files that name the classes and list images, all images and their text files.
 
     Raises:
-      UserError: There is no such dataset.
+      UserError: If there is no such dataset.
     """
     dataset = _dataset(path)
     images = [_image(file) for split in dataset.splits.values() for file in split]
@@ -76,7 +76,7 @@ class Reader(readers.Reader):
         """Lists the dataset.
 
         Raises:
-          UserError: It has no images, or nothing names its classes.
+          UserError: If it has no images, or nothing names its classes.
         """
         self.name = path
         dataset = _dataset(path)
@@ -201,7 +201,7 @@ def _dataset(path: str) -> _Dataset:
     """Finds names, splits and images.
 
     Raises:
-      UserError: There is no such dataset.
+      UserError: If there is no such dataset.
     """
     given = pathlib.Path(path).expanduser().absolute()
     if not paths.exists(given):

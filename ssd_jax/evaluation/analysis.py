@@ -41,7 +41,7 @@ class Groups(NamedTuple):
     """Figures of groups of objects; G groups.
 
     Attributes:
-      names: Of the groups.
+      names: Names of the groups.
       objects: `[G]` how many there are.
       mean_ap: `[G]` the mean of AP (area, IoU 0.5) over classes that have such objects; NaN: none.
       recall: `[G]` share of the objects that is found at any score; NaN where there is none.
@@ -98,7 +98,7 @@ def analyze(source: evaluated.Evaluated) -> Analysis:
     """Computes what the pages show of one evaluation.
 
     Raises:
-      UserError: A detection's image has no ground truth, or a label has no name.
+      UserError: If a detection's image has no ground truth, or a label has no name.
     """
     matches = voc.match(source.detections, source.ground_truth, class_names=source.class_names)
     labels, point, curves = tide.label(matches), operating_point(matches), voc.curves_of(matches)
@@ -159,7 +159,7 @@ def confusion(matches: voc.Assignment, *, score_threshold: float) -> np.ndarray:
     is of background, be it the second of an object.
 
     Args:
-      matches: Of `voc.match`.
+      matches: Matches from `voc.match`.
       score_threshold: Detections of at least this score.
 
     Returns:
@@ -216,7 +216,7 @@ def worst_false_negatives(
     the largest.
 
     Args:
-      matches: Of `voc.match`.
+      matches: Matches from `voc.match`.
       score_threshold: Objects that a detection of this score finds are found.
       count: The most to return.
 

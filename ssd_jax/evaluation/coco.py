@@ -53,8 +53,8 @@ def evaluate(
       in pycocotools.
 
     Raises:
-      UserError: A detection's image has no ground truth, or a label has no name.
-      ValueError: The arrays of an image differ in length.
+      UserError: If a detection's image has no ground truth, or a label has no name.
+      ValueError: If the arrays of an image differ in length.
 
     Source: Lin et al. 2014, and COCOeval.summarize of pycocotools.
     """

@@ -72,14 +72,14 @@ def write(
     """Writes the page that compares two evaluations, which `check` accepts.
 
     Args:
-      path: Where it goes; a file that is there is replaced.
+      path: Path of the page; an existing file is replaced.
       a: The first evaluation.
       b: The second; differences are `b` minus `a`.
-      names: What the page calls them.
+      names: Their names on the page.
       read_image: Gives the images; without, their boxes are shown alone.
 
     Raises:
-      UserError: The file can't be written.
+      UserError: If the file can't be written.
     """
     first, second = analysis.analyze(a), analysis.analyze(b)
     only_a, only_b = flipped(first, second)

@@ -23,8 +23,9 @@ class Evaluated(NamedTuple):
       config: The run's config as JSON knows it.
       class_names: Label k is `class_names[k - 1]`.
       sizes: Image's name -> (height, width) in pixels.
-      detections: As `voc.evaluate` takes them.
-      ground_truth: As `voc.evaluate` takes it; its images are those of `sizes`, in the same order.
+      detections: Detections for `voc.evaluate`.
+      ground_truth: Ground truth for `voc.evaluate`; its images are those of `sizes`, in the same
+        order.
     """
 
     config: Mapping[str, Any]
@@ -38,7 +39,7 @@ def save(folder: Path, evaluated: Evaluated) -> None:
     """Writes an evaluation into a folder; boxes and scores as float32.
 
     Raises:
-      OSError: The file can't be written.
+      OSError: If the file can't be written.
     """
     found, objects = voc.flatten(
         evaluated.detections, evaluated.ground_truth, class_names=evaluated.class_names
@@ -59,8 +60,8 @@ def load(folder: Path) -> Evaluated:
     """Reads what `save` wrote.
 
     Raises:
-      UserError: There is no such file, or it does not hold an evaluation.
-      MachineError: The machine could not read it.
+      UserError: If there is no such file, or it does not hold an evaluation.
+      MachineError: If the machine could not read it.
     """
     path = folder / NAME
     try:

@@ -22,7 +22,7 @@ class Box(NamedTuple):
 
     Attributes:
       kind: `truth` or `detection`, and `subject` in addition for what the caption is about.
-      text: What is written beside it; empty: nothing.
+      text: Caption beside it; empty: none.
     """
 
     left: float
@@ -40,7 +40,7 @@ class Shot(NamedTuple):
       image: None where it can't be had, and its boxes are shown alone.
       size: (height, width) in pixels.
       boxes: Later ones are drawn over earlier ones.
-      caption: What is said of it.
+      caption: Caption of the crop.
     """
 
     image: page.Embedded | None
@@ -122,7 +122,7 @@ def shot(
       one: The evaluation.
       read: Gives the image.
       image: Number of the image.
-      caption: What is said of it; its name is added.
+      caption: Caption; the name is added.
       about_object: Row of `matches.objects` that is marked; -1: none.
       about_detection: Row of `matches.found` that is marked; -1: none.
     """
@@ -161,7 +161,7 @@ def image_reader(
     Args:
       split: The split.
       names: The names of its first images, in their order.
-      options: Of the data.
+      options: The data config.
     """
     numbers = {name: number for number, name in enumerate(names)}
 

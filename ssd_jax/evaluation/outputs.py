@@ -28,9 +28,9 @@ def write(
     """Writes `evaluation.json`, `detections.npz` and `report.html`.
 
     Args:
-      folder: Where they go; it is created if needed.
+      folder: Output folder; it is created if needed.
       result: The figures, and what they were computed from.
-      origin: Where the detections come from: a checkpoint or a file.
+      origin: Source of the detections: a checkpoint or a file.
       network: Whether the detections are those of the network that `config` describes. If not, the
         report shows the dataset's settings alone, and no default boxes.
       config: The config of the run.
@@ -42,8 +42,8 @@ def write(
       The path of each file, by a word that says what it holds.
 
     Raises:
-      UserError: The report can't be written.
-      OSError: Another file can't be written.
+      UserError: If the report can't be written.
+      OSError: If another file can't be written.
     """
     places = {
         "figures": folder / "evaluation.json",

@@ -32,13 +32,13 @@ def write(path: str | os.PathLike[str], template: str, values: Mapping[str, Any]
     r"""Renders a template into a file; a file that is there is replaced.
 
     Args:
-      path: Where the page goes.
+      path: Path of the page.
       template: The name of a file in `templates`.
-      values: What it shows. All text is escaped, and control characters and bytes of file names
-        that are no UTF-8 are shown as escapes such as `\x1b`.
+      values: Values of the template. All text is escaped, and control characters and bytes of file
+        names that are no UTF-8 are shown as escapes such as `\x1b`.
 
     Raises:
-      UserError: The file can't be written.
+      UserError: If the file can't be written.
     """
     text = _environment().get_template(template).render(values)
     try:

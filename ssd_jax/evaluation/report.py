@@ -51,9 +51,9 @@ def write(
     """Writes the report of a run; a file that is there is replaced.
 
     Args:
-      path: Where it goes, such as `report.html`; its folder is there.
+      path: Path of the page, such as `report.html`; its folder exists.
       title: The title of the page.
-      settings: What was run, name -> value.
+      settings: Settings of the run by name.
       source: The detections and objects that the figures are computed from.
       coco: COCO's numbers in [0, 1]; negative where there is no such object.
       priors_cxcywh: `[P, 4]` default boxes of the network; None: their coverage isn't shown.
@@ -62,7 +62,7 @@ def write(
       read_image: Gives the images of the galleries; without, their boxes are shown alone.
 
     Raises:
-      UserError: The file can't be written.
+      UserError: If the file can't be written.
     """
     one = analysis.analyze(source)
     matches = one.matches
@@ -220,7 +220,7 @@ def _images_of(source: evaluated.Evaluated, cache_dir: str) -> gallery.ReadImage
 
     Args:
       source: The evaluation, whose config says which dataset.
-      cache_dir: Where that is prepared.
+      cache_dir: Folder that it is prepared in.
     """
     try:
         config = config_files.from_mapping(source.config, where=evaluated.NAME)

@@ -57,7 +57,7 @@ def key_of(split: datasets.Split) -> Key:
     """What results call the images and classes of a split.
 
     Raises:
-      UserError: The split holds an image twice.
+      UserError: If the split holds an image twice.
     """
     ids: dict[str, int] = {}
     for index in range(len(split.source)):
@@ -75,11 +75,11 @@ def write(folder: Path, found: Found, key: Key, *, dataset: str, split: str) -> 
     """Writes what the server of a dataset takes into `folder/results`, in place of an earlier one.
 
     Args:
-      folder: Of the evaluation.
+      folder: Folder of the evaluation.
       found: The detections.
-      key: Of the split.
-      dataset: As `datasets.load` takes it.
-      split: Likewise.
+      key: Key of the split.
+      dataset: Name of the dataset, see `datasets.load`.
+      split: Name of the split, see `datasets.load`.
 
     Returns:
       What was written: a word for it, and where it lies; nothing for datasets without a form.
@@ -132,10 +132,10 @@ def read(path: str | os.PathLike[str], key: Key) -> Found:
 
     Args:
       path: A JSON file, or a folder of text files.
-      key: Of the split that was detected in.
+      key: Key of the evaluated split.
 
     Raises:
-      UserError: There is no such file, it is malformed, or it is of another dataset: it names an
+      UserError: If there is no such file, it is malformed, or it is of another dataset: it names an
         image or a class that the split does not have.
     """
     place = Path(path).expanduser()

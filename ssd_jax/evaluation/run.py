@@ -19,8 +19,8 @@ class Truth(NamedTuple):
     """What detections are compared with, by image's name, in either convention.
 
     Attributes:
-      voc: As `datasets.ground_truth` gives it.
-      coco: As `datasets.coco_ground_truth` gives it.
+      voc: Ground truth from `datasets.ground_truth`.
+      coco: Ground truth from `datasets.coco_ground_truth`.
     """
 
     voc: voc.GroundTruthById
@@ -35,8 +35,8 @@ class Evaluation(NamedTuple):
       area: VOC 2010's metric, the area under the interpolated curve.
       coco: COCO's 12 numbers.
       images: How many images were evaluated.
-      detections: What the figures were computed from, as `voc.evaluate` takes it.
-      ground_truth: Likewise.
+      detections: Detections for `voc.evaluate` that the metrics were computed from.
+      ground_truth: Ground truth for `voc.evaluate`.
     """
 
     voc07: voc.Result
@@ -59,7 +59,7 @@ def evaluate(
 
     Args:
       detector: The detector; its classes have to be those of the split.
-      split: What to evaluate on.
+      split: The split to evaluate on.
       max_images: Evaluate only the first so many images; 0: all.
       on_image: Called with the number of images done, for a progress display.
       on_batch: Called before each batch, as often in each of several processes.
@@ -76,7 +76,7 @@ def truth_of(split: datasets.Split, *, max_images: int = 0) -> Truth:
     """What detections in a split, or in its first `max_images` images, are compared with.
 
     Raises:
-      UserError: The split holds an image twice, or has no annotations.
+      UserError: If the split holds an image twice, or has no annotations.
     """
     if not split.annotated:
         raise errors.UserError(

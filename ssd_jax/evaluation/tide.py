@@ -75,14 +75,14 @@ def evaluate(
     `Errors.step` fixes one kind after the other, which does add up, but depends on the order.
 
     Args:
-      detections: As in `voc.evaluate`.
-      ground_truth: As in `voc.evaluate`; difficult objects count neither way, and no error is about
+      detections: See `voc.evaluate`.
+      ground_truth: See `voc.evaluate`; difficult objects count neither way, and no error is about
         one.
-      class_names: As in `voc.evaluate`.
+      class_names: See `voc.evaluate`.
 
     Raises:
-      UserError: A detection's image has no ground truth, or a label has no name.
-      ValueError: The arrays of an image differ in length.
+      UserError: If a detection's image has no ground truth, or a label has no name.
+      ValueError: If the arrays of an image differ in length.
 
     Source: Bolya et al. 2020, sections 2.2 and 2.3.
     """
@@ -102,7 +102,7 @@ def label(matches: voc.Assignment) -> Labels:
     localization or classification error is about it.
 
     Args:
-      matches: Of `voc.match`, with an IoU threshold of t_f.
+      matches: Matches from `voc.match`, with an IoU threshold of t_f.
 
     Source: Bolya et al. 2020, section 2.2; the order is that of the authors' code.
     """
@@ -135,8 +135,8 @@ def costs(matches: voc.Assignment, labels: Labels) -> Errors:
     """Counts the errors, and fixes them kind by kind.
 
     Args:
-      matches: Of `voc.match`.
-      labels: Of `label`.
+      matches: Matches from `voc.match`.
+      labels: Labels from `label`.
     """
     num_classes = len(matches.class_names)
     class_counts = np.zeros((num_classes, len(KINDS)), int)
@@ -198,7 +198,7 @@ def _ap(
     Where no object remains to be found, AP is 1 without wrong detections and 0 with some.
 
     Args:
-      matches: As they are.
+      matches: Matches before the fix.
       kept: `[D]` bool, detections that stay.
       hit: `[D]` bool, those that are right.
       found_labels: `[D]` their classes.

@@ -116,8 +116,8 @@ def evaluate(
       left out of the mean.
 
     Raises:
-      UserError: A detection's image has no ground truth, or a label has no name.
-      ValueError: The arrays of an image differ in length.
+      UserError: If a detection's image has no ground truth, or a label has no name.
+      ValueError: If the arrays of an image differ in length.
     """
     curves = precision_recall(
         detections, ground_truth, class_names=class_names, iou_threshold=iou_threshold
@@ -135,17 +135,17 @@ def precision_recall(
     """Precision and recall of each class as the score threshold falls, by the rules of `match`.
 
     Args:
-      detections: As in `evaluate`.
-      ground_truth: As in `evaluate`.
-      class_names: As in `evaluate`.
-      iou_threshold: As in `evaluate`.
+      detections: See `evaluate`.
+      ground_truth: See `evaluate`.
+      class_names: See `evaluate`.
+      iou_threshold: See `evaluate`.
 
     Returns:
       A curve for each class name, in the order of `class_names`.
 
     Raises:
-      UserError: A detection's image has no ground truth, or a label has no name.
-      ValueError: The arrays of an image differ in length.
+      UserError: If a detection's image has no ground truth, or a label has no name.
+      ValueError: If the arrays of an image differ in length.
     """
     return curves_of(
         match(detections, ground_truth, class_names=class_names, iou_threshold=iou_threshold)
@@ -181,14 +181,14 @@ def match(
     detections: MATLAB's sort in the devkit is stable, and so is this one, on every CPU.
 
     Args:
-      detections: As in `evaluate`.
-      ground_truth: As in `evaluate`.
-      class_names: As in `evaluate`.
-      iou_threshold: As in `evaluate`.
+      detections: See `evaluate`.
+      ground_truth: See `evaluate`.
+      class_names: See `evaluate`.
+      iou_threshold: See `evaluate`.
 
     Raises:
-      UserError: A detection's image has no ground truth, or a label has no name.
-      ValueError: The arrays of an image differ in length.
+      UserError: If a detection's image has no ground truth, or a label has no name.
+      ValueError: If the arrays of an image differ in length.
 
     Source: Everingham et al. 2010, section 4.2; VOCevaldet.m of the VOC devkit.
     """
@@ -224,7 +224,7 @@ def summarize(curves: Mapping[str, Curve], *, use_07_metric: bool) -> Result:
 
     Args:
       curves: Class name -> curve, as from `precision_recall`.
-      use_07_metric: As in `evaluate`.
+      use_07_metric: See `evaluate`.
 
     Returns:
       The same as `evaluate`.
@@ -269,16 +269,16 @@ def flatten(
     """Checks an evaluation's inputs and puts the boxes of all images together, without padding.
 
     Args:
-      detections: As in `evaluate`.
-      ground_truth: As in `evaluate`.
-      class_names: As in `evaluate`.
+      detections: See `evaluate`.
+      ground_truth: See `evaluate`.
+      class_names: See `evaluate`.
 
     Returns:
       The detections and the ground truth.
 
     Raises:
-      UserError: A detection's image has no ground truth, or a label has no name.
-      ValueError: The arrays of an image differ in length.
+      UserError: If a detection's image has no ground truth, or a label has no name.
+      ValueError: If the arrays of an image differ in length.
     """
     for image_id in detections:
         if image_id not in ground_truth:

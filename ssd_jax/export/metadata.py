@@ -36,7 +36,7 @@ def describe(detector: detector_lib.Detector, content: str) -> dict[str, str]:
     """What a file tells its consumer; all but `ssd_jax`, `content` and the two texts is JSON.
 
     Args:
-      detector: Which is written.
+      detector: The exported detector.
       content: `"detections"`, `"raw"` or "parameters".
     """
     config = detector.config

@@ -20,11 +20,11 @@ class Value(NamedTuple):
     """What a variable of the traced function is in the graph.
 
     Attributes:
-      name: Of the tensor, or for a constant what to call it.
+      name: Name of the tensor; of a constant, the preferred one.
       shape: In JAX's order of axes. A 1 may stand where JAX has more: ONNX broadcasts.
-      array: Of a constant.
+      array: Values of a constant.
       channels_first: Whether the tensor's axes are in the order (0, 3, 1, 2) of JAX's.
-      dtype: Of its numbers.
+      dtype: Type of its elements.
     """
 
     name: str
@@ -90,7 +90,7 @@ class Graph:
         Args:
           outputs: By the name that they get.
           metadata: Goes into the file as it is.
-          version: Of the program that writes it.
+          version: Version of the program that writes it.
 
         Raises:
           onnx.checker.ValidationError: If the graph is not a valid one.

@@ -21,8 +21,8 @@ def suppress(
       graph: Grows.
       boxes: `[B, P, 4]` corners.
       scores: `[B, C - 1, P]` of the classes without background; those of 0 take no part.
-      iou_threshold: Of the suppression.
-      top_k: Most boxes of a class that enter the suppression.
+      iou_threshold: IoU threshold of NMS.
+      top_k: Best boxes of a class that enter NMS.
       max_detections: D, rows of the result.
 
     Returns:

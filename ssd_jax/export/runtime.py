@@ -25,10 +25,10 @@ def detector(
     """Makes a detector of a function that runs a network on resized images.
 
     Args:
-      path: Of its file.
+      path: Path of its file.
       described: The file's metadata.
       run: The network.
-      takes: Of each of its inputs the name, and the sizes behind the batch.
+      takes: Name of each input and its sizes after the batch.
     """
     config, class_names = metadata.read(path, described)
     size = build.input_size(config.model)

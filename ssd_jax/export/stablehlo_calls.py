@@ -16,7 +16,7 @@ def find(program: bytes) -> set[str]:
     """The targets of a program's custom calls, and its operations that wait for somebody else.
 
     Args:
-      program: As `jax.export.Exported.mlir_module_serialized` has it.
+      program: Bytes of `jax.export.Exported.mlir_module_serialized`.
 
     Raises:
       ValueError: If it is damaged, or takes minutes to read.

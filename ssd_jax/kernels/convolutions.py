@@ -37,7 +37,7 @@ def convolution(
     Args:
       x: The feature maps.
       kernel: The weights.
-      stride: Of rows and of columns.
+      stride: Stride of rows and columns.
       padding: (before, after) of rows and of columns.
       dilation: Distance of neighboring weights in pixels.
       groups: The number of groups that the channels are split into.

@@ -56,8 +56,8 @@ def annotate_inputs(
     """Detects in inputs and writes their annotated copies, one batch in memory at a time.
 
     Args:
-      detector: What detects.
-      targets: Where the copy of each input goes, from `files.places`; folders have to exist.
+      detector: The detector.
+      targets: Output path of each input, from `files.places`; the folders exist.
       score_threshold: Only detections that score more, in [0, 1].
       classes: Only detections of these; empty: of all.
       crops: Folder for an image of each object, in a folder of its class; None: none is written.
@@ -113,10 +113,10 @@ def annotate_camera(
     What it sees while the detector is busy is left out.
 
     Args:
-      detector: What detects.
+      detector: The detector.
       camera: Its number, from 0, its device, its address such as `rtsp://host/1`, or `FORMAT:NAME`
         as FFmpeg has them.
-      place: Of the annotated video.
+      place: Path of the annotated video.
       score_threshold: Only detections that score more, in [0, 1].
       classes: Only detections of these; empty: of all.
       crops: Folder for an image of each object, in a folder of its class; None: none is written.
@@ -143,7 +143,7 @@ class _Run:
     """A detector, what is kept of what it finds, and when it ends.
 
     Attributes:
-      detector: What detects.
+      detector: The detector.
       ends: Whether no further input is to be begun.
       trouble: None, or what went wrong with the machine, so that the next input would fail too.
     """

@@ -116,7 +116,7 @@ def make_folder(path: Path, *, overwrite: bool = False) -> None:
     """Makes a folder, and those above it, where there is none yet.
 
     Args:
-      path: Of the folder.
+      path: Path of the folder.
       overwrite: Whether there may be files in it already.
 
     Raises:

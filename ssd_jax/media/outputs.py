@@ -23,7 +23,7 @@ class Outcome(NamedTuple):
     Attributes:
       path: The input; of a camera, what it is called.
       place: Its annotated copy.
-      found: Of an image `{"boxes", "scores", "labels"}`, of a video `{"fps", "size", "times",
+      found: For an image `{"boxes", "scores", "labels"}`, for a video `{"fps", "size", "times",
         "frames"}` with the seconds from its start at which each frame is due; None where nothing
         could be read.
       problem: None, or a line that names the input and what is wrong with it.
@@ -87,9 +87,9 @@ def check_coco(
     """Whether what is found in files can be written as COCO results.
 
     Args:
-      ids: Of the annotations that the results are for.
+      ids: Ids of the annotations that the results are for.
       paths: The files; none may be a video.
-      class_names: Of the detector.
+      class_names: Class names of the detector.
 
     Raises:
       UserError: If a file or class has no id, or two files have the same.
@@ -114,9 +114,9 @@ def write_coco(path: Path, outcomes: Iterable[Outcome], ids: adapters.CocoIds) -
     """Writes what was found in images as COCO results.
 
     Args:
-      path: Of the JSON: a list of `image_id`, `category_id`, `bbox` (x, y, width, height in
+      path: Path of the JSON: a list of `image_id`, `category_id`, `bbox` (x, y, width, height in
         pixels) and `score`.
-      outcomes: Of images, after `check_coco`.
+      outcomes: Outcomes of images, after `check_coco`.
       ids: The ids that were given to `check_coco`.
 
     Raises:

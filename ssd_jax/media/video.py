@@ -148,7 +148,7 @@ class VideoReader:
         """Starts to read.
 
         Args:
-          container: Of the video, opened.
+          container: The opened video.
 
         Raises:
           UserError: If there are no images in it, or absurdly large ones.
@@ -272,7 +272,7 @@ def video_writer(
     """Writes an MP4, H.264 where FFmpeg has it; it is whole once the context is left.
 
     Args:
-      path: Of the file.
+      path: Path of the file.
       size: (height, width) in pixels; where one is odd, the last row or column is written twice.
       rate: Frames a second. Times that are multiples of its inverse are kept exactly, others to
         20 microseconds.

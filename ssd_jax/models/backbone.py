@@ -14,11 +14,11 @@ class Backbone(NamedTuple):
       build: Makes the module, which maps `[B, H, W, 3]` normalized images to a list of one or two
         feature maps, the larger first. Options: `width`, `dtype`, `remat`, `name`, and `padding`
         if `style` is `"ssdlite"`.
-      style: Of the extra layers and heads on it, `"ssd"` or `"ssdlite"`, see `ssd.SSD`.
+      style: Style of its extra layers and heads, `"ssd"` or `"ssdlite"`, see `ssd.SSD`.
       least_side: Pixels of the smallest input that gives all maps.
       torchvision: By the path of our layer, what torchvision calls the convolution and the
         BatchNorm behind it, which is empty where there is none. The first layer takes the image.
-      epsilon: Of torchvision's BatchNorm.
+      epsilon: Epsilon of torchvision's BatchNorm.
     """
 
     title: str

@@ -96,9 +96,9 @@ def explicit_padding(side: int, kernel: int, stride: int, style: str) -> tuple[i
     """(before, after) of an axis, for ceil(side / stride) outputs.
 
     Args:
-      side: Of the map in pixels.
+      side: Side of the map in pixels.
       kernel: Side of the kernel, odd.
-      stride: Of the convolution.
+      stride: Stride of the convolution.
       style: `"torch"` pads the same on both ends; `"tensorflow"` as little as needed, an odd pixel
         after.
     """
@@ -143,12 +143,12 @@ class ConvAffine(nn.Module):
     Attributes:
       features: Channels of the output; 0: those of the input, each convolved on its own.
       kernel: Its side, odd.
-      stride: Of the convolution.
+      stride: Stride of the convolution.
       padding: `"torch"`: (kernel - 1) / 2 on each side; `"tensorflow"`: its SAME, which at stride
         2 is (0, 1) on an even side.
-      activation: What follows, ReLU6 as in MobileNetV2; None: nothing.
-      kernel_init: Of the kernel, `[kernel, kernel, in, features]`, of which in is 1 if each channel
-        is on its own.
+      activation: Activation, ReLU6 as in MobileNetV2; None: none.
+      kernel_init: Initializer of the kernel `[kernel, kernel, in, features]`; in is 1 if each
+        channel is on its own.
       dtype: Type of the computation; parameters are float32.
     """
 
@@ -189,7 +189,7 @@ class L2Norm(nn.Module):
     that the gradient at an all-zero position is finite. Computed in float32.
 
     Attributes:
-      initial_scale: Of every channel.
+      initial_scale: Initial scale of every channel.
 
     Source: Liu et al. 2016, section 3.1, after ParseNet (Liu et al. 2015).
     """

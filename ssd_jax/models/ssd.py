@@ -110,18 +110,18 @@ class SSD(nn.Module):
       num_classes: C, background included.
       backbone: A name in `BACKBONES`.
       width: Multiplier of all channel counts but the heads'.
-      atrous: Of a VGG, see `vgg.VGG`; without, the last extra layer but one is left out, so that
-        the source maps have the shapes that they have with it.
+      atrous: Whether a VGG has the atrous fc6, see `vgg.VGG`; without, the last extra layer but one
+        is left out, so that the source maps have the shapes that they have with it.
       source_maps: See `priors.tiled`; there is a pair of heads for each scale, and no extra layer
         behind the last map that is named.
-      aspect_ratios: Likewise.
-      prior_scales: Likewise.
-      padding: Of the convolutions of stride 2 in a MobileNet, see `mobilenet.MobileNetV2`.
+      aspect_ratios: See `priors.tiled`.
+      prior_scales: See `priors.tiled`.
+      padding: Padding of the convolutions of stride 2 in a MobileNet, see `mobilenet.MobileNetV2`.
       prior_sizes: `"voc"` or `"coco"`, the published sizes of the default boxes; SSDLite's are the
         same for both.
       dtype: Type of the computation; parameters and outputs are float32.
-      remat: Of the backbone: less memory in training for more computation.
-      variant: Whose extra layers, see `variant_for`; empty: those of the input's size.
+      remat: Whether to recompute the backbone in the backward pass, which saves memory.
+      variant: Variant of the extra layers, see `variant_for`; empty: by the input's size.
       unused_logits: Logits of the heads that stand for no class, see `merge_unused_logits`; they
         come on top of `num_classes`.
 
@@ -217,7 +217,7 @@ def merge_unused_logits(logits: jax.Array, unused_logits: tuple[int, ...]) -> ja
 
     Args:
       logits: `[..., C + len(unused_logits)]`, the background first.
-      unused_logits: Which of them are no class, ascending, from 1.
+      unused_logits: Indices of logits without a class, ascending, from 1.
 
     Returns:
       `[..., C]`; `logits` itself without unused_logits.
@@ -244,7 +244,7 @@ def init(key: jax.Array, model: SSD, image_size: tuple[int, int]) -> Any:
     """Fresh parameters of a network, by name; compiled, and the same as `model.init` gives.
 
     Args:
-      key: Of the random numbers.
+      key: Random key.
       model: The network.
       image_size: (height, width) of its input in pixels.
 
@@ -383,7 +383,7 @@ def default_boxes(
       model: The network.
       image_size: (height, width) in pixels of the input that it is trained at.
       clip: See `priors.default_boxes`.
-      clip_sizes: Likewise.
+      clip_sizes: See `priors.default_boxes`.
       at: (height, width) of another input that it is to run on, with `model.variant` given.
 
     Raises:

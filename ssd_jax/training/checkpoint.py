@@ -26,7 +26,7 @@ def open_manager(
     """The manager of a run's checkpoints: keeps the latest and the best by mAP.
 
     Args:
-      workdir: Of the run.
+      workdir: Workdir of the run.
       keep: How many of the latest; the best stays beside them.
       clean: Remove what an earlier process left half-written, and take a checkpoint whose mAP
         can't be read as not evaluated. For the training alone: others would remove what it is
@@ -73,9 +73,10 @@ def save(
 
     Args:
       manager: From `open_manager`.
-      state: What to keep.
-      run: What else a run needs to go on, as JSON: config, class names, position in the data.
-      mean_ap: Of an evaluation at this step, if there was one; NaN counts as the worst.
+      state: State to save.
+      run: Everything else that a run needs to resume, as JSON: config, class names, position in the
+        data.
+      mean_ap: mAP of the evaluation at this step, if any; NaN counts as the worst.
 
     Raises:
       UserError: If there is no room for it, or was none for the one before.

@@ -27,8 +27,8 @@ class Guard:
         """Starts with none; what the file has of later steps is dropped, they are done again.
 
         Args:
-          workdir: Of the run.
-          step: After which it goes on.
+          workdir: Workdir of the run.
+          step: Step that the run resumes after.
           most: In a row, from which on `check` raises; 0: any number passes.
           names_of: Step number to the names of the images in its batch.
         """
@@ -46,7 +46,7 @@ class Guard:
 
         Args:
           step: Its number, from 1.
-          metrics: Of `step.make_train_step`, as plain numbers.
+          metrics: Metrics of a training step as Python numbers.
 
         Raises:
           SkippedError: If it is the last one allowed.
@@ -77,9 +77,9 @@ def keep_for_post_mortem(
     """Saves the state apart, and gives the error to raise.
 
     Args:
-      workdir: Of the run.
+      workdir: Workdir of the run.
       state: After the last step that was started; skipped ones have not changed it.
-      guard: Which has raised.
+      guard: The guard that raised.
     """
     folder = (workdir / FOLDER).absolute()
     with logs.best_effort(folder), ocp.StandardCheckpointer() as checkpointer:

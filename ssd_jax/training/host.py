@@ -50,10 +50,10 @@ class Host:
     """What the host does with the figures of a step, one step behind the devices.
 
     Attributes:
-      log: Of the run's figures.
+      log: Log of the run's metrics.
       display: The live line.
       dog: Told of every step.
-      guard: Of skipped steps.
+      guard: Guard of skipped steps.
       stopping: Whether the run is to stop.
     """
 

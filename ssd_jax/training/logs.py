@@ -48,7 +48,7 @@ def best_effort(what: object) -> Iterator[None]:
     An error of the code is logged with its traceback.
 
     Args:
-      what: What is missing then: a file's path, or words.
+      what: What is missing after a failure: a path, or a description.
     """
     try:
         yield
@@ -82,11 +82,11 @@ class MetricsLog:
         """Opens the log of a run.
 
         Args:
-          workdir: Of the run.
-          step: After which it goes on.
+          workdir: Workdir of the run.
+          step: Step that the run resumes after.
           active: If not, nothing is written.
           wandb: Project of Weights & Biases that is shown the rows too; empty: none.
-          settings: What is shown there as the run's config.
+          settings: Config of the run shown there.
 
         Raises:
           UserError: If Weights & Biases is wanted, and is not installed or does not start; where
@@ -143,9 +143,9 @@ class Lines:
         """Does not touch the file.
 
         Args:
-          path: Of the file.
+          path: Path of the file.
           render: A record as its line, with the line's end.
-          first: What the file begins with.
+          first: First line of the file.
         """
         self._path, self._render, self._first = path, render, first
         self._whole = self._warned = False
@@ -382,7 +382,7 @@ def records(
     left unfinished; of a file that cannot be read, all are.
 
     Args:
-      path: Of the file; where there is none, there are no records.
+      path: Path of the file; where there is none, there are no records.
       is_row: Whether an object is a record of its kind.
     """
     found, damaged = [], []

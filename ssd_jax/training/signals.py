@@ -28,7 +28,7 @@ class Stop:
     long call of XLA's: a thread counts them. A SIGHUP that is ignored, as under nohup, stays so.
 
     Attributes:
-      name: Of the signal that came, or empty.
+      name: Name of the received signal, or empty.
     """
 
     def __init__(self) -> None:

@@ -31,7 +31,7 @@ class Run(NamedTuple):
 
     Attributes:
       config: The config, settled.
-      workdir: Where everything is written.
+      workdir: Output folder of the run.
       model: The network.
       data: Both splits.
       mesh: The devices.
@@ -50,7 +50,7 @@ class Start(NamedTuple):
     Attributes:
       state: The state of the training.
       position: In the data stream, in images.
-      origin: Where the state comes from, in words.
+      origin: Description of where the state comes from.
     """
 
     state: step_lib.TrainState

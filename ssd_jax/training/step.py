@@ -65,9 +65,9 @@ def init_state(
       model: The network.
       optimizer: Made by `optimizer.make_optimizer`.
       image_size: (height, width) of the network's input.
-      seed: Of the parameters.
+      seed: Seed of the initialization.
       ema: Whether to keep an average.
-      freeze: Patterns of the parameters that do not learn, see `optimizer.matching`.
+      freeze: Patterns of parameters that are not trained, see `optimizer.matching`.
     """
     params = ssd.init(jax.random.key(seed), model, image_size)
     average = jax.tree.map(jnp.copy, params) if ema else None
@@ -81,7 +81,7 @@ def updates_done(opt_state: Any) -> jax.Array | None:
 
 
 def with_updates_done(opt_state: Any, count: jax.Array) -> Any:
-    """An optimizer's state whose schedule goes on after so many steps."""
+    """Sets the step count of the schedule in an optimizer's state."""
     return optax.tree.set(opt_state, _is_schedules, count=count)
 
 
@@ -118,7 +118,7 @@ def prefetch(batches: Iterator[Batch], mesh: Mesh, *, ahead: int = 2) -> Iterato
     """Puts batches on the devices before they are asked for: transfers overlap with steps.
 
     Args:
-      batches: Of this process, in host memory.
+      batches: Batches of this process in host memory.
       mesh: The devices.
       ahead: Batches that lie ready on the devices.
     """
@@ -166,7 +166,7 @@ def loss_of_priors(loss: Loss, used: np.ndarray) -> Loss:
     """A loss that takes the predictions of all priors and the targets of some.
 
     Args:
-      loss: As `losses.multibox_loss`.
+      loss: Function like `losses.multibox_loss`.
       used: Indices of the priors that have targets. The others neither match nor are negatives.
     """
 
@@ -197,7 +197,7 @@ def make_train_step(
       loss: From predictions and targets to the loss and its metrics, as `losses.multibox_loss`.
       accumulate: Parts that a device's share of the batch goes through the network in, one after
         the other; they have to divide it. The result is that of one part, up to rounding.
-      ema_decay: Of the moving average, if the state has one; see `_average`.
+      ema_decay: Decay of the moving average, if the state has one; see `_average`.
       freeze: Patterns of the parameters that are not trained, see `optimizer.matching`; as for
         `init_state`. No backward pass goes into layers below the first that is.
 

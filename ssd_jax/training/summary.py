@@ -14,7 +14,7 @@ def announce(run: start.Run, state: step_lib.TrainState, origin: str) -> None:
     Args:
       run: The run.
       state: The state that it starts with.
-      origin: Where that comes from, in words.
+      origin: Description of where the state comes from.
     """
     config, data, mesh = run.config, run.data, run.mesh
     height, width = build.input_size(config.model)

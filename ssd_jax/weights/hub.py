@@ -17,7 +17,7 @@ class Published(NamedTuple):
       base: Address of its folder.
       filename: Its name there.
       sha256: The beginning of its SHA-256, which torchvision's names end in.
-      mib: What it has at most, in MiB: torchvision's own figure, rounded up.
+      mib: Maximum size in MiB: torchvision's figure, rounded up.
     """
 
     base: str

@@ -25,10 +25,10 @@ class Weights(NamedTuple):
 
     Attributes:
       path: The file.
-      layout: Whose names and conventions it follows.
+      layout: Names and conventions of the file.
       arrays: float32, by the path of our parameter, `vgg16/conv1_1/kernel`. The first convolution
         takes RGB in 0..255 minus `layout.conventions.mean`.
-      names: What the file calls each of them.
+      names: Name of each array in the file.
       ignored: Shapes of the file's other arrays, by its names.
     """
 
@@ -43,7 +43,7 @@ class Report(NamedTuple):
     """What became of the arrays of a file, and of the parameters of a network: shapes by name.
 
     Attributes:
-      title: Whose weights, of which file.
+      title: Kind of weights and name of the file.
       loaded: Parameters that have the file's values.
       fresh: Parameters that the file has no values for.
       ignored: Arrays of the file that the network has no place for.
@@ -82,7 +82,7 @@ def read(path: str | Path, *, backbone: str = "", atrous: bool = True) -> Weight
 
     Args:
       path: The file, in any form that `reader.read` knows.
-      backbone: What it has to be for, see `config.ModelConfig`; empty: any.
+      backbone: Required backbone, see `config.ModelConfig`; empty: any.
       atrous: False: fc6 and fc7 of a classifier are kept whole, see `vgg.VGG`.
 
     Raises:
@@ -145,7 +145,7 @@ def with_mean(weights: Weights, mean: tuple[float, ...]) -> Weights:
     instead of that of the weights. Where the means are equal nothing changes.
 
     Args:
-      weights: As read.
+      weights: Weights from `read`.
       mean: m, RGB in 0..255 that the network subtracts; m' is that of `weights.layout`.
 
     Raises:
@@ -183,7 +183,7 @@ def fit(params: Any, weights: Weights) -> tuple[Any, Report]:
 
     Args:
       params: Parameters of the network, or their `jax.ShapeDtypeStruct`s.
-      weights: As read.
+      weights: Weights from `read`.
 
     Returns:
       The parameters, with the file's values where it has them, and what became of what.

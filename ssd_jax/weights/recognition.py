@@ -137,7 +137,7 @@ def nearest(names: Collection[str]) -> str:
     """In words, the layout that most of a file's names come near to, and what it lacks first.
 
     Args:
-      names: Of all arrays in a file that is nobody's.
+      names: Names of all arrays of an unknown file.
     """
     shares: dict[tuple[int, str], float] = collections.defaultdict(float)
     for name in names:

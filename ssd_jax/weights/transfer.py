@@ -26,7 +26,7 @@ class Classes(NamedTuple):
     """What the logits of a detector stand for.
 
     Attributes:
-      names: Of label 1, 2, ...
+      names: Names of label 1, 2, ...
       unused_logits: Logits of no class, counted from 1, see `ModelConfig.unused_logits`.
     """
 
@@ -54,10 +54,10 @@ def with_classes(
     refuse.
 
     Args:
-      weights: Of a detector with the classes `theirs`.
-      params: Of the network with the classes `ours`, fresh.
-      theirs: See there.
-      ours: See there.
+      weights: Weights of a detector with the classes `theirs`.
+      params: Initial parameters of the network with the classes `ours`.
+      theirs: Classes of `weights`.
+      ours: Classes of `params`.
       share: Whether shared classes are kept; else all conf heads are fresh.
 
     Returns:
