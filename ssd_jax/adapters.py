@@ -15,7 +15,7 @@ _MOST_BYTES = 2 << 30  # of COCO's JSON; the largest of COCO's own has 0.5 GB
 
 
 class CocoIds(NamedTuple):
-    """What COCO results refer to.
+    """Ids that COCO results refer to.
 
     Attributes:
       file: The JSON that gives the ids.
@@ -42,7 +42,7 @@ def read_coco_ids(path: Path) -> CocoIds:
     except errors.UserError:  # which is a ValueError
         raise
     except (ValueError, RecursionError) as error:
-        raise errors.UserError(f"{path}: not JSON ({error}); fetch or export it anew") from None
+        raise errors.UserError(f"{path}: not JSON ({error}); fetch or export it again") from None
     images, categories = (
         _ids_of(content, part, field, path)
         for part, field in (("images", "file_name"), ("categories", "name"))
@@ -70,7 +70,7 @@ def _ids_of(content: Any, part: str, field: str, path: Path) -> dict[str, int]:
 def to_coco(
     found: Detections, *, image_id: int, category_ids: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """The detections of one image as COCO results have them.
+    """Converts the detections of one image to COCO results.
 
     Args:
       found: Detections as a detector returns them: corners in pixels, used rows only.
@@ -105,7 +105,7 @@ def coco_rows(
     *,
     image_id: int,
 ) -> Iterator[dict[str, Any]]:
-    """The detections of one image as COCO results.
+    """Returns COCO results of the detections of one image.
 
     Args:
       bboxes: x, y, width and height in pixels, of each detection.
@@ -131,7 +131,7 @@ def write_coco(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         that float32 holds.
 
     Raises:
-      OSError: If the file cannot be written. What was at `path` is then as it was before.
+      OSError: If the file cannot be written. The previous file then stays unchanged.
     """
     with files.replacing(path) as file:
         file.write(b"[")
@@ -171,7 +171,7 @@ def from_coco(
 
 
 def to_supervision(found: Detections, class_names: Sequence[str]) -> Any:
-    """The detections of one image as `supervision.Detections`.
+    """Converts the detections of one image to `supervision.Detections`.
 
     Args:
       found: Detections as a detector returns them: corners in pixels, used rows only.

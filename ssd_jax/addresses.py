@@ -1,8 +1,8 @@
 """Videos at an address, such as `https://host/video.mp4` or `rtsp://user:password@camera/1`.
 
-An address is what somebody wrote with `://`; no path of a file ever becomes one. What is shown of
-it leaves out its password. What comes from it can open other addresses, as playlists do, but no
-file of this machine.
+An address is an argument with `://`; a file path is never treated as one. Passwords are removed
+from everything that is printed. Content from an address can open other addresses, as playlists do,
+but no file of this machine.
 """
 
 import base64
@@ -94,7 +94,7 @@ def parse(text: str) -> Address | None:
         return None
     if match[1].lower() not in SCHEMES:
         raise errors.UserError(
-            f"{without_secrets(text)}: addresses of videos begin with {', '.join(SCHEMES)}; give a "
+            f"{without_secrets(text)}: video addresses start with {', '.join(SCHEMES)}; give a "
             "file by its path"
         )
     return Address(text, without_secrets(text))
@@ -143,14 +143,14 @@ def fetched(address: Address) -> Iterator["Fetched"]:
     """The file at an address of HTTP, to be read like one of this machine.
 
     Raises:
-      UserError: If the server is not reached or refuses.
+      UserError: If the server cannot be reached or denies the request.
     """
     with _answer(address) as response, tempfile.TemporaryFile() as file:
         yield Fetched(response, file)
 
 
 class Fetched:
-    """A file of a server, as far as it was asked for kept in a temporary file.
+    """A file on a server; the parts read so far are kept in a temporary file.
 
     FFmpeg can go back in it, whether or not the server can.
     """
@@ -160,7 +160,7 @@ class Fetched:
 
         Args:
           response: The server's answer.
-          file: Keeps what came.
+          file: Temporary file for the downloaded bytes.
         """
         length = response.headers.get("Content-Length") or ""
         self._size = int(length) if length.isdecimal() and len(length) < 20 else None
@@ -215,7 +215,7 @@ def _answer(address: Address) -> Any:
 
 @contextlib.contextmanager
 def _in_words() -> Iterator[None]:
-    """Says what is wrong with a server without its address, which may hold a password."""
+    """Describes an error of a server without its address, which may contain a password."""
     try:
         yield
     except urllib.error.HTTPError as error:

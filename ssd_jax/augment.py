@@ -158,7 +158,7 @@ def normalize(images: Array, *, mean: Sequence[float] = MEAN) -> jax.Array:
 
 
 def sample_crop(key: jax.Array, boxes: Array, labels: Array, *, trials: int = 50) -> jax.Array:
-    """Draws the crop of an image: that of one of the samplers that found one, each as likely.
+    """Draws the crop of an image: one of the crops that the samplers found, with equal probability.
 
     Args:
       key: Random key.
@@ -299,7 +299,7 @@ def _draw_interpolation(key: jax.Array, names: Sequence[str]) -> jax.Array:
 def photometric(key: jax.Array, image: Array, *, channel_shuffle: bool = False) -> jax.Array:
     """Distorts colors: brightness; contrast before or after saturation and hue; each or none.
 
-    Each operation has a probability of one half, as has each order, and ends in 0..255.
+    Each operation and each order has a probability of one half; the result is clipped to 0..255.
 
     Args:
       key: Random key.

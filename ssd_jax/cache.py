@@ -1,6 +1,6 @@
 """Where downloads, prepared data and compiled programs are kept, whoever runs this.
 
-Compiled programs are native code, so nobody else may write there: a folder below the temporary
+Compiled programs are native code, so no other user may write there: a folder below the temporary
 one, where everybody may make folders, has to be this user's own.
 """
 
@@ -24,7 +24,7 @@ _WAY_OUT = "set SSD_JAX_CACHE, or --config.data.cache_dir, to a folder of your o
 def default() -> str:
     """The variable `SSD_JAX_CACHE`, else a folder of the home; else one below the temporary folder.
 
-    Containers run under user ids that have no name and no home, or a home where nobody may write.
+    Containers run under user ids that have no name and no home, or a home that is not writable.
     """
     given = os.environ.get("SSD_JAX_CACHE")
     if given:
@@ -127,7 +127,7 @@ def _temporary() -> Path:
 
 
 def _check_own(path: Path) -> None:
-    """Refuses a folder that somebody else has made, or may write to."""
+    """Rejects a folder that another user created or may write to."""
     found = path.lstat()
     shared = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or shared:

@@ -2,7 +2,7 @@
 
 A workdir holds `config.json` and `checkpoints/STEP/`, each with the items `params` and, if the run
 keeps one, `ema` (one of them is all that detection needs), `training` (step and optimizer) and
-`run` (config, classes, position in the data, a checksum of every array). A checkpoint is there
+`run` (config, classes, position in the data, a checksum of every array). A checkpoint exists
 whole or not at all: Orbax renames it when all is written.
 """
 
@@ -133,7 +133,7 @@ _RAISED_TOO = _RaisedToo()
 def quieten() -> None:
     """Keeps to one line what ends in many threads at once, when a checkpoint can't be written.
 
-    When one array fails, Orbax ends the others' reads and writes after their loop.
+    When one array fails, Orbax cancels the reads and writes of the others after their loop ended.
     """
     for logger in (logging.get_absl_logger(), std_logging.getLogger("asyncio")):
         logger.addFilter(_RAISED_TOO)
@@ -153,7 +153,7 @@ def room_for(folder: str | Path) -> Iterator[None]:
     """Turns trouble of the machine, which the background thread may have met, into one line.
 
     Raises:
-      MachineError: If what is done within its `with` finds no room to write, or may not.
+      MachineError: If the `with` block runs out of disk space or lacks the permission to write.
     """
     try:
         yield
@@ -165,10 +165,10 @@ def room_for(folder: str | Path) -> Iterator[None]:
 
 
 def check_machine(folder: str | Path, error: Exception) -> None:
-    """Tells what the machine cannot do at the moment from what is damaged.
+    """Distinguishes trouble of the machine from damaged files.
 
     Raises:
-      MachineError: If an error, or what it came from, tells of the machine by number or in words.
+      MachineError: If the error or its cause is trouble of the machine, by its number or message.
     """
     for each in filter(None, (error, error.__cause__, error.__context__)):
         if errors.is_of_machine(each):
@@ -191,7 +191,7 @@ def folders(directory: Path) -> list[Path]:
 
 
 def metrics(folder: Path) -> Mapping[str, float | None] | None:
-    """What was measured at a checkpoint; None where that is not there or is none.
+    """Returns the metrics of a checkpoint; None if they are missing or malformed.
 
     Raises:
       MachineError: If the machine can't read it at the moment.
@@ -207,7 +207,7 @@ def metrics(folder: Path) -> Mapping[str, float | None] | None:
 
 
 def check_files(folder: Path) -> None:
-    """Makes sure that a checkpoint, which may be somebody else's, holds files, and texts no novels.
+    """Checks that a third-party checkpoint contains only files, and no huge texts.
 
     Raises:
       UserError: If there is a pipe or device, for which Orbax would wait, or such a text.
@@ -221,7 +221,7 @@ def check_files(folder: Path) -> None:
             except OSError as error:
                 if errors.is_of_machine(error):
                     raise errors.of_machine(error, path) from None
-                continue  # Orbax says what is wrong
+                continue  # Orbax reports it
             if path.name in _TEXTS and size > _LARGEST_TEXT:
                 raise errors.UserError(
                     f"{path}: larger than {_LARGEST_TEXT} bytes, the most that is read"
@@ -247,7 +247,7 @@ def abstract(tree: Any) -> Any:
 
 
 def check_shapes(folder: Path, like: Any) -> None:
-    """Compares names and shapes before Orbax does, whose message names no file."""
+    """Compares names and shapes before Orbax does, because its message names no file."""
     saved = ocp.StandardCheckpointHandler().metadata(folder / "params").tree
     there, wanted = shapes(saved), shapes(like)
     for name, shape in wanted.items():

@@ -1,4 +1,4 @@
-"""What the scripts share: flags, one-line errors, the console."""
+"""Shared by the scripts: flags, one-line errors, the console."""
 
 import contextlib
 import functools
@@ -27,7 +27,7 @@ _HUGE_PAGES_FILE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
     """Runs a script's `main` with the command line, which it has to give to `parse`.
 
-    `console.run` says what becomes of errors.
+    See `console.run` for the handling of errors.
     """
     _quiet()
     status = console.run(functools.partial(main, sys.argv))
@@ -45,7 +45,7 @@ def parse(
 
     Args:
       argv: The command line, the script's name first.
-      saved: Gives the config of what is trained already, where there is no `--config FILE`; the
+      saved: Returns the config of a trained network if there is no `--config FILE`; the
         values of other flags are known when it is called. Without it, `--config FILE` is required.
 
     Returns:
@@ -66,7 +66,7 @@ def parse(
                 "config", None, "File whose get_config() is the config", sys_argv=list(argv)
             )
         elif saved is None:
-            raise errors.UserError("--config is missing: say, --config configs/quickstart.py")
+            raise errors.UserError("--config is missing: try --config configs/quickstart.py")
         else:
             plain = [a for a in argv if not a.startswith(("--config.", "-config."))]
             flags.FLAGS(plain)
@@ -99,9 +99,9 @@ def _root(error: BaseException) -> errors.UserError | None:
 
 
 def split_cpu(devices: int) -> None:
-    """Makes so many devices of the CPU, before JAX looks for devices; 0 leaves them as they are.
+    """Splits the CPU into devices, before JAX initializes its backends; 0 changes nothing.
 
-    XLA_FLAGS that say how many there are win.
+    A number of devices in XLA_FLAGS takes precedence.
     """
     if devices and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         import jax
@@ -110,13 +110,13 @@ def split_cpu(devices: int) -> None:
 
 
 def use_huge_pages() -> None:
-    """Starts this script anew to get its memory in huge pages, where one has to ask for them.
+    """Restarts this script with huge memory pages where glibc has to request them.
 
-    XLA takes the memory of every step anew; to get it in small pages costs a CPU up to a third of
-    the step (benchmarks/huge_pages.py). glibc asks for huge ones only where GLIBC_TUNABLES says so
-    when a process starts; what it says already wins. Does nothing where Linux gives huge pages to
-    all or to none, without glibc 2.35, and where more than `python SCRIPT` has been started, such
-    as a notebook or a profiler.
+    XLA allocates memory at every step; in small pages this takes up to a third of a step on a CPU
+    (benchmarks/huge_pages.py). glibc requests huge pages only if GLIBC_TUNABLES is set when the
+    process starts; an existing setting takes precedence. Does nothing where Linux gives huge pages
+    to all or to none, without glibc 2.35, and where more than `python SCRIPT` has been started,
+    such as a notebook or a profiler.
     """
     options = sys.orig_argv[1 : -len(sys.argv)]
     alone = sys.orig_argv[-len(sys.argv) :] == sys.argv and all(
@@ -161,7 +161,7 @@ def config_name(argv: Sequence[str]) -> str:
 def find_trained() -> "load.Trained":
     """The network that the flags `--workdir`, `--checkpoint` or `--weights` name.
 
-    What becomes of third-party weights is printed when the detector is built.
+    The report on third-party weights is printed when the detector is built.
 
     Raises:
       UserError: If none or several are given, or there is no such network.
@@ -206,14 +206,14 @@ def counter(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def write_loaded(found: "detector.Detector", folder: Path) -> dict[str, Path]:
-    """Writes `weights.txt`, what became of each array of somebody else's file, by name and shape.
+    """Writes `weights.txt`, the report on each array of a third-party checkpoint by name and shape.
 
     Args:
       found: The detector.
       folder: An existing folder.
 
     Returns:
-      Where it lies, for `show_places`; nothing where there was no such file.
+      Its path for `show_places`; empty for other detectors.
 
     Raises:
       OSError: If it can't be written.
@@ -226,7 +226,7 @@ def write_loaded(found: "detector.Detector", folder: Path) -> dict[str, Path]:
 
 
 def show_places(places: Mapping[str, Path]) -> None:
-    """Says where everything lies."""
+    """Prints the paths of all outputs."""
     for name, path in places.items():
         console.stdout.print(text.Text.assemble((f"{name:>11}", "bold"), "  ", console.plain(path)))
 
@@ -264,13 +264,13 @@ def _config_file(argv: Sequence[str]) -> str | None:
 
 
 def _check_file(path: str) -> None:
-    """A file that is not there, or is no config, which ml_collections says at first use only."""
+    """Checks that a config file exists, which ml_collections reports only at first use."""
     if not os.path.isfile(path):
         raise errors.UserError(f"--config {path}: there is no such file")
 
 
 def _quiet() -> None:
-    """Keeps the console for what the scripts say; warnings and errors still come through."""
+    """Keeps the console for the output of the scripts, warnings and errors."""
     logging.set_verbosity(logging.WARNING)
     logging.set_stderrthreshold(logging.WARNING)
     std_logging.getLogger("jax").setLevel(std_logging.WARNING)

@@ -173,7 +173,7 @@ def _named(kind: Any, *, several: bool = False) -> str:
 
 
 def shown(value: Any) -> str:
-    """The beginning of what somebody gave, for a message: in little time, however large it is."""
+    """Returns the beginning of a given value for a message, quickly even if it is large."""
     return _SHORT.repr(value)
 
 
@@ -278,7 +278,7 @@ def lr_multipliers(fields: Sequence[str]) -> dict[str, float]:
 
 
 def check_class_names(names: Any, *, where: object) -> tuple[str, ...]:
-    """The class names that came with a trained network.
+    """Checks the class names saved with a trained network.
 
     Args:
       names: The names from JSON.
@@ -305,7 +305,7 @@ def check_class_names(names: Any, *, where: object) -> tuple[str, ...]:
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether it has no half characters, which nobody can draw or write."""
+    """Whether a text has no lone surrogates, which cannot be drawn or written."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 

@@ -1,7 +1,7 @@
-"""Configs in files: what a run or an exported file comes with.
+"""Configs saved with runs and exported files.
 
-It may be somebody else's: it is data, checked field by field, and `config.LOCAL` fields in it are
-not heeded.
+They may come from third parties, so they are data: they are checked field by field, and their
+`config.LOCAL` fields are ignored.
 """
 
 import dataclasses
@@ -37,8 +37,8 @@ def save(path: str | Path, config: config_lib.Config, class_names: tuple[str, ..
 def load(path: str | Path) -> tuple[config_lib.Config, tuple[str, ...]]:
     """Reads what `save` wrote: the config and the class names.
 
-    The file may be somebody else's: it is checked as `from_mapping` does it, and `config.LOCAL`
-    fields are this machine's.
+    The file may come from a third party: it is checked by `from_mapping`, and `config.LOCAL` fields
+    keep the values of this machine.
 
     Raises:
       UserError: If the file is missing, is not such a file, is of a newer version, or has a field
@@ -68,7 +68,7 @@ def load(path: str | Path) -> tuple[config_lib.Config, tuple[str, ...]]:
 
 
 def parse(text: str | bytes, *, where: object) -> Any:
-    """JSON that may be somebody else's.
+    """Parses JSON of a third party.
 
     Args:
       text: The JSON, as UTF-8 where it is bytes; at most `MOST_BYTES`.
@@ -107,7 +107,7 @@ def check_version(path: str | Path, version: int) -> None:
 
 
 def from_mapping(values: Any, *, where: object) -> config_lib.Config:
-    """A config that came with a trained network, from its fields by name.
+    """Builds the config saved with a trained network from its fields by name.
 
     Fields that are absent keep their defaults, `config.LOCAL` ones do in any case.
 

@@ -1,4 +1,4 @@
-"""What reaches a terminal or a log: one console, one filter that leaves printable text alone."""
+"""Output to terminals and logs: one console and one filter that leaves only printable text."""
 
 import contextlib
 import io
@@ -25,16 +25,16 @@ def printable(said: object) -> str:
     r"""Text that no terminal takes for a command, in one line.
 
     Control characters, those that turn the direction of writing, line ends and bytes that are no
-    UTF-8 become escapes such as `\x1b`; letters, marks and symbols of any script stay.
+    UTF-8 become escapes such as `\x1b`; letters, marks and symbols of any script are kept.
 
     Args:
-      said: A name, path or message, perhaps of somebody else's file.
+      said: A name, path or message, possibly from a third-party file.
     """
     return _escaped(str(said), kept="")
 
 
 def plain(said: object) -> rich.text.Text:
-    """What a console prints as it is: brackets are no markup, and all is `printable`."""
+    """Returns text that the console prints literally: no markup, only `printable` characters."""
     return rich.text.Text(printable(said))
 
 
@@ -46,7 +46,7 @@ class Console(rich.console.Console):
         renderable: rich.console.RenderableType,
         options: rich.console.ConsoleOptions | None = None,
     ) -> Iterable[rich.segment.Segment]:
-        """The segments of what is printed; escapes of rich's own are its style and control."""
+        """Yields the filtered segments; rich's own escapes are style and control segments."""
         for segment in super().render(renderable, options):
             if segment.control or _is_clean(segment.text):
                 yield segment
@@ -72,15 +72,15 @@ def warn(line: object) -> None:
 
 
 def run(main: Callable[[], int | None]) -> int:
-    """Calls what a script does and says what ended it.
+    """Calls the main function of a script and reports its errors.
 
     Args:
       main: Gives the exit status; None is 0.
 
     Returns:
       The exit status: 2 after a mistake by the user or trouble of the machine such as a full disk,
-      which is one line on standard error; `errors.TRY_AGAIN` of a run that was told to stop and has
-      saved its state; 130 after Ctrl-C; 1 after any other exception, whose traceback is shown.
+      which is one line on standard error; `errors.TRY_AGAIN` of a run that was stopped by a signal
+      and saved its state; 130 after Ctrl-C; 1 after any other exception, whose traceback is shown.
     """
     prepare()
     try:
@@ -103,11 +103,11 @@ def run(main: Callable[[], int | None]) -> int:
 
 
 def prepare() -> None:
-    """Readies standard output and error for any text, and for a reader that goes away.
+    """Prepares standard output and error for any text and for a closed reader.
 
-    An encoding that lacks a letter gets its escape. A stream that is closed, or whose reader or
-    terminal goes away, takes all and keeps nothing: what is only for looking at never costs a
-    result. What is logged, or warned of, is printable too.
+    Characters missing in the encoding are escaped. A stream that is closed, or whose reader or
+    terminal is gone, discards its input: a failure to print never costs a result. Log records and
+    warnings are filtered too.
     """
     _occupy_closed_streams()
     for name in ("stdout", "stderr"):
@@ -122,7 +122,7 @@ def prepare() -> None:
 
 
 class _Lasting:
-    """A stream whose end is no error to who writes."""
+    """A stream that discards its input once it cannot be written to."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream
@@ -141,7 +141,7 @@ class _Lasting:
 
     @contextlib.contextmanager
     def _outliving(self) -> Iterator[None]:
-        """Where the reader is gone (EPIPE), the terminal (EIO) or the room, all goes nowhere."""
+        """Discards everything once the reader (EPIPE), terminal (EIO) or disk space is gone."""
         try:
             yield
         except OSError:
@@ -161,7 +161,7 @@ def _occupy_closed_streams() -> None:
 
 def _printable_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
     record = logging.LogRecord(*args, **kwargs)
-    with contextlib.suppress(TypeError, ValueError):  # what does not fit its format, logging says
+    with contextlib.suppress(TypeError, ValueError):  # logging reports a bad format itself
         record.msg, record.args = _escaped(record.getMessage(), kept=_LAYOUT), ()
     return record
 

@@ -232,7 +232,7 @@ def together() -> Iterator[None]:
     """Each process has to pass its `with`: a mistake that one finds there ends all of them.
 
     Raises:
-      UserError: If its own in a process that found one, in the others that of the first.
+      UserError: In a process that found one, its own; in the others, that of the first.
     """
     mistake = None
     try:

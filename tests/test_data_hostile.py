@@ -269,7 +269,7 @@ def test_zips_that_cannot_be_unpacked_are_one_line(tmp_path, compression, spoil,
 
     message = refusal(read)
     assert str(place) in message
-    assert message.endswith(("fetch it anew", "fetch the archive anew"))
+    assert message.endswith(("download it again", "download the archive again"))
 
 
 def test_a_small_zip_that_unpacks_to_a_large_table_is_not_unpacked(tmp_path, monkeypatch):

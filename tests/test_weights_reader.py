@@ -496,7 +496,7 @@ def test_a_file_that_was_cut_off_is_refused(write, share, tmp_path):
     write(tmp_path / "w", {"a": np.arange(5000, dtype=np.float32)})
     data = (tmp_path / "w").read_bytes()
     (tmp_path / "w").write_bytes(data[: int(share * len(data))])
-    assert "fetch it anew" in refusal(tmp_path / "w")
+    assert "download it again" in refusal(tmp_path / "w")
 
 
 @pytest.mark.parametrize("content", [b"", b"no weights", b"<!DOCTYPE html>", b"PK\x03\x04 broken"])
@@ -518,7 +518,7 @@ def test_an_npz_with_another_byte_is_refused_without_a_warning(tmp_path, place, 
     data = bytearray((tmp_path / "w.npz").read_bytes())
     data[data.index(b"\x93NUMPY") + place] = byte
     (tmp_path / "w.npz").write_bytes(data)
-    assert "fetch it anew" in refusal(tmp_path / "w.npz")
+    assert "download it again" in refusal(tmp_path / "w.npz")
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])

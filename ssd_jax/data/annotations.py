@@ -1,4 +1,4 @@
-"""What is known of one image: boxes, names and flags; and PASCAL VOC's XML form of it.
+"""Annotations of one image (boxes, names and flags), and their PASCAL VOC XML format.
 
 Boxes lie in the image's continuous plane, whose corners are (0, 0) and (width, height). This is
 the one place that knows VOC's pixels: 1-based, with the last pixel inside the box. A box of VOC
@@ -24,7 +24,7 @@ _LONGEST_NAME = 500  # characters of a class
 
 
 class Annotation(NamedTuple):
-    """What is known of one image; N objects.
+    """The annotation of one image with N objects.
 
     Attributes:
       height: Height of the image in pixels.
@@ -34,7 +34,7 @@ class Annotation(NamedTuple):
       names: Class of each object.
       difficult: `[N]` bool.
       truncated: `[N]` bool.
-      crowd: `[N]` bool, COCO's `iscrowd`: the box is that of many objects, not told apart.
+      crowd: `[N]` bool, COCO's `iscrowd`: the box covers a group of objects.
       degenerate: `[N]` bool: the file's box has no area, or none within the image. Training leaves
         such objects out, evaluation counts them, as COCO's and VOC's own programs do.
       bboxes: `[N, 4]` float64 (x, y, width, height) as the file has them, in continuous pixels,
@@ -57,7 +57,7 @@ class Annotation(NamedTuple):
 
 
 class Object(NamedTuple):
-    """One object: its class, its box `[4]` xyxy, its flags, and what COCO's file says of it."""
+    """One object: its class, its box `[4]` xyxy, its flags, and COCO's fields."""
 
     name: str
     box: np.ndarray
@@ -70,7 +70,7 @@ class Object(NamedTuple):
 
 
 def class_name(text: str, where: str) -> str:
-    """A class's name as it is stored: in one line, with single spaces; "" where nothing is left.
+    """Normalizes a class name: one line, single spaces; "" if it is blank.
 
     Prepared data keep a name on each line, without the blanks around it: another form would come
     back as another name, or as two, and move the labels of those behind it.
@@ -95,7 +95,7 @@ def class_name(text: str, where: str) -> str:
 def collect(
     objects: Iterable[Object], *, height: int, width: int, notes: Sequence[str]
 ) -> Annotation:
-    """Makes an annotation of objects whose boxes lie within the image."""
+    """Collects objects with boxes within the image into an annotation."""
     kept = list(objects)
     bboxes = np.array([_bbox(item) for item in kept], np.float64).reshape(-1, 4)
     told = [math.nan if item.area is None else item.area for item in kept]
@@ -127,7 +127,7 @@ def clip(
       written: The box as its file has it, for the remarks.
 
     Returns:
-      `[4]` float64 edges within the image, whether the box is degenerate, and what is wrong, in
+      `[4]` float64 edges within the image, whether the box is degenerate, and the problem in
       words. Less than half a pixel outside is rounding and not worth a remark.
     """
     clipped = np.clip(edges, 0, [width, height, width, height])
@@ -145,10 +145,11 @@ def clip(
 def parse(xml: bytes, *, name: str, image_size: tuple[int, int] | None) -> Annotation:
     """Reads one annotation file.
 
-    What can be mended is mended and noted: corners in the wrong order are exchanged, a box partly
-    outside the image is clipped, one wholly outside or of no area (xmin = xmax or ymin = ymax) is
-    degenerate. A file without a size (or with one of 0) takes the image's; without `difficult` or
-    `truncated` they are 0. Coordinates may be fractional. Parts of objects are not objects.
+    Faults that can be repaired are repaired and noted: corners in the wrong order are exchanged, a
+    box partly outside the image is clipped, one wholly outside or of no area (xmin = xmax or ymin =
+    ymax) is degenerate. A file without a size (or with one of 0) takes the image's; without
+    `difficult` or `truncated` they are 0. Coordinates may be fractional. Parts of objects are not
+    objects.
 
     Args:
       xml: The whole file.

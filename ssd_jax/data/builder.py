@@ -2,7 +2,7 @@
 
 A `Builder` has tfds write what `examine` found good as `array_record`, read by `as_data_source()`
 without TensorFlow. It is shard-based: tfds' GeneratorBasedBuilder shuffles in memory up to 1 GB and
-beyond that through TensorFlow's files. Images are stored byte for byte as they came. Only the
+beyond that through TensorFlow's files. Image files are stored unchanged. Only the
 annotations are held in memory, and one shard of images.
 """
 
@@ -23,16 +23,16 @@ _SHARD_BYTES = 128 << 20
 
 
 class Builder(tfds.core.ShardBasedBuilder):
-    """What the builders share. A subclass gives the readers.
+    """Base of the builders. A subclass returns the readers.
 
-    What it finds besides the records goes into tfds' metadata as `metadata.Metadata`.
+    Everything found besides the records is stored in tfds' metadata as `metadata.Metadata`.
     """
 
     VERSION = tfds.core.Version(VERSION)
 
     @abc.abstractmethod
     def _readers(self, dl_manager: tfds.download.DownloadManager) -> Sequence[readers.Reader]:
-        """Where the images and annotations are; the splits of one reader are not another's."""
+        """Returns the readers of images and annotations; each split has one reader."""
 
     def _info(self) -> tfds.core.DatasetInfo:
         scalar, flags = tfds.features.Scalar, tfds.features.Tensor(shape=(None,), dtype=np.bool_)
@@ -41,7 +41,7 @@ class Builder(tfds.core.ShardBasedBuilder):
         )
         features = tfds.features.FeaturesDict(
             {
-                "image": tfds.features.Image(doc="The file's bytes, as they came."),
+                "image": tfds.features.Image(doc="The bytes of the file."),
                 "name": tfds.features.Text(doc="File name of the image, unique in its split."),
                 "image_id": scalar(np.int64),
                 "height": scalar(np.int32),

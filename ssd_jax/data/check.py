@@ -1,4 +1,4 @@
-"""Reads a dataset whole, says what it holds and names each thing that is wrong.
+"""Reads a whole dataset, reports its contents and names every fault.
 
   python -m ssd_jax.data.check FOLDER
   python -m ssd_jax.data.check VOCtrainval_06-Nov-2007.tar
@@ -90,7 +90,7 @@ def detect_format(path: str) -> str:
             reasons.append(f"not {name} ({error})")
     for name, patterns in _PATTERNS.items() if paths.is_folder(place) else ():
         if any(paths.matching(place, pattern) for pattern in patterns):
-            return name  # whose description is broken
+            return name  # its description is broken
     tried = "; ".join(reasons) or "it is no folder, .tar, .json or .yaml"
     raise errors.UserError(f"{path}: of no known format, give --format: {tried}")
 
@@ -135,7 +135,7 @@ def objects_of(examples: Sequence[readers.Example]) -> Objects:
 
 
 def split_table(examined: examine.Examined) -> table.Table:
-    """What each split holds."""
+    """Returns a table of the contents of each split."""
     shown = _table("split", "what it holds")
     for heading in ("images", "empty", "objects", "difficult", "truncated", "crowds", "unusable"):
         shown.add_column(heading, justify="right")
@@ -184,7 +184,7 @@ def wrong(examined: examine.Examined) -> list[str]:
 
 
 def report(reader: readers.Reader, default_boxes: np.ndarray, out: console.Console) -> list[str]:
-    """Reads a dataset, prints its tables and returns what is wrong with it."""
+    """Reads a dataset, prints its tables and returns its faults."""
     examined = examine.examine(reader)
     out.print(split_table(examined))
     examples = {id(item): item for split in examined.splits.values() for item in split}
@@ -208,7 +208,7 @@ def check(
     *,
     max_megapixels: float = images.MAX_MEGAPIXELS,
 ) -> bool:
-    """Reads a dataset whole and prints what it holds and what is wrong with it.
+    """Reads a whole dataset and prints its contents and faults.
 
     Args:
       path: Path of the dataset.
@@ -273,7 +273,7 @@ def _table(first: str, title: str) -> table.Table:
 def _class_row(
     found: Objects, sizes: np.ndarray, covered: np.ndarray, mine: np.ndarray
 ) -> list[str]:
-    """Cells of the objects whose numbers `mine` has."""
+    """Cells of the objects with the indices `mine`."""
     counts = (len(np.unique(found.images[mine])), len(mine), found.difficult[mine].sum())
     parts = [mine[sizes[mine] == index] for index in range(len(coverage.SIZES))]
     return [*map(str, counts), *(_share(covered[part]) for part in [*parts, mine])]

@@ -7,7 +7,7 @@
 A split is what follows `instances_` in a file's name. `train/_annotations.coco.json` with its
 images beside it is split `train`. One JSON file of any name may be given instead of the folder.
 
-COCO's boxes are (x, y, width, height) in continuous pixels of which the first begins at 0. Labels
+COCO's boxes are (x, y, width, height) in continuous pixels, the first of which starts at 0. Labels
 count from 1 in ascending order of the categories' ids, of which some may be missing. Crowds
 (`iscrowd`) are kept and marked: training drops them, evaluation counts them neither way. Objects
 without area are marked too: training drops them, evaluation counts them as COCO's own does. The
@@ -35,7 +35,7 @@ PATTERNS = (f"annotations/{_INSTANCES}*.json", f"{_INSTANCES}*.json", f"*/{_BESI
 
 
 class Images(Protocol):
-    """Image files, wherever they lie; safe to read from several threads."""
+    """Finds and reads image files; safe to use from several threads."""
 
     places: str  # where, for messages
 
@@ -49,7 +49,7 @@ class Images(Protocol):
 
 
 class FolderImages:
-    """Images in folders of a dataset's folder, looked for in this order."""
+    """Images in subfolders of a dataset, searched in this order."""
 
     def __init__(self, folders: Sequence[pathlib.Path], *, root: pathlib.Path):
         self.places = ", ".join(map(str, folders))
@@ -85,7 +85,7 @@ class AnnotationFile(NamedTuple):
       split: "" for a single file that names none.
       read: Gives the bytes of the JSON.
       images: Finds and reads the images.
-      annotated: Whether the JSON tells the objects.
+      annotated: Whether the JSON contains annotations.
     """
 
     file: str
@@ -96,12 +96,12 @@ class AnnotationFile(NamedTuple):
 
 
 class _Entry(NamedTuple):
-    """What a key stands for."""
+    """The image of a key."""
 
     source: AnnotationFile
     image: coco_json.Image
     rows: Sequence[coco_json.Row]
-    fault: str  # why it cannot be used, as far as the JSON tells
+    fault: str  # why it cannot be used, judged by the JSON alone
 
 
 def files(path: str) -> list[pathlib.Path]:
@@ -212,7 +212,7 @@ class Reader(readers.Reader):
             )
 
     def _add_images(self, content: Mapping[str, Any], source: AnnotationFile) -> list[str]:
-        """Notes the images of one file; returns remarks."""
+        """Adds the images of one file and returns remarks."""
         file, split = source.file, source.split
         remarks: list[str] = []
         images = coco_json.images_of(content["images"], file, remarks)
@@ -295,14 +295,12 @@ def _find(path: str) -> dict[str, pathlib.Path]:
             raise errors.UserError(f"{file} and {found[split]} are both split {split!r}; move one")
         found[split] = file
     if not found:
-        raise errors.UserError(
-            f"{path}: looked for {', '.join(PATTERNS)}, and found none; name the JSON file itself"
-        )
+        raise errors.UserError(f"{path}: no {', '.join(PATTERNS)} found; name the JSON file itself")
     return found
 
 
 def _split_of(file: pathlib.Path) -> str:
-    """The split that a file's name tells: `val2017` of instances_val2017.json; else ""."""
+    """Returns the split named by a file: `val2017` for instances_val2017.json; "" for others."""
     if file.name == _BESIDE:
         return readers.check_split_name(file.parent.name, str(file.parent))
     if file.stem.startswith(_INSTANCES):
@@ -319,7 +317,7 @@ def _root(json: pathlib.Path, path: str) -> pathlib.Path:
 
 
 def _image_folders(json: pathlib.Path, split: str, root: pathlib.Path) -> tuple[pathlib.Path, ...]:
-    """Where a split's images may lie, the likeliest first."""
+    """Candidate folders for the images of a split, most likely first."""
     folders = [root / split, root / "images" / split] if split else []
     folders += [root / "images", json.parent, json.parent / "images", root]
     return tuple(filter(paths.is_folder, dict.fromkeys(folders)))

@@ -1,4 +1,4 @@
-"""What is in a JSON file of COCO's form, entry by entry, however odd the entries are.
+"""Parses JSON files in COCO's format entry by entry, tolerating malformed entries.
 
 Outlines are let go while the file is parsed: they take most of the memory.
 """
@@ -42,7 +42,7 @@ def load(data: bytes, file: str, *, annotated: bool) -> dict[str, Any]:
     Args:
       data: The JSON.
       file: Name of the file for messages.
-      annotated: Whether it tells the objects; otherwise `annotations` is empty.
+      annotated: Whether it contains annotations; otherwise `annotations` is empty.
 
     Raises:
       UserError: If it is not JSON or not in COCO's format.
@@ -59,7 +59,7 @@ def load(data: bytes, file: str, *, annotated: bool) -> dict[str, Any]:
 
 
 def _slim(entry: dict[str, Any]) -> Any:
-    """Makes an annotation a `Row` as soon as it is parsed, so that its outline is let go."""
+    """Converts an annotation to a `Row` as soon as it is parsed, which frees its outline."""
     return Row(*map(entry.get, Row._fields)) if "image_id" in entry else entry
 
 
@@ -71,7 +71,7 @@ def get(entry: Any, field: str) -> Any:
 def images_of(entries: Sequence[Any], file: str, remarks: list[str]) -> list[tuple[Image, str]]:
     """The entries of `images`, each with why it cannot be used, or "".
 
-    An id that repeats leaves open whose the objects are: neither image can be used then.
+    If an id repeats, its objects are ambiguous and neither image can be used.
     """
     images: dict[Image, str] = {}
     for number, entry in enumerate(entries):
@@ -152,7 +152,7 @@ def rows_of(
 
 
 def check_size(image: Image, actual: tuple[int, int], where: str) -> None:
-    """The image's size, if the JSON tells it, has to be the true one."""
+    """Checks the size of an image in the JSON, if present, against the file."""
     told = (image.height, image.width)
     if all(told) and told != actual:
         raise errors.UserError(

@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from ssd_jax import download, errors
 from ssd_jax.data import builder, classes, coco, parsing, paths
 
-HOST = "http://images.cocodataset.org/"  # what comes is verified
+HOST = "http://images.cocodataset.org/"  # downloads are verified
 
 _USED_IDS = sorted({*range(1, 91)} - {*classes.COCO_UNUSED_IDS})
 CATEGORIES = dict(zip(_USED_IDS, classes.COCO, strict=True))
@@ -36,7 +36,7 @@ class Archive(NamedTuple):
 
 
 class Official(NamedTuple):
-    """What an official split is made of.
+    """The archives of an official split.
 
     Attributes:
       images: The archive with its images.
@@ -108,7 +108,7 @@ SPLITS: dict[str, Official] = {
 }
 """The official splits. The paper's trainval35k is train2017, its minival val2017."""
 
-_ROOM = 64 << 20  # bytes that anything in an archive may have, however small it is there
+_ROOM = 64 << 20  # bytes that any member may have, however small it is compressed
 _MOST_INFLATED = 100  # times that a larger file may grow when it is unpacked; COCO's JSON: 5
 
 
@@ -126,7 +126,7 @@ class ZipImages:
         return file if file in self._members else None
 
     def read(self, file: str) -> bytes:
-        """The bytes of a file, whose checksum in the archive has to be right."""
+        """Reads a member and verifies its checksum."""
         return _member(self._archive, self._members[file], file, at_most=paths.MOST_IMAGE_BYTES)
 
 
@@ -227,7 +227,7 @@ def _member(archive: zipfile.ZipFile, member: str, file: str, *, at_most: int) -
         if entry.file_size > at_most or inflated:
             raise errors.UserError(
                 f"{file}: unpacks from {entry.compress_size} to {entry.file_size} bytes, more than "
-                "is read of such a file; fetch the archive anew"
+                "is read of such a file; download the archive again"
             )
         return archive.read(entry)
 
@@ -244,7 +244,7 @@ def _named(file: str) -> Iterator[None]:
             raise errors.of_machine(error, file) from error
         reason = parsing.cut(error)
         raise errors.UserError(
-            f"{file}: not in a whole zip archive ({reason}); fetch it anew"
+            f"{file}: not in a whole zip archive ({reason}); download it again"
         ) from error
 
 
@@ -252,7 +252,7 @@ def _download(folder: pathlib.Path, archive: Archive) -> pathlib.Path:
     """Downloads an archive, or finds it downloaded.
 
     Raises:
-      UserError: If it cannot be had, or is not what it was; it says how to do without the download.
+      UserError: If the download fails or its checksum differs; the message names an alternative.
     """
     return download.fetch(
         HOST + archive.path,

@@ -1,6 +1,6 @@
 """The one entrance to data: a dataset's name and a split -> records by number, and their classes.
 
-What is read is a copy prepared once under `cache_dir`.
+Data are read from a copy that is prepared once in `cache_dir`.
 """
 
 import math
@@ -30,7 +30,7 @@ _FAR = 1e7  # pixels, VOC's; float32 has them exactly
 
 
 class Split(NamedTuple):
-    """What `load` gives.
+    """A split of a dataset.
 
     Attributes:
       source: Its records, by number.
@@ -65,7 +65,7 @@ def load(
       dataset: "voc" (PASCAL VOC 2007 and 2012), "coco" (of 2014 and 2017), "synthetic" (made here
         on first use), or your own: "folder" (in VOC's form), "coco" (JSON) or "yolo" (text files).
       split: Names joined by "+", each perhaps sliced as tfds does, "train[:16]" or "val[50%:]".
-        VOC's names begin with the year: "2007/train", "2007/val", "2007/trainval", "2007/test",
+        VOC's names start with the year: "2007/train", "2007/val", "2007/trainval", "2007/test",
         "2012/trainval", ... COCO's are "train2017", "val2017" and the others of
         `coco_official.SPLITS`. Synthetic data have "train" and "test". A folder's are those of its
         ImageSets/Main, of your own JSON those of the files' names, YOLO's those of data.yaml;
@@ -79,18 +79,18 @@ def load(
         are sliced. A "val" by order is made of what can be read; the log names what the dataset has
         besides.
       memory_gib: Where the files of the splits are no larger than this together, records stay in
-        memory once they are read. What is read holds Python's lock, what is kept does not.
-      max_megapixels: An image of your own dataset that has more cannot be used. What is prepared is
-        for one such bound: another one prepares anew.
+        memory once they are read. Reading holds the GIL; kept records do not.
+      max_megapixels: Images of your own dataset with more cannot be used. A dataset is prepared for
+        one such limit; another limit prepares it again.
       prepare: Whether it may be prepared, and downloaded, now.
 
     Returns:
       The split; its order is always the same.
 
     Raises:
-      UserError: If there is no such dataset, split, folder or archive, it holds more broken data
-        than may be left out, or it has not been prepared and may not be.
-      MachineError: If the machine stands in the way; nothing of that is remembered.
+      UserError: If there is no such dataset, split, folder or archive, it has more unreadable
+        data than allowed, or it is not prepared and must not be.
+      MachineError: If the machine is at fault; the failure is not cached.
     """
     cache = cache_lib.folder(cache_dir)
     find = prepared.finder(
@@ -123,7 +123,7 @@ def load(
 
 
 def ground_truth(split: Split) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """What evaluation compares detections with; no image is decoded.
+    """Returns the ground truth for evaluation; no image is decoded.
 
     Args:
       split: A split from `load`.
@@ -154,7 +154,7 @@ def ground_truth(split: Split) -> dict[str, tuple[np.ndarray, np.ndarray, np.nda
 def coco_ground_truth(
     split: Split,
 ) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-    """What COCO's evaluation compares detections with, exactly as the files have it.
+    """Returns the ground truth for COCO's evaluation exactly as in the files.
 
     Args:
       split: A split from `load`, with each image once.
@@ -182,7 +182,7 @@ def _account(
     split: str,
     max_unreadable_fraction: float | None,
 ) -> None:
-    """Sees to it that no more images are left out than may be, and names them in the log.
+    """Checks the number of skipped images against the limit and logs their names.
 
     Raises:
       UserError: Too many are.
@@ -212,7 +212,7 @@ def _account(
 
 
 def _tell_of_others(facts: Mapping[split_names.Part, metadata.Metadata], split: str) -> None:
-    """Names what is missing in a split by order, which is made of what can be used."""
+    """Logs the skipped images of a split that is made from the usable images in order."""
     (fact, *_) = facts.values()  # who has splits by order is one dataset
     if fact.by_order and (others := fact.skipped["all"]):
         good = sum(map(len, fact.object_counts.values()))
@@ -229,7 +229,7 @@ def _tell_of_others(facts: Mapping[split_names.Part, metadata.Metadata], split: 
 def _stretches(
     info: tfds.core.DatasetInfo, fact: metadata.Metadata, part: split_names.Part, split: str
 ) -> list[records.Stretch]:
-    """Where the records of one part of a split are."""
+    """Locates the records of one part of a split."""
     if part.name not in fact.joined and part.name not in info.splits:
         prefix = f"{part.year}/" if part.year else ""
         known = ", ".join(prefix + name for name in sorted([*info.splits, *fact.joined]))

@@ -31,7 +31,7 @@ class Examined(NamedTuple):
 
     Attributes:
       splits: By split, its images that can be used.
-      skipped: By split, the keys of the others, with the reason.
+      skipped: Keys of unusable images with the reason, by split.
       remarks: A line for each thing wrong that cost no image: boxes clipped, ...
     """
 
@@ -43,11 +43,11 @@ class Examined(NamedTuple):
 def examine(reader: readers.Reader) -> Examined:
     """Decodes every image of a dataset and reads every annotation, each once.
 
-    Without splits of its own, in the order of the keys every fifth image is `val`, the others
+    Without predefined splits, every fifth image in the order of the keys is `val`, the others
     are `train`, and `all` is both; what cannot be used counts as `train`'s, so that `val` is whole.
 
     Raises:
-      MachineError: If the machine could not read one: that says nothing about the image.
+      MachineError: If the machine could not read an image, which may be good.
     """
     examples: dict[str, readers.Example] = {}
     failures: dict[str, str] = {}
@@ -86,7 +86,7 @@ def without_objects(
 
 
 def class_names(splits: Mapping[str, Sequence[readers.Example]]) -> set[str]:
-    """The classes of all objects; none where not a single one lies within its image."""
+    """Returns the classes of all objects; empty if no object is within its image."""
     known = [item.annotation for item in itertools.chain.from_iterable(splits.values())]
     if all(annotation.degenerate.all() for annotation in known):
         return set()
@@ -104,7 +104,7 @@ def summary(failures: Mapping[str, str]) -> str:
 
 
 def _results(reader: readers.Reader, keys: Sequence[str]) -> Iterator[readers.Example | str]:
-    """What becomes of each key: an example, or the reason why there is none."""
+    """Yields an example for each key, or the reason why it cannot be used."""
     pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
     try:
         for start in range(0, len(keys), _IN_FLIGHT):
@@ -149,7 +149,7 @@ def _example_or_reason(reader: readers.Reader, key: str) -> readers.Example | st
 
 
 def _line(text: str) -> str:
-    """A remark in printable text, without its middle if somebody's file made it endless."""
+    """Returns a remark as printable text, shortened in the middle if it is too long."""
     if len(text) > 2 * _LONGEST_PART:
         text = f"{text[:_LONGEST_PART]}...{text[-_LONGEST_PART:]}"
     return console.printable(text)

@@ -1,7 +1,7 @@
 """Bytes of an image file -> RGB pixels, whatever the file holds.
 
-Ordinary 8-bit JPEGs are decoded by simplejpeg, which is quick, releases the GIL and refuses
-corrupt data that others decode silently; everything else goes through Pillow, CMYK JPEGs after
+Ordinary 8-bit JPEGs are decoded by simplejpeg, which is fast, releases the GIL and rejects corrupt
+data that other decoders accept silently; everything else goes through Pillow, CMYK JPEGs after
 simplejpeg has found them whole. Exif's orientation is applied.
 """
 
@@ -18,9 +18,9 @@ from PIL import Image, JpegImagePlugin
 from ssd_jax import errors
 from ssd_jax.data import jpeg, pillow
 
-MAX_MEGAPIXELS = 179.0  # twice where Pillow begins to suspect a decompression bomb
+MAX_MEGAPIXELS = 179.0  # twice the size at which Pillow warns of a decompression bomb
 _BYTES_PER_PIXEL = 8  # of the largest file that is read: four channels of 16 bits
-_START_OF_SCAN = b"\xff\xda"  # of a JPEG: the segments before it say what its pixels are
+_START_OF_SCAN = b"\xff\xda"  # of a JPEG: the segments before it describe its pixels
 _SWAPPED_SIDES = (5, 6, 7, 8)  # Exif orientations that exchange height and width
 _OUT_OF_MEMORY = re.compile(r"insufficient memory|out of memory|memory allocation", re.IGNORECASE)
 
@@ -38,10 +38,10 @@ def decode(
 
     Gray, palette and CMYK images become RGB, 16 bits a channel are scaled to 8, transparent
     pixels are laid on white, and of an animation the first frame is taken. A JPEG with a fault that
-    costs no pixel, of which libjpeg only warns, is read; see `jpeg.mended`.
+    affects no pixel (libjpeg only warns) is read; see `jpeg.mended`.
 
     Args:
-      data: The whole file, of one of `pillow.FORMATS`.
+      data: Content of a file in one of `pillow.FORMATS`.
       name: Name of the image for error messages.
       fit: Largest (height, width) to return. A larger image is scaled down, keeping its aspect
         ratio; JPEGs then decode fewer pixels. None: every pixel.
@@ -51,11 +51,11 @@ def decode(
       on_remark: Called with a line on a fault that costs no pixel.
 
     Returns:
-      `[H, W, 3]` uint8 RGB, the way up that Exif says.
+      `[H, W, 3]` uint8 RGB, oriented as in Exif.
 
     Raises:
       UserError: If the data is empty, truncated, corrupt, no image or too large.
-      MachineError: If there is too little memory; this says nothing of the data.
+      MachineError: If there is too little memory; the data may be good.
     """
     with _blaming(data, name):
         if stored := _plain_jpeg_size(data):
@@ -81,7 +81,7 @@ def size(data: bytes, *, name: str, max_megapixels: float = MAX_MEGAPIXELS) -> t
     """Height and width that `decode` would return, in pixels, from the file's header alone.
 
     Raises:
-      UserError: If the header is that of no image, or of one of more than `max_megapixels`.
+      UserError: If the header is not that of an image, or the image has more than `max_megapixels`.
       MachineError: If there is too little memory.
     """
     with _blaming(data, name):
@@ -99,7 +99,7 @@ def size(data: bytes, *, name: str, max_megapixels: float = MAX_MEGAPIXELS) -> t
 
 
 def most_bytes(max_megapixels: float = MAX_MEGAPIXELS) -> int:
-    """Bytes of the largest file that an image of so many megapixels is looked for in."""
+    """Returns the maximum file size in bytes for images up to some megapixels."""
     return (1 << 26) + int(min(max_megapixels, 1e6) * 1e6) * _BYTES_PER_PIXEL
 
 
@@ -122,10 +122,10 @@ def shrink(image: np.ndarray, *, height: int, width: int) -> np.ndarray:
 
 
 def put(image: np.ndarray, canvas: np.ndarray) -> None:
-    """Writes an image into the upper left corner of a canvas and black around it.
+    """Writes an image into the upper left corner of a canvas and fills the rest with black.
 
     Args:
-      image: `[H, W, 3]` uint8, perhaps a view of the canvas, where it then lies already.
+      image: `[H, W, 3]` uint8, possibly a view of the canvas that it was decoded into.
       canvas: `[height, width, 3]` uint8 with room for it.
     """
     height, width = image.shape[:2]
@@ -136,7 +136,7 @@ def put(image: np.ndarray, canvas: np.ndarray) -> None:
 
 
 def place(image: np.ndarray, canvas: int) -> tuple[np.ndarray, np.ndarray]:
-    """Puts an image into the upper left corner of a square canvas, shrunk if it must be.
+    """Puts an image into the upper left corner of a square canvas, shrunk to fit.
 
     Args:
       image: `[H, W, 3]` uint8.
@@ -270,11 +270,11 @@ def _may_have_exif(data: bytes) -> bool:
             return True
         padding = data.startswith(b"\xff\xff", place)
         place += 1 if padding else 2 + int.from_bytes(data[place + 2 : place + 4])
-    return True  # oddly built: Pillow is to say
+    return True  # malformed: left to Pillow
 
 
 def _upright(image: np.ndarray, orientation: int) -> np.ndarray:
-    """Turns stored pixels the way up that Exif's `orientation` says."""
+    """Rotates and mirrors stored pixels by Exif's `orientation`."""
     match orientation:
         case 2:
             image = image[:, ::-1]

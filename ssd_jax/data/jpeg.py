@@ -1,7 +1,7 @@
-"""JPEG files by their segments: faults that cost no pixel are mended, others are found.
+"""JPEG files by segments: faults that affect no pixel are repaired, others are detected.
 
 libjpeg decodes a file with a fault and warns, of the first one only, so a harmless fault would hide
-a harmful one behind it. Here the harmless ones are mended in the file's bytes, until libjpeg
+a harmful one behind it. Here the harmless ones are repaired in the file's bytes, until libjpeg
 decodes these without a word: what it still warns of has cost pixels.
 """
 
@@ -16,7 +16,7 @@ import simplejpeg
 MAGIC = b"\xff\xd8"
 PLAIN_COLORS = ("YCbCr", "RGB", "Gray")  # what simplejpeg turns into RGB; CMYK and YCCK it cannot
 USUAL_SCANS = 20
-"""Scans of one image that are always read; encoders make a dozen at most."""
+"""Number of scans that is always accepted; encoders write a dozen at most."""
 
 _HARMLESS = (
     "Corrupt JPEG data: bad ICC marker",
@@ -59,17 +59,17 @@ class Segment(NamedTuple):
 
 
 def is_harmless(warning: str) -> bool:
-    """Whether what libjpeg says is only of what `mended` mends."""
+    """Whether a warning of libjpeg is only about faults that `mended` repairs."""
     return warning.startswith(_HARMLESS) or _EXTRANEOUS.match(warning) is not None
 
 
 def segments(data: bytes) -> Iterator[Segment]:
     """The segments of the first image of a file; it is cut off where the last is no end marker.
 
-    As libjpeg does, it passes over whatever else stands between them.
+    Like libjpeg, it skips anything else between them.
 
     Args:
-      data: The file, which begins with `MAGIC`.
+      data: The file, which starts with `MAGIC`.
     """
     place = len(MAGIC)
     while (found := _MARKER.search(data, place)) is not None:
@@ -89,14 +89,14 @@ def segments(data: bytes) -> Iterator[Segment]:
 
 
 def check_scans(data: bytes, *, pixels: int) -> None:
-    """Refuses a small file that takes libjpeg minutes: each scan goes through the whole image.
+    """Rejects a small file that takes libjpeg minutes: each scan covers the whole image.
 
     Args:
       data: The file.
       pixels: Number of pixels of the image.
 
     Raises:
-      ValueError: If there are more scans than are read in an image of so many pixels.
+      ValueError: If there are more scans than accepted for the number of pixels.
     """
     most = max(USUAL_SCANS, _PIXELS_IN_SCANS // max(1, pixels))
     if data.count(bytes([0xFF, _SOS])) <= most:  # those of a thumbnail are among them
@@ -107,7 +107,7 @@ def check_scans(data: bytes, *, pixels: int) -> None:
 
 
 def exif(data: bytes) -> bytes:
-    """The Exif of a file, which begins with `Exif`; empty where there is none before its pixels."""
+    """Returns the Exif segment before the pixels, starting with `Exif`; empty if there is none."""
     for segment in segments(data):
         if segment.marker == _SOS:
             break
@@ -117,13 +117,13 @@ def exif(data: bytes) -> bytes:
 
 
 def mended(data: bytes) -> bytes:
-    """A file of the same pixels, of which libjpeg does not warn; its metadata are left out.
+    """Returns a file with the same pixels and no faults; its metadata are removed.
 
     Mended is what `is_harmless`: bytes that belong to nothing, scan parameters that a sequential
     JPEG does not use, a JFIF revision or an Adobe transform that is not known, a broken profile.
 
     Args:
-      data: The file, which begins with `MAGIC`.
+      data: The file, which starts with `MAGIC`.
 
     Raises:
       ValueError: libjpeg's words on what has cost pixels, such as a file that is cut off.
@@ -164,7 +164,7 @@ def _trimmed(parts: list[Segment], frame: Segment, warning: str) -> list[Segment
     """The segments with scans that end with their last MCU.
 
     Raises:
-      ValueError: If a scan is not whole; or `warning`, where that can't be told.
+      ValueError: If a scan is incomplete; with `warning` if this is undecidable.
     """
     scans = [each for each in parts if each.marker == _SOS]
     if len(scans) > _MOST_SCANS_MENDED:
@@ -267,7 +267,7 @@ def _joined(parts: Iterable[Segment]) -> bytes:
 
 
 def _warning(parts: Iterable[Segment]) -> str | None:
-    """What libjpeg says of a file, whose pixels it decodes; None: nothing."""
+    """Decodes a file and returns the warning of libjpeg; None if there is none."""
     data = _joined(parts)
     try:
         colors = simplejpeg.decode_jpeg_header(data, strict=False)[2]

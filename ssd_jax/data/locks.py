@@ -11,7 +11,7 @@ from absl import logging
 
 @contextlib.contextmanager
 def alone(place: pathlib.Path, *, wait: bool = True) -> Iterator[bool]:
-    """Holds a lock within its `with`, on this machine and, by NFS, on others.
+    """Holds a lock in its `with` block, on this machine and, with NFS, across machines.
 
     Args:
       place: Path of the lock file, which is created with its folder and kept.

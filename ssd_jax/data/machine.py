@@ -1,4 +1,4 @@
-"""What tfds and array_record raise where the machine is at fault, as a MachineError."""
+"""Converts errors of tfds and array_record that the machine caused to MachineError."""
 
 import contextlib
 import errno
@@ -17,7 +17,7 @@ _TOLD_IN_WORDS = (
 def blaming(place: object) -> Iterator[None]:
     """Turns what libraries raise where the machine is at fault into a MachineError.
 
-    tfds and array_record tell it in words only, in errors of any kind.
+    tfds and array_record report it only in the message, with errors of any type.
     """
     try:
         yield
@@ -31,7 +31,7 @@ def blaming(place: object) -> Iterator[None]:
 
 
 def _trouble(error: BaseException | None, place: object) -> errors.MachineError | None:
-    """What the machine has to do with an error, or with what caused it; None: nothing."""
+    """Returns the MachineError for an error or its cause; None if the machine is not at fault."""
     while error is not None:
         if errors.is_of_machine(error):
             named = isinstance(error, errors.MachineError) or getattr(error, "filename", None)

@@ -1,4 +1,4 @@
-"""What a prepared dataset says of itself beside its records: tfds' `metadata.json`."""
+"""The facts stored with a prepared dataset in tfds' `metadata.json`."""
 
 import importlib.metadata
 from collections.abc import Mapping, Sequence
@@ -8,15 +8,15 @@ _DECODERS = ("pillow", "simplejpeg")
 
 
 class Metadata(NamedTuple):
-    """What was found when a dataset was prepared; the names of the fields are the file's keys.
+    """Facts found while a dataset was prepared; the field names are the keys of the file.
 
     Attributes:
       category_ids: The dataset's own id of each class.
-      joined: The splits that are not stored because they are others, one after the other: these.
+      joined: Splits that are not stored because they are concatenations of these splits.
       skipped: By split, the images that cannot be used and why.
       conditions: Result of `conditions`.
-      by_order: Whether the dataset has no splits of its own.
-      unannotated: The splits whose annotations were not published.
+      by_order: Whether the dataset has no predefined splits.
+      unannotated: Splits without published annotations.
       object_counts: By stored split, the number of objects of each record.
     """
 
@@ -36,7 +36,7 @@ class Metadata(NamedTuple):
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Metadata":
-        """What `to_json` gave, read from a file again."""
+        """Parses the output of `to_json`."""
         fields = {name: content[name] for name in cls._fields}
         lists = {name: tuple(fields[name]) for name in ("category_ids", "unannotated")}
         return cls(**(fields | lists))
@@ -51,7 +51,7 @@ class Metadata(NamedTuple):
 
 
 def conditions() -> dict[str, str]:
-    """What decides, beside a dataset's files, which images of it can be used.
+    """Returns everything besides the files that decides which images can be used.
 
     Where some could not, and one of these has changed, they are tried again.
     """

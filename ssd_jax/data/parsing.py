@@ -55,13 +55,13 @@ def json_content(data: bytes, name: str, hook: Callable[[dict[str, Any]], Any]) 
     head = data[:4096].removeprefix(_BOM).lstrip(_BLANK)
     if not head.startswith((b"{", b"[")):  # before as much memory again is spent on it
         raise errors.UserError(
-            f"{name}: not JSON (begins with {shown(head[:20])}); fetch or export it anew"
+            f"{name}: not JSON (begins with {shown(head[:20])}); fetch or export it again"
         )
     try:
         return json.loads(data.decode("utf-8-sig"), object_hook=hook)
     except (ValueError, RecursionError) as error:
         reason = cut(error)
-        raise errors.UserError(f"{name}: not JSON ({reason}); fetch or export it anew") from error
+        raise errors.UserError(f"{name}: not JSON ({reason}); fetch or export it again") from error
 
 
 def yaml_content(text: str, name: str) -> Any:

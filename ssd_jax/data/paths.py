@@ -1,4 +1,4 @@
-"""Files and folders of datasets. What cannot be looked at is never taken for what is not there.
+"""Files and folders of datasets. An unreadable path is never treated as a missing one.
 
 The system's own shortcuts (`os.path.isfile`, `Path.glob`, `os.walk`) pass over what they may not
 read in silence; these stop with a MachineError that names it.
@@ -86,11 +86,11 @@ def walk(root: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
 
 
 def matching(root: str | os.PathLike[str], pattern: str) -> list[pathlib.Path]:
-    """What lies below a folder under a name such as `annotations/instances_*.json`, sorted.
+    """Lists paths below a folder by a pattern such as `annotations/instances_*.json`, sorted.
 
     Args:
       root: The folder.
-      pattern: Names joined by /, in which * stands for anything but a leading dot.
+      pattern: Names joined by /, in which * matches anything but a leading dot.
 
     Raises:
       MachineError: If a folder on the way cannot be read.
@@ -136,7 +136,7 @@ def _is_shown(name: str) -> bool:
 
 
 def _mode(path: str | os.PathLike[str], *, links: bool = True) -> int | None:
-    """What the system says of a path, or of a link there if not through `links`; None: nothing."""
+    """Returns the mode of a path, or of the link itself without `links`; None if it is missing."""
     try:
         return os.stat(path, follow_symlinks=links).st_mode
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
@@ -146,7 +146,7 @@ def _mode(path: str | os.PathLike[str], *, links: bool = True) -> int | None:
 
 
 def _refusal(error: Exception, path: object) -> errors.UserError:
-    """One line on why a path cannot be read, and whose fault that is."""
+    """Converts an error of reading a path to a one-line UserError or MachineError."""
     if errors.is_of_machine(error):
         return errors.of_machine(error, path)
     reason = error.strerror if isinstance(error, OSError) else error

@@ -1,7 +1,7 @@
-"""What Pillow reads, whatever the file holds: opened within bounds, and its pixels as RGB.
+"""Reads images with Pillow within limits, whatever the file contains, and converts them to RGB.
 
-Of Pillow the readers in `_READERS` are called by themselves: others of its readers start programs,
-which no file's content is to do, and `Image.open` warns of large images, whose bound is given here.
+Only the readers in `_READERS` are used, directly: other readers of Pillow start programs, and
+`Image.open` warns of large images, which have their own limit here.
 """
 
 import contextlib
@@ -56,13 +56,13 @@ _READERS: list[tuple[bytes, _Reader]] = [
     (rb"P([14](G\d+){2}|[2356](G\d+){3})\s".replace(b"G", _GAP), PpmImagePlugin.PpmImageFile),
     *_avif(),
 ]
-"""How a file begins, and what of Pillow reads it."""
+"""First bytes of each format and the reader of Pillow for it."""
 
 _one_at_a_time = threading.Lock()
 
 
 def check_size(height: int, width: int, name: str, max_megapixels: float) -> None:
-    """Refuses what is too large to decode.
+    """Rejects images that are too large to decode.
 
     Raises:
       ValueError: If a side is longer than any image's.
@@ -80,7 +80,7 @@ def check_size(height: int, width: int, name: str, max_megapixels: float) -> Non
 
 @contextlib.contextmanager
 def opened(data: bytes, name: str, max_megapixels: float) -> Iterator[Image.Image]:
-    """The image of a file, whose pixels Pillow has not decoded yet; large ones one at a time."""
+    """Opens an image without decoding its pixels; large images are opened one at a time."""
     with contextlib.ExitStack() as stack:
         try:
             image = _open(data)
@@ -118,7 +118,7 @@ def _without_bound_of_pillow() -> Iterator[None]:
 
 
 def check_tiles(image: Image.Image) -> None:
-    """Refuses a TIFF whose tiles take much more memory than its pixels."""
+    """Rejects a TIFF with tiles that take much more memory than its pixels."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         sides = (ExifTags.Base.TileWidth, ExifTags.Base.TileLength)
         width, height = (image.tag_v2.get(side, 0) for side in sides)
@@ -131,7 +131,7 @@ def asking_for_memory(height: int, width: int) -> Iterator[None]:
     """Where a reader fails without a reason, asks for the memory that it needs.
 
     Raises:
-      MemoryError: There is too little, which the readers of WebP and AVIF don't say.
+      MemoryError: If there is too little; the readers of WebP and AVIF do not report it.
     """
     try:
         yield
@@ -141,7 +141,7 @@ def asking_for_memory(height: int, width: int) -> Iterator[None]:
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
-    """(height, width) of a WebP, which takes memory as soon as it is opened; of others 0."""
+    """(height, width) of a WebP, which allocates memory when it is opened; 0 for other formats."""
     if not data.startswith(b"RIFF") or data[8:12] != b"WEBP":
         return 0, 0
     match data[12:16]:
@@ -171,7 +171,7 @@ def orientation_of(read_exif: Callable[[], Image.Exif]) -> int:
     """The orientation in what reads Exif, which may fail."""
     try:
         return int(read_exif().get(ExifTags.Base.Orientation, 1))
-    except Exception as error:  # broken Exif says nothing about the pixels
+    except Exception as error:  # broken Exif does not affect the pixels
         if errors.is_of_machine(error):
             raise
         return 1

@@ -1,9 +1,9 @@
-"""Where a dataset lies prepared, which it is first where it has not been.
+"""Finds prepared datasets, preparing them first if needed.
 
 The name of its folder in the cache holds a fingerprint of what it was made from: a changed archive
-or folder, or a test archive that has come, is prepared anew. tfds prepares in a folder of another
+or folder, or a new test archive, is prepared again. tfds prepares in a folder of another
 name and renames it at the end, so nothing half-made is ever read. One process prepares at a time,
-others wait for it; what killed ones left behind is removed.
+the others wait; remains of killed processes are removed.
 """
 
 import contextlib
@@ -49,7 +49,7 @@ OWN: dict[str, tuple[Callable[[str], list[pathlib.Path]], Callable[[str], reader
 
 
 def home(part: split_names.Part, *, official: bool) -> str:
-    """What is prepared together: a year of VOC, an official split of COCO, whole other datasets.
+    """Returns the unit of preparation: a VOC year, an official COCO split, any other dataset whole.
 
     VOC2012's test images have an archive of their own, which training does not need.
     """
@@ -68,7 +68,7 @@ def finder(
     prepare: bool,
     max_megapixels: float,
 ) -> Callable[[str, str], str]:
-    """What gives the directory of what is prepared together, from its `home` and the whole split.
+    """Returns a function from `home` and the whole split to the directory of the prepared data.
 
     Args are those of `datasets.load`.
 
@@ -98,7 +98,7 @@ def _voc(year: str, split: str, *, archives: str, cache: pathlib.Path, prepare: 
     if year not in voc.ARCHIVES:
         years = " or ".join(f"{known}/" for known in voc.ARCHIVES if known.isdigit())
         raise errors.UserError(
-            f"split {split!r}: VOC's splits begin with {years}, {split_names.HELP}"
+            f"split {split!r}: VOC's splits start with {years}, {split_names.HELP}"
         )
     found = voc.find_archives(archives, year) if archives else []
     if found:
@@ -143,7 +143,7 @@ def _own(
     prepare: bool,
     max_megapixels: float = images.MAX_MEGAPIXELS,
 ) -> str:
-    """Prepares a dataset that somebody brought; returns its directory."""
+    """Prepares a user's own dataset and returns its directory."""
     if not path:
         raise errors.UserError(
             f"config.data.path is empty; give the folder of your dataset in {dataset} form"
@@ -201,16 +201,16 @@ def _prepare(
     downloads: pathlib.Path,
     prepare: bool,
 ) -> str:
-    """Has tfds prepare a dataset below `data_dir` unless it is there; returns its directory.
+    """Prepares a dataset below `data_dir` with tfds unless it exists, and returns its directory.
 
-    What could not be used is tried again where that may go otherwise by now.
+    Images that could not be used are tried again if the conditions have changed.
     """
 
     def make(place: pathlib.Path) -> tfds.core.DatasetBuilder:
         maker = make_builder(data_dir=place, file_format="array_record")
         if not _is_prepared(maker) or maker.info.metadata:
             return maker
-        # Another process has just prepared it: this maker looked a moment too early.
+        # Another process has just prepared it, after this builder was created.
         return make_builder(data_dir=place, file_format="array_record")
 
     if prepare:
@@ -247,18 +247,18 @@ def _write(maker: tfds.core.DatasetBuilder, downloads: pathlib.Path) -> None:
 
 
 def _is_prepared(maker: tfds.core.DatasetBuilder) -> bool:
-    """What tfds' own `is_prepared` says, which warns of everything that is not yet."""
+    """Like tfds' `is_prepared`, but without its warnings about unprepared data."""
     return paths.is_file(os.path.join(maker.data_dir, "dataset_info.json"))
 
 
 def _unfinished(data_dir: pathlib.Path) -> list[pathlib.Path]:
-    """What tfds had begun to write below a dataset's folder when it was killed."""
-    own = ("ssd_*/incomplete.*", "ssd_*/*/incomplete.*")  # whatever else lies in the cache's folder
+    """Lists incomplete folders that a killed tfds left below a dataset's folder."""
+    own = ("ssd_*/incomplete.*", "ssd_*/*/incomplete.*")  # not other content of the cache folder
     return [found for pattern in own for found in data_dir.glob(pattern)]
 
 
 def _sweep(cache: pathlib.Path) -> None:
-    """Removes what killed processes had begun to write for other datasets."""
+    """Removes incomplete folders that killed processes left for other datasets."""
     for data_dir in filter(_unfinished, list(cache.iterdir())):
         with contextlib.suppress(OSError), locks.alone(_lock_of(data_dir), wait=False) as alone:
             if alone:
@@ -271,7 +271,7 @@ def _lock_of(data_dir: pathlib.Path) -> pathlib.Path:
 
 
 def _remove(folders: Iterable[pathlib.Path]) -> None:
-    """Removes folders, and those that they leave empty: tfds wonders about such."""
+    """Removes folders and parents left empty, which tfds would report."""
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
         with contextlib.suppress(OSError):

@@ -35,7 +35,7 @@ class Example(NamedTuple):
 
 
 class Reader(abc.ABC):
-    """A dataset whose files are listed; no image is opened yet.
+    """A dataset with its files listed and no image opened yet.
 
     Attributes:
       name: Name of the dataset for messages: its path.

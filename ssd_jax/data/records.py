@@ -33,7 +33,7 @@ class Stretch(NamedTuple):
 class Records:
     """Stretches of prepared splits, one after the other, as one sequence of records.
 
-    Threads may share it; pickled, it opens its files anew and keeps nothing, as worker processes
+    Threads may share it; unpickled, it reopens its files with an empty cache, as worker processes
     would each keep all. Item `i`, which may be shared and is not to be changed, is a dict of
     `image` (the bytes of the image's file), `name`, `height` and `width` (pixels), `boxes`
     ([N, 4] float32 xyxy in [0, 1]), `labels` ([N] int32, from 1), `difficult`, `truncated`,

@@ -57,7 +57,7 @@ def _annotation(folder: str, filename: str, drawn: synthetic_scenes.Scene) -> El
 
 
 def code() -> str:
-    """What makes the images, as text: where it changes, they do."""
+    """Returns the source code that generates the images: if it changes, so do they."""
     modules = (synthetic_shapes, synthetic_scenes, sys.modules[__name__])
     return "".join(inspect.getsource(module) for module in modules)
 
@@ -72,7 +72,7 @@ def _write_share(
     """Writes the images first, first + step, ... of every split and their annotations.
 
     Ends this process where `parent`, for which it works, is gone, or the machine is in trouble,
-    whose number its exit status then tells.
+    and exits with its error number.
     """
     for index, (split, count) in enumerate(zip(SPLITS, counts, strict=True)):
         for number in range(first, count, step):
@@ -96,7 +96,7 @@ def _write_scene(folder: Path, name: str, drawn: synthetic_scenes.Scene) -> None
 
 
 def _write_share_in_a_process(*job: object) -> None:
-    """Runs `_write_share(*job)` in a fresh interpreter.
+    """Runs `_write_share(*job)` in a new interpreter.
 
     multiprocessing would import the caller's script, and JAX with it, in every worker, and would
     fail where that script has no `__main__` guard.
@@ -132,7 +132,7 @@ def write(
       train: Number of images of the split "train".
       test: Number of images of the split "test".
       seed: At least 0; another seed gives other images.
-      processes: At least 1; None takes one for each CPU. It does not change what is written.
+      processes: At least 1; None uses one per CPU. The images do not depend on it.
 
     Raises:
       UserError: If `folder` exists.

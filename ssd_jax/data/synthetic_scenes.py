@@ -1,7 +1,7 @@
 """Cluttered scenes of the built-in dataset, each with its annotated objects.
 
 A scene is painted from back to front: a cluttered ground, then the things on it. Some things are
-objects of a class; others are look-alikes that nobody annotates. Size and place are drawn alike for
+objects of a class; others are look-alikes without annotation. Size and place are drawn alike for
 all of them.
 """
 

@@ -1,7 +1,7 @@
 """The things in the scenes of the built-in dataset: their shapes, and how they are painted.
 
 Color, texture and tilt are drawn alike for all, so that only the shape tells a class from another
-and from the look-alikes, which nobody annotates.
+and from the look-alikes, which are not annotated.
 """
 
 import math

@@ -59,7 +59,7 @@ ARCHIVES: dict[str, dict[str, Archive]] = {
         ),
     },
 }
-"""By what is prepared together: a year, and apart from it the test images of 2012, whose
+"""Archives by unit of preparation: a year, and separately the test images of 2012, whose
 annotations were never published."""
 
 _SPLITS = {
@@ -70,7 +70,7 @@ _SPLITS = {
 
 
 class Tree(Protocol):
-    """Files in VOC's form, wherever they lie; safe to read from several threads."""
+    """Finds and reads files in VOC's layout; safe to use from several threads."""
 
     name: str
 
@@ -79,7 +79,7 @@ class Tree(Protocol):
         ...
 
     def read(self, file: str, *, at_most: int) -> bytes:
-        """The bytes of one of `files`, of which there may be `at_most`.
+        """Reads one of `files`, of at most `at_most` bytes.
 
         Raises:
           UserError: If it cannot be read, or is larger.
@@ -109,7 +109,7 @@ class FolderTree:
         return sorted(found)
 
     def read(self, file: str, *, at_most: int) -> bytes:
-        """The bytes of one of `files`."""
+        """Reads one of `files`."""
         return paths.read(self._path / file, at_most=at_most)
 
 
@@ -133,7 +133,7 @@ class TarTree:
                 raise errors.of_machine(error, self.name) from error
             reason = parsing.cut(error)
             raise errors.UserError(
-                f"{self.name}: not a whole, uncompressed tar archive ({reason}); fetch it anew"
+                f"{self.name}: not a whole, uncompressed tar archive ({reason}); download it again"
             ) from error
         if not self._spans:
             raise errors.UserError(f"{self.name}: holds no folder {root}/; is it another archive?")
@@ -143,7 +143,7 @@ class TarTree:
         return sorted(self._spans)
 
     def read(self, file: str, *, at_most: int) -> bytes:
-        """The bytes of one of `files`."""
+        """Reads one of `files`."""
         offset, size = self._spans[file]
         if size > at_most:
             raise errors.UserError(
@@ -307,7 +307,7 @@ class Voc(builder.Builder):
 
 
 def find_archives(folder: str, year: str) -> list[pathlib.Path]:
-    """The official archives of a year, a key of `ARCHIVES`, that lie in a folder.
+    """Finds the official archives of a year (a key of `ARCHIVES`) in a folder.
 
     Raises:
       UserError: If there is no such folder, or the year's first archive is not in it.

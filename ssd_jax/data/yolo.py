@@ -194,7 +194,7 @@ def _text(file: pathlib.Path, at_most: int) -> str:
     try:
         return paths.read(file, at_most=at_most).decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise errors.UserError(f"{file}: is no text; export it anew or remove it") from None
+        raise errors.UserError(f"{file}: is no text; export it again or remove it") from None
 
 
 def _dataset(path: str) -> _Dataset:

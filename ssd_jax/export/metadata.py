@@ -80,7 +80,7 @@ def read(path: Path, described: Any) -> tuple[config_lib.Config, tuple[str, ...]
         if told.get(name, value) != value:
             raise errors.UserError(
                 f"{path}: its metadata have {config_checks.shown(told[name])} as {name}, and a "
-                f"config with {value}; write it anew with export.py"
+                f"config with {value}; write it again with export.py"
             )
     return config, config_checks.check_class_names(told["class_names"], where=path)
 

@@ -35,7 +35,7 @@ def detector(
     if list(takes) != [("images", *size, 3)]:
         raise errors.UserError(
             f"{path}: its network takes {config_checks.shown(takes)}, and its config has images of "
-            f"{size}; write it anew with export.py"
+            f"{size}; write it again with export.py"
         )
     resize = jax.jit(jax.vmap(functools.partial(augment.resize, size=size)))
     finish = jax.jit(functools.partial(network.detections_of, config=config.eval))
@@ -51,7 +51,7 @@ def detector(
             shapes = {name: values.shape for name, values in outputs.items()}
             raise errors.UserError(
                 f"{path}: its network gives {config_checks.shown(shapes)}, which is not what its "
-                f"metadata say; write it anew with export.py"
+                f"metadata say; write it again with export.py"
             )
         found = finish(outputs) if "loc" in outputs else Detections(**outputs)
         return _clean(path, jax.device_get(found), len(class_names))

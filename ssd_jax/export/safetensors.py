@@ -57,7 +57,7 @@ def _check_parameters(
             there = config_checks.shown(found[name]) if name in found else "nothing"
             raise errors.UserError(
                 f"{path} has {there} as {name[:80]}, and the network of its metadata "
-                f"{wanted.get(name, 'nothing')}; write it anew with export.py"
+                f"{wanted.get(name, 'nothing')}; write it again with export.py"
             )
         if not jnp.issubdtype(arrays[name].dtype, jnp.floating):
             raise errors.UserError(f"{path} has {arrays[name].dtype} as {name}, no float numbers")

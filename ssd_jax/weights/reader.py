@@ -21,7 +21,7 @@ from ssd_jax.weights import caffe, hdf5, npz, pytorch, safetensors, zips
 
 Arrays = dict[str, np.ndarray]
 
-_AGAIN = "give another file, or delete this one, if it is a download, and fetch it anew"
+_AGAIN = "give another file, or delete this one, if it is a download, and download it again"
 _LARGEST = 2**33  # bytes of a file; an SSD512 with its optimizer has 0.5e9
 _HEAD = 16  # bytes that tell the formats apart
 # What broken files make the standard library and NumPy raise.
