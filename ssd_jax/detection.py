@@ -16,7 +16,7 @@ class Detections(NamedTuple):
     """Detections of one image, best first.
 
     Attributes:
-      boxes: `[D, 4]` corners; [0, 1] of the image, or pixels where a function says so.
+      boxes: `[D, 4]` corners; [0, 1] of the image, or pixels where stated.
       scores: `[D]` in [0, 1]; 0 in an unused row.
       labels: `[D]` int32, classes from 1; 0 in an unused row.
     """
@@ -31,8 +31,8 @@ def nms(
 ) -> tuple[jax.Array, jax.Array]:
     """Greedy NMS with a fixed number of outputs.
 
-    Takes the box of the highest score, drops all whose IoU with it exceeds `iou_threshold`, and so
-    on. Equal scores go to the lowest index.
+    Repeatedly takes the box with the highest score and drops all boxes whose IoU with it exceeds
+    `iou_threshold`. Ties are broken by the lowest index.
 
     Args:
       boxes: `[N, 4]` corners.
@@ -41,7 +41,7 @@ def nms(
       max_outputs: D, the most boxes to take.
 
     Returns:
-      `[D]` int32 index into `boxes`, best first, and `[D]` bool: which of them are real. The index
+      `[D]` int32 index into `boxes`, best first, and `[D]` bool: which of them are valid. The index
       of the others is 0.
 
     Source: Liu et al. 2016, section 2.2 (0.45 jaccard overlap), and the authors' release.

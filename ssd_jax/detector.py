@@ -41,7 +41,7 @@ def make_predict(
       mean: RGB in 0..255 that is subtracted.
       post_process: From `[P, 4]` offsets, `[P, C]` logits and `[P, 4]` priors (cxcywh) of one image
         to its detections, as `detection.detect` does it.
-      mesh: Devices, of one axis, that share the batch and have to divide it; None: one device.
+      mesh: Mesh of one axis over the devices, whose number divides the batch; None: one device.
 
     Returns:
       `predict(params, images, valid_sizes)`: `[B, H, W, 3]` uint8 canvases and `[B, 2]` (height,
@@ -77,7 +77,7 @@ class _Placed(NamedTuple):
     Attributes:
       canvas: `[canvas, canvas, 3]` uint8 with the image, shrunk if it must be.
       valid_size: `[2]` float32 (height, width) of the image there.
-      image_size: (height, width) that it had.
+      image_size: Original (height, width).
     """
 
     canvas: np.ndarray
@@ -240,7 +240,7 @@ def padded_rows(count: int, *, most: int) -> int:
 
 
 def row(batch: Detections, index: int) -> Detections:
-    """Detections of one image of a batch."""
+    """Returns the detections of one image of a batch."""
     return Detections(*(values[index] for values in batch))
 
 
@@ -265,7 +265,7 @@ def read_image(
 ) -> np.ndarray:
     """A path, PIL image or array as `[H, W, 3]` uint8 RGB.
 
-    Files and PIL images are turned as their Exif says and become RGB as `images.decode` has it.
+    Files and PIL images are oriented by their Exif and converted to RGB as in `images.decode`.
 
     Args:
       image: The path, PIL image or array.
@@ -273,7 +273,7 @@ def read_image(
 
     Raises:
       UserError: If the file is missing, no regular file or no image.
-      MachineError: If the machine is at fault, which has too little memory, say.
+      MachineError: If the machine is at fault, for example out of memory.
       ValueError: If an array is not `[H, W, 3]` uint8, or a PIL image has floating-point pixels.
     """
     if isinstance(image, Image.Image):

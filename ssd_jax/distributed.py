@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ssd_jax import console, errors
 
 _OWN = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-# What tells that the launcher started more than one process, and how many; JAX reads the rest.
+# Variables with the number of processes of a launcher; JAX reads the rest.
 # SLURM_NTASKS would not do: it is also set where the script runs that calls srun, only once.
 _COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "MEGASCALE_NUM_SLICES")
 _OPEN_MPI = ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK")
@@ -30,7 +30,7 @@ _TPU_HOSTS = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")  # as JAX asks fo
 _TPU, _NO_METADATA = "TPU_ML_PLATFORM", "TPU_SKIP_MDS_QUERY"
 _BIND = "JAX_COORDINATOR_BIND_ADDRESS"  # where process 0 listens, if not at the coordinator's port
 _LONGER = 60  # seconds that JAX waits more than we do
-_PARTING = 10  # seconds that a process which fails waits for others that fail with it
+_PARTING = 10  # seconds that a failing process waits for others that fail with it
 
 
 def initialize(
@@ -40,23 +40,23 @@ def initialize(
     *,
     timeout: int = 300,
 ) -> None:
-    """Joins the other processes of a run, before JAX looks for devices.
+    """Joins the other processes of a run, before JAX initializes its backends.
 
     Without arguments, SLURM, Open MPI 4 and TPU pods are recognized by what they set in the
     environment, and so are JAX's own `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and
-    `JAX_PROCESS_ID`; a process that was started alone stays alone. Open MPI 5 says all but the
+    `JAX_PROCESS_ID`; a single process stays alone. Open MPI 5 sets everything but the
     coordinator.
 
     Args:
       coordinator: `HOST:PORT` of process 0, the same for all.
       num_processes: How many there are.
       process_id: Index of this process, from 0.
-      timeout: Seconds to wait for the others; then the process ends with one line and the status
+      timeout: Seconds to wait for the others; then the process exits with one line and the status
         `errors.TRY_AGAIN`.
 
     Raises:
       UserError: If the arguments or JAX's variables are not complete, or are no numbers, or the
-        coordinator cannot begin.
+        coordinator cannot start.
     """
     local = None
     if num_processes is None and process_id is None:
@@ -114,7 +114,7 @@ def _found(
         address = coordinator or environment.get(_OWN[0], "")
         if not address:
             raise errors.UserError(
-                f"Open MPI started {count} processes and does not say where process 0 is: "
+                f"Open MPI started {count} processes but sets no address of process 0: "
                 f"give --coordinator=HOST:PORT with its host and a free port"
             )
         return address, count, number, local
@@ -126,7 +126,7 @@ def _found(
 def _own_variables(environment: Mapping[str, str]) -> tuple[str, int | None, int | None]:
     """Coordinator, number of processes and of this one, as JAX's variables have them, or nothing.
 
-    Beside a launcher the coordinator may stand alone; JAX then takes it itself.
+    With a launcher the coordinator alone may be given; JAX uses it then.
     """
     own = {name: environment.get(name, "") for name in _OWN}
     address, count, number = own.values()
@@ -159,7 +159,7 @@ def _check(coordinator: str, num_processes: int | None, process_id: int | None) 
 
 
 def _launched_by_many(environment: Mapping[str, str]) -> bool:
-    """Whether a launcher's variables, or a TPU's metadata, tell of more than one process."""
+    """Whether the variables of a launcher, or the metadata of a TPU, name several processes."""
     counts = [environment.get(name, "1") for name in _COUNTS]
     hosts = [environment.get(name, "").count(",") + 1 for name in _TPU_HOSTS]
     if max(hosts) > 1 or any(count.isdigit() and int(count) > 1 for count in counts):
@@ -169,12 +169,12 @@ def _launched_by_many(environment: Mapping[str, str]) -> bool:
 
 
 def _in_google_pod() -> bool:
-    """Whether Google's metadata server tells of more hosts that this TPU belongs to."""
+    """Whether Google's metadata server lists several hosts for this TPU."""
     from jax._src.clusters.cloud_tpu_cluster import GceTpuCluster  # no public function asks it
 
     try:
         return GceTpuCluster.is_env_present() and GceTpuCluster.get_process_count() > 1
-    except (ImportError, OSError, RuntimeError):  # no such server: not a TPU VM of Google's
+    except (ImportError, OSError, RuntimeError):  # no such server: not a Google TPU VM
         return False
 
 
@@ -192,7 +192,7 @@ def _nobody_came(coordinator: str, num_processes: int | None, timeout: int) -> N
 def _connect() -> None:
     """Opens the ways between the devices while the processes are together.
 
-    A backend opens them where they are first used, and gives up on a process that comes later (over
+    A backend opens them at first use, and gives up on a process that arrives later (over
     gloo by 30 s, less than a compilation may take); once open, they wait.
     """
     mesh = Mesh(np.asarray(jax.devices()), ("devices",))
@@ -208,7 +208,7 @@ def is_primary() -> bool:
 
 
 def wait_for_all(where: str) -> None:
-    """Waits until every process is there.
+    """Waits until every process has arrived.
 
     Args:
       where: A name for the place, the same in all of them.
@@ -258,7 +258,7 @@ def gather(values: Any) -> Any:
 
 
 def check_same(texts: Sequence[str]) -> None:
-    """Makes sure that every process has the same lines of text, say, of its config.
+    """Checks that all processes have the same lines of text, for example of their config.
 
     Args:
       texts: The lines of this one.
@@ -278,7 +278,7 @@ def check_same(texts: Sequence[str]) -> None:
 
 
 def leave(status: int) -> NoReturn:
-    """Ends this process after a failure, soon: JAX would wait five minutes for the others.
+    """Exits this process soon after a failure: JAX would wait five minutes for the others.
 
     Those that fail at the same time end together, without a word of the coordinator's absence.
     """

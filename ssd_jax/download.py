@@ -27,21 +27,21 @@ from rich import progress
 from ssd_jax import console, errors
 
 LARGEST = 2**35
-"""Bytes that a file may have where nothing else is said; the largest archive of COCO has 2e10."""
+"""Default maximum size of a file in bytes; the largest archive of COCO has 2e10."""
 
 _TIMEOUT_S = 30  # without a byte
-_WINDOW_S, _SLOWEST = 60, 1024  # seconds over which so many bytes a second have to come
+_WINDOW_S, _SLOWEST = 60, 1024  # minimum bytes per second, averaged over a window of seconds
 _LEAST = 2**16  # bytes without which an attempt brings nothing
 _ATTEMPTS = 4  # in a row that bring nothing
 _LONGEST_REASON = 200  # characters of a server's words in a message
 _PAUSE_S = 0.5  # after a first failure, twice that after a second
 _CHUNK = 2**20  # bytes
 _UNFINISHED = ".part"
-_RANGE_REFUSED = 416  # HTTP: what is asked for begins behind the end
+_RANGE_REFUSED = 416  # HTTP: the requested range starts after the end
 
 
 class _Wanted(NamedTuple):
-    """What is downloaded.
+    """A file to download.
 
     Attributes:
       url: Address, without a password.
@@ -68,15 +68,15 @@ class _Wanted(NamedTuple):
 
 
 def public(text: str) -> str:
-    """A text whose addresses, if any, are without their users and passwords."""
+    """Removes users and passwords from the URLs in a text."""
     return re.sub(r"://[^/?#\s]*@", "://", text)
 
 
 def fetch(url: str, path: Path, *, sha256: str, otherwise: str, at_most: int = LARGEST) -> Path:
-    """Downloads a file, unless it is there already.
+    """Downloads a file unless it exists.
 
-    What a broken connection leaves stays beside `path` as `.part`, and the next attempt, in this
-    call or another, goes on from there. `path` itself appears whole and verified, or not at all.
+    Partial downloads are kept beside `path` as `.part` and resumed by the next attempt, in this
+    call or another. `path` itself appears complete and verified, or not at all.
 
     Args:
       url: Address of the file, by http or https; may name a user and a password.
@@ -116,7 +116,7 @@ def fetch(url: str, path: Path, *, sha256: str, otherwise: str, at_most: int = L
 
 
 def verified(path: Path, *, sha256: str) -> bool:
-    """Whether the SHA-256 of a file begins like this."""
+    """Whether the SHA-256 of a file starts with `sha256`."""
     with path.open("rb", buffering=0) as file:
         return _digest(file).startswith(sha256)
 
@@ -131,7 +131,7 @@ def _wanted(url: str, name: str, at_most: int, otherwise: str) -> _Wanted:
     login, at, _ = re.split("[/?#]", rest)[0].rpartition("@")
     wanted = _Wanted(public(url), {}, name, at_most, otherwise)
     if scheme.lower() not in ("http", "https"):
-        raise wanted.failed("an address begins with http:// or https://")
+        raise wanted.failed("a URL starts with http:// or https://")
     if at:
         login += "" if ":" in login else ":"
         words = base64.b64encode(urllib.parse.unquote_to_bytes(login)).decode("ascii")
@@ -156,19 +156,19 @@ def _complete(file: io.FileIO, wanted: _Wanted, sha256: str) -> None:
         return
     resumed = file.seek(0, io.SEEK_END) > 0
     _fill(file, wanted)
-    if resumed and not _digest(file).startswith(sha256):  # it began another version of the file
+    if resumed and not _digest(file).startswith(sha256):  # it started another version of the file
         file.truncate(0)
         _fill(file, wanted)
     if not (digest := _digest(file)).startswith(sha256):
         file.truncate(0)
         raise errors.UserError(
-            f"what came from {wanted.url} is not the file that is meant: its SHA-256 begins with "
+            f"the file from {wanted.url} is not the expected one: its SHA-256 starts with "
             f"{digest[: len(sha256)]}, not with {sha256}; {wanted.otherwise}"
         )
 
 
 def _fill(file: io.FileIO, wanted: _Wanted) -> None:
-    """Appends what is missing, in as many connections as it takes."""
+    """Appends the missing part, with as many connections as needed."""
     failures = 0
     with _bar() as bar:
         task = bar.add_task(wanted.name, total=None)
@@ -210,7 +210,7 @@ def _append(
         told = response.headers.get("Content-Length") or ""
         length = int(told) if re.fullmatch("[0-9]{1,18}", told) else None
         if begin and not _continues(response, begin):
-            if length is not None and length < begin:  # an error page, say; what is there stays
+            if length is not None and length < begin:  # e.g. an error page
                 raise OSError(f"it answers with {length:,} bytes, {begin:,} are here already")
             file.truncate(0)
             begin = 0
@@ -231,8 +231,8 @@ def _append(
 class _Pace:
     """Within its `with`, ends connections that bring too little: a server may take for ever.
 
-    That holds for all that is waited for, also for headers and what stands between the parts of an
-    answer: a thread looks each `_WINDOW_S`.
+    This covers everything that is waited for, including headers and gaps within an answer: a thread
+    checks every `_WINDOW_S`.
 
     Attributes:
       too_slow: Whether it ended them.
@@ -283,7 +283,7 @@ class _Pace:
         return opener
 
     def _watched(self, kind: Any) -> Any:
-        """A kind of connection whose sockets are noted as soon as they are open."""
+        """Returns a connection class that records its sockets as soon as they are open."""
 
         def connect(*arguments: Any, **options: Any) -> socket.socket:
             made = socket.create_connection(*arguments, **options)
@@ -308,7 +308,7 @@ class _Pace:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows to http and https, without reading what comes with it, which may have no end."""
+    """Follows redirects to http and https without reading their body, which may be endless."""
 
     def http_error_302(self, req: Any, fp: Any, code: int, msg: str, headers: Any) -> Any:
         fp.close()

@@ -1,10 +1,10 @@
-"""What ends a script without a traceback: a mistake to mend, or a run to go on with."""
+"""Errors that end a script without a traceback: mistakes to fix, and runs to resume."""
 
 import errno
 import os
 
 TRY_AGAIN = 75
-"""Exit status of a run that the same command goes on with (EX_TEMPFAIL of sysexits.h)."""
+"""Exit status of a run that the same command resumes (EX_TEMPFAIL of sysexits.h)."""
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -34,23 +34,23 @@ class UserError(ValueError):
 class MachineError(UserError):
     """Trouble of the machine: no permission, no room, no memory, too many open files.
 
-    It says nothing of the data, and passes without them being touched; so nobody may take it for a
+    The data may be good, and the trouble passes without changing them; so it is never treated as a
     damaged file, nor remember it.
     """
 
 
 class StoppedError(BaseException):
-    """A run was told to stop and has saved its state: the scripts exit with `TRY_AGAIN`.
+    """A run was stopped by a signal and saved its state: the scripts exit with `TRY_AGAIN`.
 
     Like KeyboardInterrupt it is no Exception, so that nothing on its way takes it for a failure.
     """
 
 
 def is_of_machine(error: BaseException) -> bool:
-    """Whether an error tells of the machine's state and not of what is in a file.
+    """Whether an error was caused by the machine rather than by the content of a file.
 
-    What libraries raise without a number of the system's, as Pillow's OSError for a truncated
-    image, is of the file; that there is no such file too.
+    Errors that libraries raise without an error number, such as Pillow's OSError for a truncated
+    image, are caused by the file; so is a missing file.
     """
     if isinstance(error, MachineError | MemoryError):
         return True
@@ -58,7 +58,7 @@ def is_of_machine(error: BaseException) -> bool:
 
 
 def in_words(text: str) -> BaseException | None:
-    """The machine's trouble that a text tells of, as libraries without numbers say it.
+    """Recognizes trouble of the machine in the message of a library without error numbers.
 
     TensorStore and XLA put the system's words into their own, as in `[OS error 24: EMFILE Too many
     open files]`.

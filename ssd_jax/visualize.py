@@ -50,7 +50,7 @@ def draw(
     """A copy of the image with boxes and captions; lines and letters grow with the image.
 
     Earlier rows are drawn over later ones: of detections, the best stays readable. A class whose
-    name no font of the machine can write is named by its number, which is said once.
+    name that no font of the machine contains is shown by its number, with one remark.
 
     Args:
       image: `[H, W, 3]` uint8.
@@ -186,7 +186,7 @@ def augmentations(
 
 
 def _caption(name: str, label: int, score: str, size: int) -> tuple[str, fonts.Font]:
-    """What a tag says of a class, in one line, and a font that has the letters."""
+    """Returns the one-line caption of a class and a font with its letters."""
     short = name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 3]}..."
     text = console.printable(" ".join(short.split())) + score
     font = fonts.load(text, size)
@@ -201,8 +201,8 @@ def _say_once(number: str, name: str) -> None:
     """One remark of a process, on the first class that it concerns."""
     if _say_once.cache_info().misses == 1:
         console.warn(
-            f"no font of this machine has the letters of {name!r}, so images say {number!r}, and "
-            f"others likewise; install one, of Noto's for instance"
+            f"no font of this machine has the letters of {name!r}, so images show {number!r}, "
+            f"as for other such names; install one, for example from Noto"
         )
 
 

@@ -124,7 +124,7 @@ def test_page_that_is_there_is_replaced_where_asked_to(tmp_path, capsys):
     command = ["compare", str(a), str(b), "--no_images", "--output", str(path)]
     assert report.main(command) == 2
     assert capsys.readouterr().err == (
-        f"error: {path} is there already; give another --output, or --overwrite\n"
+        f"error: {path} exists; give another --output, or --overwrite\n"
     )
     assert path.read_text() == "mine"
     assert report.main([*command, "--overwrite"]) == 0

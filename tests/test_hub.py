@@ -286,7 +286,7 @@ def test_a_redirect_leads_to_no_file_and_no_ftp(tmp_path, answer):
 @pytest.mark.parametrize("address", ["file:///tmp", "ftp://host", "data://x"])
 def test_an_address_is_of_http(tmp_path, address):
     message = refusal(tmp_path, mirror=address)
-    assert "an address begins with http:// or https://" in message
+    assert "a URL starts with http:// or https://" in message
 
 
 def test_an_error_page_does_not_cost_what_is_there(tmp_path):

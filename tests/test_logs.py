@@ -247,7 +247,7 @@ def test_a_damaged_line_is_left_out_with_one_warning_and_the_rest_is_kept(
     rows = [{"step": 1, "loss": 2.5}, {"step": 3, "loss": 1.5}]
     assert logs.read(path) == rows
     (warning,) = warnings_of
-    assert warning.startswith(f"{path}: 1 damaged lines are left out: line ")
+    assert warning.startswith(f"{path}: skipping 1 damaged lines: line ")
     with logs.MetricsLog(tmp_path, step=3) as log:
         log.write(step=4, loss=1.0)
     assert logs.read(path) == [*rows, {"step": 4, "loss": 1.0}]
@@ -367,7 +367,7 @@ def test_a_run_that_goes_on_does_so_where_weights_and_biases_does_not_start(
         log.write(step=5, loss=1.0)
     (line,) = warnings_of
     assert line.startswith(
-        "the run goes on without Weights & Biases: config.train.wandb is 'boxes'"
+        "the run continues without Weights & Biases: config.train.wandb is 'boxes'"
     )
 
 

@@ -184,9 +184,9 @@ GOOD = {"image_id": 7, "category_id": 18, "bbox": [1, 2, 3, 4], "score": 0.5}
         ([{**GOOD, "image_id": 8}], "entry 0: the split has no image_id 8; give --config.data"),
         ([{**GOOD, "image_id": "7"}], "image_id is '7', not a whole number"),
         ([{**GOOD, "image_id": [7]}], "image_id is [7], not a whole number"),
-        ([{**GOOD, "category_id": 19}], "there is no category_id 19 in the dataset"),
-        ([{**GOOD, "category_id": True}], "there is no category_id True"),
-        ([{**GOOD, "category_id": None}], "there is no category_id None"),
+        ([{**GOOD, "category_id": 19}], "category_id 19 is not in the dataset"),
+        ([{**GOOD, "category_id": True}], "category_id True is not in"),
+        ([{**GOOD, "category_id": None}], "category_id None is not in"),
         ([{**GOOD, "bbox": [1, 2, 3]}], "bbox is [1, 2, 3], not four numbers"),
         ([{**GOOD, "bbox": [1, 2, 3, None]}], "not four numbers"),
         ([{**GOOD, "bbox": 3}], "bbox is 3, not four numbers"),
@@ -231,7 +231,7 @@ def test_text_that_is_not_these_results_is_one_line(tmp_path, line, word):
 
 
 def test_folders_that_are_not_these_results_are_one_line(tmp_path):
-    assert "there is no such file; give COCO's JSON" in refusal(tmp_path / "none", KEY)
+    assert "file not found; give COCO's JSON" in refusal(tmp_path / "none", KEY)
     assert "holds no comp4_det_SET_CLASS.txt" in refusal(tmp_path, VOC_KEY)
     (tmp_path / "comp4_det_test_cat.txt").write_text("")
     assert "no file ends in _dog.txt" in refusal(tmp_path, VOC_KEY)

@@ -242,7 +242,7 @@ def test_a_signal_saves_and_asks_to_be_started_again(tmp_path, sent):
     assert time.monotonic() - began < 30
     assert status == errors.TRY_AGAIN
     assert "Traceback" not in stderr
-    assert "the same command goes on from there" in stderr
+    assert "the same command resumes" in stderr
     (step,) = tiny_run.steps_saved(workdir)
     logged = [
         json.loads(row)["step"] for row in (workdir / "metrics.jsonl").read_text().splitlines()

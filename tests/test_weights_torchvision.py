@@ -183,8 +183,8 @@ def test_each_network_is_known_from_its_relatives(network, tmp_path):
 @pytest.mark.parametrize(
     ("network", "backbone", "reason"),
     [
-        ("resnet152", "resnet101", r"has layer2\.4\.conv1\.weight, which a ResNet-101 has not"),
-        ("resnet152", "vgg16", r"has layer2\.4\.conv1\.weight, which a ResNet-101 has not"),
+        ("resnet152", "resnet101", r"a ResNet-101 has no layer2\.4\.conv1\.weight"),
+        ("resnet152", "vgg16", r"a ResNet-101 has no layer2\.4\.conv1\.weight"),
         ("resnet50", "resnet101", "is for config.model.backbone resnet50, and the network's"),
         ("resnet101", "resnet50", "is for config.model.backbone resnet101, and the network's"),
         ("resnet34", "resnet50", "is for config.model.backbone resnet34, and the network's"),

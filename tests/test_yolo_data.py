@@ -170,7 +170,7 @@ def test_images_that_change_their_split_are_noticed(load, tmp_path):
 def test_text_that_is_none_is_named(tmp_path):
     path = write_plain(tmp_path / "own")
     (path / "labels/train/b.txt").write_bytes(b"\xff\xfe\x00\x01")
-    with pytest.raises(errors.UserError, match=r"b\.txt: is no text"):
+    with pytest.raises(errors.UserError, match=r"b\.txt: not a text file"):
         objects(path)
 
 

@@ -337,9 +337,7 @@ def folder_files(path: str) -> list[pathlib.Path]:
     root = pathlib.Path(path).expanduser().absolute()
     found = FolderTree(path).files()
     if not any(re.fullmatch(r"(?i)annotations/.*\.xml", file) for file in found):
-        raise errors.UserError(
-            f"{path}: looked for Annotations/*.xml, with JPEGImages/ beside it, and found none"
-        )
+        raise errors.UserError(f"{path}: no Annotations/*.xml with JPEGImages/ beside it found")
     return [root / file for file in found]
 
 
@@ -405,7 +403,7 @@ def _download(folder: pathlib.Path, year: str) -> list[pathlib.Path]:
     """Downloads the archives of a year, or finds them downloaded.
 
     Raises:
-      UserError: If one cannot be had, or is not what it was; it says how to do without the
+      UserError: If a download fails or its checksum differs; the message says how to do without the
         download.
     """
     return [

@@ -8,8 +8,8 @@
 Without a data.yaml the names are the lines of `classes.txt` or `obj.names`, and the splits are the
 folders below `images` (or those that hold an `images`); without such folders there are none.
 Numbers are normalized to the image and classes count from 0; label k is class k - 1. A line of a
-polygon, `class x1 y1 x2 y2 x3 y3 ...`, stands for the box around it; one with keypoints, which
-data.yaml tells by `kpt_shape`, for the box that it begins with. An image whose text file is
+polygon, `class x1 y1 x2 y2 x3 y3 ...`, is replaced by its bounding box; one with keypoints (see
+`kpt_shape` in data.yaml) by the box at its start. An image whose text file is
 missing or empty has no objects.
 
 Source: "Detection datasets", "Segmentation datasets" and "Pose datasets" of the Ultralytics
@@ -41,10 +41,10 @@ _NO_LABELS = (*_CLASS_FILES, "train.txt", "val.txt", "test.txt")
 
 
 class _Files(NamedTuple):
-    """What a key stands for."""
+    """The files of a key."""
 
     file: pathlib.Path
-    labels: pathlib.Path | None  # None where there is no such file
+    labels: pathlib.Path | None  # None if it is missing
 
 
 class _Dataset(NamedTuple):
@@ -142,7 +142,7 @@ class Reader(readers.Reader):
         return annotations.collect(objects, height=height, width=width, notes=notes)
 
     def _parse(self, line: str, where: str) -> tuple[str, np.ndarray]:
-        """The class and the normalized corners `[4]` of one line."""
+        """Parses the class and the normalized corners `[4]` of one line."""
         shown = parsing.shown(line.strip())
         try:
             kind, *values = (float(word) for word in line.split())
@@ -194,7 +194,7 @@ def _text(file: pathlib.Path, at_most: int) -> str:
     try:
         return paths.read(file, at_most=at_most).decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise errors.UserError(f"{file}: is no text; export it again or remove it") from None
+        raise errors.UserError(f"{file}: not a text file; export it again or remove it") from None
 
 
 def _dataset(path: str) -> _Dataset:
@@ -293,10 +293,10 @@ def _distinct(names: dict[int, str], file: pathlib.Path) -> dict[int, str]:
 def _places_of(
     entry: Any, split: str, bases: Sequence[pathlib.Path], file: pathlib.Path
 ) -> list[pathlib.Path]:
-    """What one entry of a YAML file names: folders, or text files that list images."""
+    """Resolves one entry of a YAML file: folders, or text files that list images."""
     found: list[pathlib.Path] = []
     for part in entry if isinstance(entry, list) else [entry]:
-        # Roboflow writes ../train/images, which is wrong from where its file lies.
+        # Roboflow writes ../train/images, which is wrong relative to its file.
         word = _word(part, split, file)
         names = [word, word.removeprefix("../")]
         places = [base / name for name in names for base in bases]
@@ -311,7 +311,7 @@ def _places_of(
 
 
 def _word(value: Any, field: str, file: pathlib.Path) -> str:
-    """What a field of a YAML file has to be where it names a place."""
+    """Checks that a field of a YAML file is a path."""
     if isinstance(value, list | dict | set):
         raise errors.UserError(
             f"{file}: {field} is {parsing.shown(value)}, not the name of a folder or list"
@@ -326,7 +326,7 @@ def _images_at(places: Iterable[pathlib.Path]) -> list[pathlib.Path]:
 
 
 def _listed(file: pathlib.Path) -> list[pathlib.Path]:
-    """The images that a text file lists, relative ones from where it lies."""
+    """Images listed in a text file; relative paths start at its folder."""
     lines = (line.strip() for line in _text(file, paths.MOST_LIST_BYTES).splitlines())
     return [pathlib.Path(os.path.normpath(file.parent / line)) for line in lines if line]
 

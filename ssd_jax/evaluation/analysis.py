@@ -1,4 +1,4 @@
-"""What a detector gets right and wrong, and where: by class, size, shape, score and image.
+"""Correct detections and errors of a detector by class, size, shape, score and image.
 
 Most functions take what `voc.match` gives. Difficult objects count neither way in any of them.
 """
@@ -71,7 +71,7 @@ class Calibration(NamedTuple):
 
 
 class Analysis(NamedTuple):
-    """What the pages show of one evaluation.
+    """Everything that the pages show of one evaluation.
 
     Attributes:
       source: The evaluation.
@@ -95,7 +95,7 @@ class Analysis(NamedTuple):
 
 
 def analyze(source: evaluated.Evaluated) -> Analysis:
-    """Computes what the pages show of one evaluation.
+    """Computes everything that the pages show of one evaluation.
 
     Raises:
       UserError: If a detection's image has no ground truth, or a label has no name.
@@ -135,7 +135,7 @@ def operating_point(matches: voc.Assignment) -> OperatingPoint:
 
 
 def by_size(matches: voc.Assignment) -> Groups:
-    """Figures of small, medium and large objects, whose bounds are 32^2 and 96^2 pixels of area."""
+    """Metrics of small, medium and large objects, divided at areas of 32^2 and 96^2 pixels."""
     return _by_group(matches, coverage.SIZES, lambda boxes: coverage.size_of(voc.area(boxes)))
 
 
@@ -152,7 +152,7 @@ def shape_of(boxes: np.ndarray) -> np.ndarray:
 
 
 def confusion(matches: voc.Assignment, *, score_threshold: float) -> np.ndarray:
-    """What objects are taken for.
+    """Computes the confusion matrix of the classes.
 
     Detections, best score first, each take the free object of any class that they overlap most, by
     an IoU over 0.5. One that overlaps a difficult object most is left out; one that takes no object

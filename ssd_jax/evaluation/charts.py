@@ -16,7 +16,7 @@ class Plot(NamedTuple):
       right: End of the x axis.
       top: End of the y axis.
       lines: `points` of each line.
-      bars: (height, what it says under the pointer) of each bar, side by side; NaN draws none.
+      bars: (height, tooltip) of each bar, side by side; NaN draws none.
       diagonal: Whether a line leads from the lower left to the upper right.
     """
 

@@ -35,10 +35,10 @@ def evaluate(
 ) -> dict[str, float]:
     """Average precision and recall as COCO defines them.
 
-    Boxes are COCO's, (x, y, width, height) in continuous pixels of which the first begins at 0, and
-    taken as they are. A detection inside a crowd counts neither as hit nor as miss, and several may
-    be excused by the same one. Of equal scores, those of the earlier image come first; COCO's own
-    order is that of the images' ids.
+    Boxes are COCO's, (x, y, width, height) in continuous pixels, the first of which starts at 0,
+    and taken as they are. A detection inside a crowd counts neither as hit nor as miss, and several
+    may be excused by the same one. Of equal scores, those of the earlier image come first; COCO's
+    own order is that of the images' ids.
 
     Args:
       detections: Image id -> (bboxes `[N, 4]`, scores `[N]`, labels `[N]`).

@@ -111,7 +111,7 @@ def write(
 
 
 def class_costs(class_names: Sequence[str], costs: np.ndarray) -> list[tuple[str, list[float]]]:
-    """Points of AP `[C, 6]` by class and kind of error; classes without objects are left out."""
+    """Points of AP `[C, 6]` by class and kind of error, without classes that have no objects."""
     rows = zip(class_names, costs.tolist(), strict=True)
     return [(name, row) for name, row in rows if not np.isnan(row).all()]
 

@@ -17,7 +17,7 @@ _TIMES = 50  # that the file shrinks by at most: names are as long as the longes
 
 
 class Evaluated(NamedTuple):
-    """What the figures of an evaluation are computed from.
+    """The detections and ground truth of an evaluation.
 
     Attributes:
       config: The run's config as JSON knows it.
@@ -60,7 +60,7 @@ def load(folder: Path) -> Evaluated:
     """Reads what `save` wrote.
 
     Raises:
-      UserError: If there is no such file, or it does not hold an evaluation.
+      UserError: If the file is missing or does not contain an evaluation.
       MachineError: If the machine could not read it.
     """
     path = folder / NAME
@@ -96,7 +96,7 @@ def load(folder: Path) -> Evaluated:
 
 
 def _check(columns: Mapping[str, np.ndarray]) -> None:
-    """Makes sure that the columns hold numbers of the images and classes that are there.
+    """Checks that the columns contain indices of existing images and classes.
 
     Raises:
       ValueError: If they do not.
@@ -118,7 +118,7 @@ def _check(columns: Mapping[str, np.ndarray]) -> None:
         for name, values in (("image", image), ("labels", labels)):
             least = 0 if name == "image" else 1
             if values.size and not least <= values.min() <= values.max() < counts[name]:
-                raise ValueError(f"its {prefix}_{name} are numbers of what is not there")
+                raise ValueError(f"its {prefix}_{name} are out of range")
 
 
 def settings(config: Mapping[str, Any]) -> dict[str, str]:
@@ -143,7 +143,7 @@ def _columns(prefix: str, rows: voc.Rows, values: type) -> dict[str, np.ndarray]
 def _by_name(
     names: list[str], columns: Mapping[str, np.ndarray], prefix: str, order: tuple[str, str]
 ) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Each image's rows, which stand together: boxes, and two more columns."""
+    """Splits consecutive rows by image: boxes and two more columns."""
     counts = np.bincount(columns[f"{prefix}_image"], minlength=len(names))
     ends = np.cumsum(counts)[:-1]
     boxes, first, second = (

@@ -11,14 +11,14 @@ from ssd_jax.data import annotations, datasets
 from ssd_jax.evaluation import analysis, page, tide, voc
 
 ReadImage = Callable[[str], np.ndarray | None]
-"""An image's name -> `[H, W, 3]` uint8, or None where it can't be had."""
+"""Maps the name of an image to `[H, W, 3]` uint8, or to None if it is unavailable."""
 
 _MOST_OBJECTS = 15  # that are drawn on one image
 _MOST_DETECTIONS = 8
 
 
 class Box(NamedTuple):
-    """A box on an image, whose edges are in pixels of the image.
+    """A box on an image, with edges in pixels of the image.
 
     Attributes:
       kind: `truth` or `detection`, and `subject` in addition for what the caption is about.
@@ -37,7 +37,7 @@ class Shot(NamedTuple):
     """One image of a gallery.
 
     Attributes:
-      image: None where it can't be had, and its boxes are shown alone.
+      image: The image; None if unavailable, then only its boxes are shown.
       size: (height, width) in pixels.
       boxes: Later ones are drawn over earlier ones.
       caption: Caption of the crop.
@@ -54,9 +54,9 @@ class Shot(NamedTuple):
         return max(self.size) / 20
 
     def labels(self) -> list[tuple[float, float, str]]:
-        """(left, foot, text) of the boxes' texts, none over another while there is room.
+        """(left, foot, text) of the captions of boxes, without overlap while there is room.
 
-        A text stands at the upper left corner of its box, that of an object at the lower one, or on
+        A caption is at the upper left corner of its box, that of an object at the lower one, or on
         the nearest line that is free; the last box is served first.
         """
         (height, width), size = self.size, self.text_size
@@ -156,7 +156,7 @@ def image_reader(
 ) -> ReadImage:
     """Reads images of a split by name, as small as a page shows them.
 
-    One that is not there, or broken, is None.
+    A missing or broken image is None.
 
     Args:
       split: The split.
@@ -190,7 +190,7 @@ def _says(one: analysis.Analysis, row: int) -> str:
 
 
 def _box(rows: voc.Rows, row: int, size: tuple[int, int], kind: str, text: str = "") -> Box:
-    """A row's box as far as it lies in an image of that (height, width)."""
+    """The part of a box inside an image of that (height, width)."""
     edges = annotations.from_voc_pixels(rows.boxes[row])[0].astype(float)
     left, top, right, bottom = np.clip(edges, 0, [*size[::-1], *size[::-1]]).tolist()
     return Box(left, top, right, bottom, kind, text)

@@ -1,4 +1,4 @@
-"""What an evaluation writes into its folder: figures, detections and the report."""
+"""Writes the outputs of an evaluation: metrics, detections and the report."""
 
 import json
 import math
@@ -39,7 +39,7 @@ def write(
       samples: Images with their detections drawn, `[H, W, 3]` uint8 each.
 
     Returns:
-      The path of each file, by a word that says what it holds.
+      The path of each file by a word for its content.
 
     Raises:
       UserError: If the report can't be written.
@@ -81,7 +81,7 @@ def write(
 
 
 def _figures(result: run.Evaluation) -> dict[str, Any]:
-    """The content of `evaluation.json`; what is not defined is null."""
+    """Content of `evaluation.json`; undefined values are null."""
     return {
         "images": result.images,
         "mean_ap_voc07": _plain(result.voc07.mean_ap),
@@ -93,7 +93,7 @@ def _figures(result: run.Evaluation) -> dict[str, Any]:
 
 
 def _plain(value: float) -> float | None:
-    """A number that JSON knows: NaN becomes null."""
+    """Converts a number to JSON: NaN becomes null."""
     return None if math.isnan(value) else float(value)
 
 

@@ -29,7 +29,7 @@ class Embedded(NamedTuple):
 
 
 def write(path: str | os.PathLike[str], template: str, values: Mapping[str, Any]) -> None:
-    r"""Renders a template into a file; a file that is there is replaced.
+    r"""Renders a template into a file; an existing file is replaced.
 
     Args:
       path: Path of the page.
@@ -78,7 +78,7 @@ def _printable(value: Any) -> Any:
 
 
 def share(value: float) -> str:
-    """A share in percent; NaN and COCO's -1 mean that there is no such object."""
+    """Formats a fraction in percent; NaN and COCO's -1 mean that there is no object."""
     return f"{100 * value:.1f}\N{NO-BREAK SPACE}%" if value >= 0 else "no objects"
 
 

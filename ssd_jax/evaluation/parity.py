@@ -8,11 +8,11 @@ import numpy as np
 from ssd_jax.detection import Detections
 
 _NEAR = 1e-4  # detections whose scores differ by less may change places
-_SAME = 0.01  # two detections that lie further apart, in box or score, are not the same
+_SAME = 0.01  # detections with larger differences in box or score are different
 
 
 class Difference(NamedTuple):
-    """How far the detections of two detectors in the same images lie apart.
+    """Differences between the detections of two detectors in the same images.
 
     Attributes:
       boxes: Largest difference of a coordinate, as a share of the image's width or height.

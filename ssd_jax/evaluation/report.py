@@ -48,7 +48,7 @@ def write(
     samples: Sequence[np.ndarray] = (),
     read_image: gallery.ReadImage = lambda name: None,
 ) -> None:
-    """Writes the report of a run; a file that is there is replaced.
+    """Writes the report of a run; an existing file is replaced.
 
     Args:
       path: Path of the page, such as `report.html`; its folder exists.
@@ -205,9 +205,7 @@ def main(argv: Sequence[str]) -> int:
 def _compare(arguments: argparse.Namespace) -> None:
     names, output = tuple(map(str, arguments.runs)), arguments.output.resolve()
     if os.path.lexists(arguments.output) and not arguments.overwrite:
-        raise errors.UserError(
-            f"{arguments.output} is there already; give another --output, or --overwrite"
-        )
+        raise errors.UserError(f"{arguments.output} exists; give another --output, or --overwrite")
     a, b = (evaluated.load(folder) for folder in arguments.runs)
     compare.check(a, b, names=names)
     read = _no_image if arguments.no_images else _images_of(b, arguments.cache_dir)
@@ -216,10 +214,10 @@ def _compare(arguments: argparse.Namespace) -> None:
 
 
 def _images_of(source: evaluated.Evaluated, cache_dir: str) -> gallery.ReadImage:
-    """Reads the images of an evaluation; where they can't be had, a warning says why.
+    """Reads the images of an evaluation; if they are unavailable, a warning gives the reason.
 
     Args:
-      source: The evaluation, whose config says which dataset.
+      source: The evaluation, with the config of the dataset.
       cache_dir: Folder that it is prepared in.
     """
     try:

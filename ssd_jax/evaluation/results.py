@@ -38,7 +38,7 @@ class Found(NamedTuple):
 
 
 class Key(NamedTuple):
-    """What results call the images and classes of a split.
+    """Names and ids of the images and classes of a split in results.
 
     Attributes:
       image_ids: COCO's id of each image, by name; empty where the dataset has none.
@@ -54,7 +54,7 @@ class Key(NamedTuple):
 
 
 def key_of(split: datasets.Split) -> Key:
-    """What results call the images and classes of a split.
+    """Names and ids of the images and classes of a split in results.
 
     Raises:
       UserError: If the split holds an image twice.
@@ -82,7 +82,7 @@ def write(folder: Path, found: Found, key: Key, *, dataset: str, split: str) -> 
       split: Name of the split, see `datasets.load`.
 
     Returns:
-      What was written: a word for it, and where it lies; nothing for datasets without a form.
+      The path of what was written by a word for it; empty for datasets without a results format.
     """
     place = folder / "results"
     parts = (re.sub(r"\s*(\w+/|\[.*)", "", part) for part in split.split("+"))
@@ -102,7 +102,7 @@ def write(folder: Path, found: Found, key: Key, *, dataset: str, split: str) -> 
 
 
 def write_coco(path: Path, found: Found, key: Key) -> None:
-    """Writes COCO's JSON, whose folder is there; `key` has to have image ids."""
+    """Writes COCO's JSON into an existing folder; `key` has to have image ids."""
     rows = (
         row
         for name, (bboxes, scores, labels) in found.coco.items()
@@ -117,7 +117,7 @@ def write_coco(path: Path, found: Found, key: Key) -> None:
 
 
 def write_voc(folder: Path, found: Found, key: Key, *, set_name: str) -> None:
-    """Writes VOC's text file of each class, also of one that nothing was found of."""
+    """Writes VOC's text file of each class, also of classes without detections."""
     lines: dict[str, list[str]] = {name: [] for name in key.class_names}
     for name, columns in found.voc.items():
         for box, score, label in zip(*(column.tolist() for column in columns), strict=True):
@@ -142,7 +142,7 @@ def read(path: str | os.PathLike[str], key: Key) -> Found:
     if place.is_dir():
         return _read_voc(place, key)
     if not place.is_file():
-        raise errors.UserError(f"--results {path}: there is no such file; give {_FORMS}")
+        raise errors.UserError(f"--results {path}: file not found; give {_FORMS}")
     return _read_coco(place, key)
 
 
@@ -174,7 +174,7 @@ def _read_coco(file: Path, key: Key) -> Found:
 
 
 def _entry(entry: Any, labels: Mapping[int, int], where: str) -> tuple[int, int, tuple[float, ...]]:
-    """Image id, label and (score, x, y, width, height) of one entry."""
+    """Parses image id, label and (score, x, y, width, height) of one entry."""
     if not isinstance(entry, dict):
         raise errors.UserError(f"{where} is no detection but {entry!r:.60}")
     image_id, category_id, bbox, score = map(
@@ -184,7 +184,7 @@ def _entry(entry: Any, labels: Mapping[int, int], where: str) -> tuple[int, int,
         raise errors.UserError(f"{where}: image_id is {image_id!r:.60}, not a whole number")
     if type(category_id) is not int or category_id not in labels:
         raise errors.UserError(
-            f"{where}: there is no category_id {category_id!r:.60} in the dataset, whose ids are "
+            f"{where}: category_id {category_id!r:.60} is not in the dataset, whose ids are "
             f"from {min(labels)} to {max(labels)}"
         )
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_number, bbox)):
@@ -246,7 +246,7 @@ def _lines(file: Path) -> list[str]:
 
 
 def _line(line: str, where: str) -> tuple[str, tuple[float, ...]]:
-    """The image and (score, xmin, ymin, xmax, ymax) of one line."""
+    """Parses the image and (score, xmin, ymin, xmax, ymax) of one line."""
     image, *words = line.split() or [""]
     try:
         values = tuple(float(word) for word in words)
@@ -260,7 +260,7 @@ def _line(line: str, where: str) -> tuple[str, tuple[float, ...]]:
 
 
 def _found(rows: Mapping[str, Sequence[tuple[float, ...]]], key: Key, *, bboxes: bool) -> Found:
-    """Detections from rows of (score, box, label), whose boxes are either form."""
+    """Detections from rows of (score, box, label), with boxes of either format."""
     other: Callable[[np.ndarray], np.ndarray] = (
         annotations.bboxes_to_voc_pixels if bboxes else annotations.voc_pixels_to_bboxes
     )

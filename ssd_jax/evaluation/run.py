@@ -16,7 +16,7 @@ SAMPLE_SIDE = 800  # pixels of a sample's longer side, at most
 
 
 class Truth(NamedTuple):
-    """What detections are compared with, by image's name, in either convention.
+    """Ground truth by image name in both conventions.
 
     Attributes:
       voc: Ground truth from `datasets.ground_truth`.
@@ -60,7 +60,7 @@ def evaluate(
     Args:
       detector: The detector; its classes have to be those of the split.
       split: The split to evaluate on.
-      max_images: Evaluate only the first so many images; 0: all.
+      max_images: Evaluate only the first `max_images` images; 0: all.
       on_image: Called with the number of images done, for a progress display.
       on_batch: Called before each batch, as often in each of several processes.
 
@@ -73,7 +73,7 @@ def evaluate(
 
 
 def truth_of(split: datasets.Split, *, max_images: int = 0) -> Truth:
-    """What detections in a split, or in its first `max_images` images, are compared with.
+    """Returns the ground truth of a split, or of its first `max_images` images.
 
     Raises:
       UserError: If the split holds an image twice, or has no annotations.
@@ -189,7 +189,7 @@ def draw_samples(
 ) -> list[np.ndarray]:
     """Detections drawn on the first images of a split.
 
-    One image at a time is there in full.
+    Only one image at a time is held at full size.
 
     Returns:
       `[H, W, 3]` uint8 each, neither side longer than `SAMPLE_SIDE`.
@@ -215,7 +215,7 @@ def draw_samples(
 def draw(
     image: np.ndarray, found: detector_lib.Detections, *, class_names: Sequence[str]
 ) -> np.ndarray:
-    """`[H, W, 3]` uint8 copy of an image with its detections, whose boxes are in its pixels."""
+    """Draws detections, with boxes in pixels, on a `[H, W, 3]` uint8 copy of an image."""
     boxes, scores, labels = map(np.asarray, found)
     return visualize.draw(image, boxes, labels, scores, class_names=class_names)
 

@@ -21,12 +21,12 @@ BACKGROUND_IOU = 0.1  # t_b
 
 
 class Labels(NamedTuple):
-    """What is wrong with each detection and object: D detections, M objects.
+    """The error of each detection and object: D detections, M objects.
 
     Attributes:
-      kind: `[D]` index into `KINDS`, `NO_ERROR` for what is right or excused; never `MISSED`.
+      kind: `[D]` index into `KINDS`, `NO_ERROR` for correct or excused ones; never `MISSED`.
       about: `[D]` row of the object that a classification or localization error is about, else -1.
-      missed: `[M]` bool, no detection found the object, and no such error is about it.
+      missed: `[M]` bool, no detection found the object, and no other error explains it.
     """
 
     kind: np.ndarray
@@ -46,7 +46,7 @@ class Errors(NamedTuple):
         they add up to 1.
       false_positives: By how much mAP rises without any wrong detection.
       false_negatives: The same, if what was not found did not count.
-      mean_ap: mAP as it is; NaN, like all costs, if there is no object.
+      mean_ap: mAP of the detector; NaN, like all costs, if there is no object.
     """
 
     counts: np.ndarray
@@ -67,7 +67,7 @@ def evaluate(
 ) -> Errors:
     """Counts the errors of each kind, and fixes each kind to see what it costs.
 
-    What a kind costs is the mAP that a detector gains which makes no error of it, all others left:
+    The cost of a kind is the mAP gained by fixing all errors of that kind and no others:
     a classification error gets the object's class, a localization error its box, and either is then
     right unless the object is found already or a better such detection gets it; errors that are
     both, duplicates and detections of background vanish; objects that were missed don't count.
@@ -165,9 +165,9 @@ def costs(matches: voc.Assignment, labels: Labels) -> Errors:
 
 
 def _fixed_ap(matches: voc.Assignment, labels: Labels, fixed: Sequence[int]) -> np.ndarray:
-    """`[C]` AP of each class after all errors of the `fixed` kinds are mended."""
+    """`[C]` AP of each class after fixing all errors of the `fixed` kinds."""
     mended = np.isin(labels.kind, fixed)
-    right = _mended_hits(matches, labels.about, mended)
+    right = _fixed_hits(matches, labels.about, mended)
     kept = ~matches.excused & (~mended | right)
     label_about = np.append(matches.objects.labels, 0)[labels.about]
     found_labels = np.where(right, label_about, matches.found.labels)
@@ -176,11 +176,11 @@ def _fixed_ap(matches: voc.Assignment, labels: Labels, fixed: Sequence[int]) -> 
     return _ap(matches, kept, matches.hit | right, found_labels, remaining)
 
 
-def _mended_hits(matches: voc.Assignment, about: np.ndarray, mended: np.ndarray) -> np.ndarray:
-    """`[D]` bool: mended detections that become right, the best of each object not yet found."""
+def _fixed_hits(matches: voc.Assignment, about: np.ndarray, fixed: np.ndarray) -> np.ndarray:
+    """`[D]` bool: fixed detections that become correct, the best of each object not yet found."""
     taken = np.zeros(len(matches.objects.image) + 1, bool)
     taken[matches.matched[matches.hit]] = True
-    able = matches.order[(mended & (about >= 0) & ~taken[about])[matches.order]]
+    able = matches.order[(fixed & (about >= 0) & ~taken[about])[matches.order]]
     right = np.zeros(len(about), bool)
     right[able[np.unique(about[able], return_index=True)[1]]] = True
     return right

@@ -113,7 +113,7 @@ def evaluate(
 
     Returns:
       The average precisions. A class without objects, or with difficult ones only, has NaN and is
-      left out of the mean.
+      excluded from the mean.
 
     Raises:
       UserError: If a detection's image has no ground truth, or a label has no name.
@@ -175,7 +175,7 @@ def match(
 
     A detection belongs to the object of its image and class that it overlaps most (ties: the first
     object). Of the detections that belong to one object, each by more than `iou_threshold`, the
-    best score is right and the others are wrong. A detection of a difficult object is neither.
+    best score is correct and the others are wrong. A detection of a difficult object is neither.
 
     Equal scores keep the order of the images in `ground_truth`, and within an image that of its
     detections: MATLAB's sort in the devkit is stable, and so is this one, on every CPU.
@@ -203,7 +203,7 @@ def match(
 
 
 def curve(hits: np.ndarray, scores: np.ndarray, num_objects: int) -> Curve:
-    """The curve of one class.
+    """Computes the curve of one class.
 
     Args:
       hits: `[D]` bool, which detections are right, best score first.
@@ -240,7 +240,7 @@ def summarize(curves: Mapping[str, Curve], *, use_07_metric: bool) -> Result:
 
 
 def average_precision(recall: np.ndarray, precision: np.ndarray, *, use_07_metric: bool) -> float:
-    """Average precision of one class.
+    """Computes the average precision of one class.
 
     Precision is first made to never rise: at each recall, the best precision from there on. Then it
     is averaged at the recalls 0, 0.1, ..., 1, or integrated.
@@ -304,7 +304,7 @@ def _rows(
     values: np.ndarray,
     class_names: Sequence[str],
 ) -> Rows:
-    """The rows of one image, checked."""
+    """Returns the checked rows of one image."""
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
     labels = np.asarray(labels).astype(np.int64).reshape(-1)
     if not len(boxes) == len(labels) == values.size:
@@ -381,7 +381,7 @@ def overlapping(
 def _pairs(found: Rows, objects: Rows) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Rows of detections and objects of one image, and their IoU; some detections at a time.
 
-    All pairs of an image stand in one long row, so no loop over images is needed.
+    All pairs of an image are in one long row, so no loop over images is needed.
     """
     by_image = np.argsort(objects.image, kind="stable")
     object_image = objects.image[by_image]

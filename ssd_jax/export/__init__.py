@@ -11,7 +11,7 @@ subtracts the mean itself. It gives either
 A safetensors file holds the parameters alone. The class names, the sizes, the mean and the config
 travel in each file's metadata: text by name, see `metadata.describe`.
 
-A file that is read may be somebody else's. It computes and nothing more: its metadata are checked
+Files that are read may come from third parties. They only compute: their metadata are checked
 as a config, no other file is opened for it, and a StableHLO program that calls code of the machine
 is refused.
 """
@@ -30,7 +30,7 @@ OUTPUTS = ("detections", "raw")
 
 
 def write(detector: detector_lib.Detector, path: Path, *, outputs: str = "detections") -> None:
-    """Writes a detector into a file, whose ending says in which format.
+    """Writes a detector into a file; the ending determines the format.
 
     Args:
       detector: With the parameters.
@@ -39,8 +39,8 @@ def write(detector: detector_lib.Detector, path: Path, *, outputs: str = "detect
 
     Raises:
       UserError: If the file cannot be written, a package that the format needs is missing, the
-        detector is one that was exported without its parameters, or it looks at several views of an
-        image, which safetensors alone can keep.
+        detector is one that was exported without its parameters, or it uses test-time augmentation
+        on an image, which safetensors alone can keep.
     """
     kind, options = _format(path), detector.config.eval
     if detector.params is None:
@@ -66,7 +66,7 @@ def load(path: str | Path) -> detector_lib.Detector:
     """Reads what `write` wrote, as a detector for images of any size.
 
     Raises:
-      UserError: If there is no such file, it is not of the format that its ending says, it was not
+      UserError: If the file is missing, it is not of the format of its ending, it was not
         written by `write`, or a package that the format needs is missing.
     """
     path = Path(path)
@@ -96,7 +96,7 @@ def is_exported(path: str | Path) -> bool:
         return path.suffix[1:] in FORMATS
     try:
         return "ssd_jax" in safetensors_files.metadata(path)
-    except safetensors.BROKEN:  # whoever reads it says what is wrong
+    except safetensors.BROKEN:  # reported when it is read
         return False
 
 

@@ -1,4 +1,4 @@
-"""What an exported file says of itself, and what is made of it when it is read."""
+"""Metadata of exported files: written, and checked when they are read."""
 
 import dataclasses
 import importlib
@@ -33,7 +33,7 @@ _GIVES = {
 
 
 def describe(detector: detector_lib.Detector, content: str) -> dict[str, str]:
-    """What a file tells its consumer; all but `ssd_jax`, `content` and the two texts is JSON.
+    """Metadata for consumers; all but `ssd_jax`, `content` and the two texts are JSON.
 
     Args:
       detector: The exported detector.
@@ -79,8 +79,8 @@ def read(path: Path, described: Any) -> tuple[config_lib.Config, tuple[str, ...]
     for name, value in network.items():
         if told.get(name, value) != value:
             raise errors.UserError(
-                f"{path}: its metadata have {config_checks.shown(told[name])} as {name}, and a "
-                f"config with {value}; write it again with export.py"
+                f"{path}: its metadata have {config_checks.shown(told[name])} as {name}, but its "
+                f"config has {value}; write it again with export.py"
             )
     return config, config_checks.check_class_names(told["class_names"], where=path)
 
@@ -92,7 +92,7 @@ def _text(path: Path, value: Any) -> str:
 
 
 def unreadable(error: Exception, path: Path, what: str) -> errors.UserError:
-    """What to raise where a file can't be read: on the machine, or on the file."""
+    """Returns the error for a file that cannot be read: of the machine, or of the file."""
     if isinstance(error, errors.UserError):
         return error
     if errors.is_of_machine(error):

@@ -1,7 +1,7 @@
 """An ONNX graph that grows node by node.
 
-Convolutions and pooling are channels-first in ONNX: what follows them stays so as long as it can,
-so that few transpositions remain.
+Convolutions and pooling are channels-first in ONNX: the operations after them stay so as long as
+possible, so that few transpositions remain.
 """
 
 from collections.abc import Mapping
@@ -17,11 +17,11 @@ Shape = tuple[int | None, ...]  # None is the batch
 
 
 class Value(NamedTuple):
-    """What a variable of the traced function is in the graph.
+    """A variable of the traced function in the graph.
 
     Attributes:
       name: Name of the tensor; of a constant, the preferred one.
-      shape: In JAX's order of axes. A 1 may stand where JAX has more: ONNX broadcasts.
+      shape: Shape in JAX's order of axes. May be 1 where JAX has more: ONNX broadcasts.
       array: Values of a constant.
       channels_first: Whether the tensor's axes are in the order (0, 3, 1, 2) of JAX's.
       dtype: Type of its elements.
@@ -49,11 +49,11 @@ class Graph:
         return Value(name, shape)
 
     def add(self, op: str, *inputs: str, **attributes: Any) -> str:
-        """Adds a node of one output, whose name it returns."""
+        """Adds a node with one output and returns its name."""
         return self.add_many(op, *inputs, outputs=1, **attributes)[0]
 
     def add_many(self, op: str, *inputs: str, outputs: int, **attributes: Any) -> list[str]:
-        """Adds a node of several outputs, whose names it returns."""
+        """Adds a node with several outputs and returns their names."""
         number = len(self.nodes)
         names = [f"{op}_{number}" + (f"_{k}" if k else "") for k in range(outputs)]
         node = onnx.helper.make_node(op, inputs, names, name=names[0], **attributes)
@@ -89,7 +89,7 @@ class Graph:
 
         Args:
           outputs: By the name that they get.
-          metadata: Goes into the file as it is.
+          metadata: Metadata of the file.
           version: Version of the program that writes it.
 
         Raises:

@@ -57,9 +57,9 @@ def suppress(
 def _suppressed(
     graph: onnx_graph.Graph, candidates: str, scores: str, top_k: int, iou_threshold: float
 ) -> str:
-    """`[B (C - 1), 1, K]` scores of the boxes that are kept in their class, 0 of the others.
+    """`[B (C - 1), 1, K]` scores of the boxes kept in their class, 0 for the others.
 
-    A class of an image is an image of its own to NonMaxSuppression, for it has its own boxes.
+    Each class of an image is a separate image for NonMaxSuppression, because it has its own boxes.
     """
     scores = _reshaped(graph, scores, -1, 1, top_k)
     zero = graph.constant(np.float32(0), "zero")
@@ -104,7 +104,7 @@ def _reshaped(graph: onnx_graph.Graph, values: str, *shape: int) -> str:
 
 
 def _padded(graph: onnx_graph.Graph, values: str, rows: int, rank: int) -> str:
-    """`[B, D]` or `[B, D, 4]` with so many rows of 0 more."""
+    """`[B, D]` or `[B, D, 4]` padded with rows of 0."""
     if not rows:
         return values
     ends = np.zeros(2 * rank, np.int64)

@@ -36,7 +36,7 @@ ELEMENTWISE = {
 def elementwise(
     graph: onnx_graph.Graph, op: str, values: list[onnx_graph.Value]
 ) -> onnx_graph.Value:
-    """A node whose operands broadcast; channels-first if one of them is."""
+    """Adds a node with broadcast operands; channels-first if one of them is."""
     bounds = [value for value in values if value.array is not None and value.array.ndim == 0]
     if op == "Max" and bounds:
         others = [value for value in values if value is not bounds[0]]
@@ -130,7 +130,7 @@ def _reshape(
     **_: Any,
 ) -> list[onnx_graph.Value]:
     """Also squeezing and adding axes; the batch has to stay the first of them."""
-    sizes = [0 if side is None else side for side in shapes[0]]  # 0: as it is in the input
+    sizes = [0 if side is None else side for side in shapes[0]]  # 0: as in the input
     if None in shapes[0][1:] or (shapes[0][0] is None) != (values[0].shape[0] is None):
         raise NotImplementedError("ONNX export cannot move the batch from the first axis")
     name = graph.add("Reshape", graph.named(values[0]), graph.constant(np.array(sizes), "shape"))

@@ -26,7 +26,7 @@ def trace(
       graph: Grows.
       function: `function(params, images)`, which gives a tree of arrays.
       params: Tree of NumPy arrays; they become initializers by the names of their path.
-      images: The graph's input, whose first axis is the batch.
+      images: The graph's input with the batch as first axis.
 
     Returns:
       The function's tree of results.
@@ -74,7 +74,7 @@ def _write(
     if params.get("name") in onnx_operations.FUNCTIONS:
         return [onnx_operations.FUNCTIONS[params["name"]](graph, values[0])]
     if equation.primitive.name == "platform_index":
-        return [_constant(np.int32(0))]  # which branch is taken, `_default_branch` says
+        return [_constant(np.int32(0))]  # `_default_branch` selects the branch
     if params.get("branches_platforms") is not None:
         return _run(graph, _default_branch(**params), values[1:])
     if (inner := params.get("jaxpr", params.get("call_jaxpr"))) is not None:

@@ -42,10 +42,10 @@ _WANDB_ID = re.compile(r"[\w-]{1,64}", re.ASCII)
 
 @contextlib.contextmanager
 def best_effort(what: object) -> Iterator[None]:
-    """Turns whatever goes wrong within its `with` into a warning.
+    """Turns any error in its `with` block into a warning.
 
-    For what is only for looking at, such as curves and samples: it never costs a run or its result.
-    An error of the code is logged with its traceback.
+    For outputs that are only informative, such as curves and samples: a failure never costs a run
+    or its result. An error of the code is logged with its traceback.
 
     Args:
       what: What is missing after a failure: a path, or a description.
@@ -63,8 +63,8 @@ class MetricsLog:
     """Appends rows to `metrics.jsonl`, `metrics.csv` and TensorBoard's events in a workdir.
 
     Rows of later steps than `step`, written by a run that was stopped after its last checkpoint,
-    are dropped when the log is opened, so that a step stands there once. What cannot be written is
-    a warning; the rows are all written anew as soon as that is possible.
+    are dropped when the log is opened, so that each step is logged once. A failure to write
+    is a warning; all rows are written again as soon as possible.
 
     Attributes:
       rows: All rows of the run, those of an earlier process too.
@@ -134,7 +134,7 @@ class MetricsLog:
 class Lines:
     """A text file of records that are only for looking at: one line each, appended.
 
-    What cannot be written is one warning; all is written anew with the next record.
+    A failure to write is one warning; everything is written again with the next record.
     """
 
     def __init__(
@@ -188,7 +188,7 @@ def _check_no_device(path: Path) -> None:
 class _Events:
     """TensorBoard's file, written at once: tensorboardX's writer meets a full disk in a thread.
 
-    After a failure it stays as it is: TensorBoard reads no further than to half an event.
+    After a failure the file is left alone: TensorBoard stops at an incomplete event.
     """
 
     def __init__(self, workdir: Path, *, step: int):
@@ -250,7 +250,7 @@ class _Shown:
         except errors.UserError as error:
             if not step:  # nothing is lost yet: the user decides
                 raise
-            logging.warning("the run goes on without Weights & Biases: %s", error)
+            logging.warning("the run continues without Weights & Biases: %s", error)
             self._works = False
 
     def write(self, step: int, values: Mapping[str, float | None]) -> None:
@@ -267,7 +267,7 @@ class _Shown:
 
 
 def check_wandb(project: str) -> None:
-    """Makes sure that Weights & Biases is there if a run wants it.
+    """Checks that Weights & Biases is installed if a run uses it.
 
     Args:
       project: `config.train.wandb`; empty: it does not.
@@ -290,12 +290,12 @@ def check_wandb(project: str) -> None:
 
 
 def _place(module: Any) -> str:
-    """Where a module lies; a mere folder on the path is one too, without a file."""
+    """Returns the file of a module; a plain folder on the path is a module without one."""
     return module.__file__ or next(iter(module.__path__))
 
 
 def _open_wandb(project: str, workdir: Path, settings: Mapping[str, Any]) -> Any:
-    """The run of Weights & Biases of a workdir: the same one when the training goes on.
+    """The run of Weights & Biases of a workdir: the same one when the training resumes.
 
     Raises:
       UserError: If it is not installed, or does not start.
@@ -334,7 +334,7 @@ def _wandb_id(place: Path) -> str:
 
 
 def _plain(value: Any) -> float | None:
-    """A number that JSON knows: NaN, infinities and what no float can hold become null."""
+    """Converts a number to JSON: NaN, infinities and numbers beyond a float become null."""
     try:
         number = value if isinstance(value, int) else float(value)
         return number if math.isfinite(number) else None
@@ -360,7 +360,7 @@ def _csv_line(values: Sequence[Any]) -> str:
 def read(path: Path) -> list[dict[str, Any]]:
     """Rows of a `metrics.jsonl`; the columns that are known here hold numbers or None.
 
-    What `records` leaves out is left out, and rows with something else than numbers; a number that
+    Skips what `records` skips and rows with other values than numbers; a number that
     JSON does not know is None.
     """
     return [
@@ -376,10 +376,10 @@ def _is_row(record: Mapping[str, Any]) -> bool:
 def records(
     path: Path, *, is_row: Callable[[Mapping[str, Any]], bool] = lambda record: True
 ) -> list[dict[str, Any]]:
-    """Records with a `step` of a file of one JSON object a line.
+    """Reads the records with a `step` from a file with one JSON object per line.
 
-    Lines that are none are left out with one warning, but for a last one that a stopped process
-    left unfinished; of a file that cannot be read, all are.
+    Damaged lines are skipped with one warning, except for a last line that a stopped process left
+    unfinished; an unreadable file has no records.
 
     Args:
       path: Path of the file; where there is none, there are no records.
@@ -401,7 +401,7 @@ def records(
                 damaged.append(number)
     if damaged:
         logging.warning(
-            "%s: %d damaged lines are left out: line %s", path, len(damaged), _some(damaged)
+            "%s: skipping %d damaged lines: line %s", path, len(damaged), _some(damaged)
         )
     return found
 

@@ -59,8 +59,8 @@ def train(
 
     Args:
       config: The config of the run.
-      folder: The workdir, where everything is written; made if it is not there.
-      change_config: Resume in a workdir whose config differs in what is trained.
+      folder: The workdir for all outputs; it is created if missing.
+      change_config: Resume in a workdir with a config that trains differently.
       profile: Steps that are traced into `WORKDIR/profile`.
 
     Returns:
@@ -169,7 +169,7 @@ def _host(
     stopping: host_lib.Stopping,
     schedule: optax.Schedule,
 ) -> Iterator[host_lib.Host]:
-    """What the host of a run keeps open."""
+    """Resources that the host of a run keeps open."""
     options, first = run.config.train, int(start.state.step)
     names = functools.partial(data_lib.names, run.config, run.data.train, start.position, first)
     with (
@@ -224,8 +224,8 @@ def _loop(
             checkpoint.wait(manager)
             distributed.wait_for_all("stopped")
             raise errors.StoppedError(
-                f"stopped after step {number}, whose state is saved in {run.workdir}: the same "
-                f"command goes on from there"
+                f"stopped after step {number}, state saved in {run.workdir}: the same command "
+                f"resumes"
             )
     if result is None and (result := _evaluate(run, host, state)):
         _report(run, host, state, result)
@@ -238,7 +238,7 @@ def _loop(
 
 
 def _facts(run: start_lib.Run, position: int) -> dict[str, Any]:
-    """What a checkpoint keeps beside the state."""
+    """Facts that a checkpoint stores besides the state."""
     return {
         "config": config_files.to_dict(run.config),
         "class_names": list(run.data.train.class_names),
@@ -282,7 +282,7 @@ def _report(
     state: step_lib.TrainState,
     result: evaluation.Evaluation,
 ) -> None:
-    """Draws samples, writes the report and says the mAP."""
+    """Draws samples, writes the report and prints the mAP."""
     folder, split, step = run.workdir, run.data.eval, int(state.step)
     with host.display.pause():
         if distributed.is_primary():
@@ -328,6 +328,6 @@ def _save_image(image: np.ndarray, path: Path) -> None:
 
 
 def _shown_settings(config: config_lib.Config) -> dict[str, Any]:
-    """The config as others may see it: without the password of an address."""
+    """Returns the config for display, without passwords of addresses."""
     data = dataclasses.replace(config.data, mirror=download.public(config.data.mirror))
     return config_files.to_dict(dataclasses.replace(config, data=data))

@@ -13,7 +13,7 @@ from ssd_jax import console
 class Progress:
     """A progress bar on a terminal; elsewhere a line at each update.
 
-    The clock that gives the speed stands still during `pause`, for all that is no training.
+    The clock for the speed stops during `pause`, when the run is not training.
     """
 
     def __init__(self, first: int, last: int, batch_size: int):

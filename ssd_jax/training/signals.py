@@ -12,7 +12,7 @@ IMPATIENT = (signal.SIGTERM, signal.SIGINT)
 """Those of which a second one ends the process at once."""
 
 NOTICES = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
-"""Those that only tell that the time is up. They come more than once for one reason: a shell that
+"""Signals that announce the end of the time limit. They may arrive several times: a shell that
 ends sends SIGHUP again, the system SIGXCPU each second, and SIGTERM follows a scheduler's SIGUSR1.
 """
 
@@ -62,20 +62,20 @@ class Stop:
         self.name = signal.Signals(number).name
         if not self._deferred:
             raise errors.StoppedError(
-                f"{self.name} before the first step, nothing is lost: the same command begins again"
+                f"{self.name} before the first step, nothing is lost: the same command restarts"
             )
         again = "again" if number in IMPATIENT else "SIGTERM, twice,"
         _say(f"{self.name}: the run saves and ends after this step; {again} ends it at once\n")
 
 
 def _is_free(number: signal.Signals) -> bool:
-    """Whether nobody decided already what becomes of a signal: neither nohup nor a C library."""
+    """Whether a signal still has its default handling, not changed by nohup or a C library."""
     handler = signal.getsignal(number)
     return handler is not None and (number in IMPATIENT or handler is not signal.SIG_IGN)
 
 
 def _count(reading: int) -> None:
-    """Ends the process when the second impatient signal comes out of a pipe."""
+    """Exits the process when the second urgent signal arrives in a pipe."""
     came = 0
     with open(reading, "rb", buffering=0) as pipe:
         while number := pipe.read(1):

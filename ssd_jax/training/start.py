@@ -1,4 +1,4 @@
-"""What a run starts with: its config, settled, and its first state."""
+"""The start of a run: its completed config and its initial state."""
 
 import dataclasses
 from collections.abc import Callable
@@ -27,7 +27,7 @@ ReadPretrained = Callable[[], load.Pretrained]  # reads the weights of `config.m
 
 
 class Run(NamedTuple):
-    """What stays the same from the first step of a run to its last.
+    """Everything that stays constant during a run.
 
     Attributes:
       config: The config, settled.
@@ -63,9 +63,9 @@ def settled(config: config_lib.Config, folder: Path, source: ReadPretrained) -> 
 
     In this order, for each field of `SETTLED`:
 
-    1. what the config says, where that is not the default;
-    2. what the `config.json` of the workdir says: a run that resumes needs the weights no more;
-    3. what the weights say.
+    1. the value in the config, if it is not the default;
+    2. the value in the `config.json` of the workdir: a run that resumes does not need the weights;
+    3. the value that belongs to the weights.
     """
     if not config.model.pretrained:
         return config
@@ -92,13 +92,13 @@ def start(
     """Decides on the state that a run starts with.
 
     1. The latest checkpoint in the workdir that is whole.
-    2. The weights that `config.model.pretrained` names; `weights.txt` says what came of each.
-    3. Fresh parameters.
+    2. The weights named by `config.model.pretrained`; `weights.txt` reports on each array.
+    3. Freshly initialized parameters.
 
     Args:
       run: The run.
       manager: The manager of its checkpoints.
-      state: Fresh, on the devices.
+      state: The freshly initialized state on the devices.
       source: Reads the weights.
       change_config: Whether the training split may have another size than before.
     """
@@ -113,7 +113,7 @@ def start(
 
 
 def _from_weights(run: Run, state: step_lib.TrainState, source: load.Pretrained) -> Start:
-    """The state whose parameters are those of a file, as far as it has them."""
+    """Returns the state with all parameters that the weights contain."""
     options, classes = run.config.model, run.data.train.class_names
     weights = loading.with_mean(source.weights, build.mean(options))
     lines = list(source.assumed) if options.prior_sizes == source.conventions.prior_sizes else []

@@ -23,7 +23,7 @@ Metrics = dict[str, jax.Array]
 
 @flax.struct.dataclass
 class TrainState:
-    """What a step changes and a checkpoint keeps.
+    """The training state that a step updates and a checkpoint stores.
 
     Attributes:
       step: Number of steps done, int32.
@@ -39,7 +39,7 @@ class TrainState:
 
 
 class Targets(NamedTuple):
-    """What the network has to predict for a batch: `[B, P, 4]` offsets and `[B, P]` labels."""
+    """Targets of the network for a batch: `[B, P, 4]` offsets and `[B, P]` labels."""
 
     loc: jax.Array
     labels: jax.Array
@@ -91,13 +91,13 @@ def _is_schedules(path: Any, _: Any) -> bool:
 
 
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
-    """A mesh of one axis over the devices, by default over all."""
+    """Returns a mesh of one axis over the devices, by default over all."""
     devices = jax.devices() if devices is None else devices
     return Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """How the state lies on the devices: whole on each."""
+    """Returns the sharding of the state: replicated on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -120,7 +120,7 @@ def prefetch(batches: Iterator[Batch], mesh: Mesh, *, ahead: int = 2) -> Iterato
     Args:
       batches: Batches of this process in host memory.
       mesh: The devices.
-      ahead: Batches that lie ready on the devices.
+      ahead: Number of batches prefetched to the devices.
     """
     ready: collections.deque[Batch] = collections.deque()
     for batch in batches:
@@ -167,7 +167,7 @@ def loss_of_priors(loss: Loss, used: np.ndarray) -> Loss:
 
     Args:
       loss: Function like `losses.multibox_loss`.
-      used: Indices of the priors that have targets. The others neither match nor are negatives.
+      used: Indices of the priors with targets. The others neither match nor are negatives.
     """
 
     def of_used(loc: jax.Array, conf: jax.Array, *targets: jax.Array, **options: Any) -> Any:
@@ -193,20 +193,21 @@ def make_train_step(
       model: The network.
       optimizer: Made by `optimizer.make_optimizer`.
       prepare: From an example of a batch to the network's input and targets, see `step.prepare`.
-      over_devices: `by_shard_map` or `by_pmap` of a mesh, whose devices have to divide the batch.
+      over_devices: `by_shard_map` or `by_pmap` of a mesh; its number of devices has to divide the
+        batch.
       loss: From predictions and targets to the loss and its metrics, as `losses.multibox_loss`.
-      accumulate: Parts that a device's share of the batch goes through the network in, one after
-        the other; they have to divide it. The result is that of one part, up to rounding.
+      accumulate: Number of parts in which a device processes its share of the batch one after the
+        other; it has to divide the share. The result is the same up to rounding.
       ema_decay: Decay of the moving average, if the state has one; see `_average`.
       freeze: Patterns of the parameters that are not trained, see `optimizer.matching`; as for
-        `init_state`. No backward pass goes into layers below the first that is.
+        `init_state`. The backward pass stops at the first trainable layer.
 
     Returns:
       `step(state, batch) -> (state, metrics)`; the state that goes in is donated under
       `by_shard_map`. A batch is one of `loader.training_batches`, put there by `shard_batch`, and
-      perhaps `stop`, `[devices]` float32, whose sum is then among the metrics: a process that has
-      been told to stop so tells the others. The metrics are those of the global batch: what
-      `losses.multibox_loss` gives, `grad_norm`, and `skipped`, which is 1 where the loss, a
+      perhaps `stop`, `[devices]` float32, whose sum is returned among the metrics: a process that
+      received a stop signal informs the others this way. The metrics are those of the global batch:
+      what `losses.multibox_loss` gives, `grad_norm`, and `skipped`, which is 1 where the loss, a
       gradient, a box or a valid size is not finite: the step then counts, but changes nothing else.
     """
 
@@ -253,7 +254,7 @@ def _sum_of_parts(
     *,
     parts: int,
 ) -> tuple[Any, Metrics]:
-    """Gradients and metrics of a batch whose activations do not fit into memory at once."""
+    """Gradients and metrics of a batch with activations that do not fit into memory at once."""
     if parts == 1:
         return gradient(*examples, positives)
     split = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), examples)

@@ -1,4 +1,4 @@
-"""What a run says of itself before its first step."""
+"""Summary that a run prints before its first step."""
 
 import jax
 
@@ -46,7 +46,7 @@ def _processes(mesh: jax.sharding.Mesh) -> str:
 
 
 def _batch(options: config_lib.TrainConfig, mesh: jax.sharding.Mesh) -> str:
-    """How a batch lies over processes and devices."""
+    """Describes how a batch is divided over processes and devices."""
     size, parts = options.batch_size, []
     if jax.process_count() > 1:
         parts.append(f"{size // jax.process_count()} a process")

@@ -1,4 +1,4 @@
-"""Ends a process that makes no step: a stuck one would hold up all the others for ever."""
+"""Ends a process that makes no progress: a stuck one would block all the others forever."""
 
 import faulthandler
 import os
@@ -13,7 +13,7 @@ _LOOKS = 30  # in the time without a step that is allowed
 class Watchdog:
     """Within its `with`, ends the process if `beat` is not called for so long.
 
-    It says what every thread was doing and exits with `errors.TRY_AGAIN`. Time is counted in short
+    It prints the stack of every thread and exits with `errors.TRY_AGAIN`. Time is counted in short
     waits, each as long as it was asked to be: while the process is suspended, or the machine
     sleeps, no time passes here.
     """
@@ -51,8 +51,8 @@ class Watchdog:
     def _end(self) -> None:
         console.error(
             f"no step in {self._seconds / 60:g} minutes "
-            f"(config.train.watchdog_minutes): this process ends; the same command goes on "
-            f"from the last checkpoint. What its threads were doing:"
+            f"(config.train.watchdog_minutes): this process ends; the same command resumes "
+            f"from the last checkpoint. The stacks of its threads:"
         )
         try:
             sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""The workdir of a run: held by one process, and of one config, set of classes and dataset."""
+"""The workdir of a run: locked by one process, with one config, set of classes and dataset."""
 
 import contextlib
 import errno
@@ -16,7 +16,7 @@ from ssd_jax import checkpoints, config_checks, config_files, console, distribut
 from ssd_jax import config as config_lib
 from ssd_jax.data import datasets
 
-_UNSEEN = 60  # seconds that NFS may keep in mind that a file was not there
+_UNSEEN = 60  # seconds that NFS may cache that a file is missing
 
 
 @contextlib.contextmanager
@@ -62,7 +62,7 @@ def _check_seen(path: Path) -> None:
 def _check_same_run(
     workdir: Path, config: config_lib.Config, class_names: tuple[str, ...], *, change_config: bool
 ) -> None:
-    """Compares a workdir's config with the one to go on with, and says what changes."""
+    """Compares the config of a workdir with the one to resume with, and prints the changes."""
     earlier, earlier_names = config_files.load(workdir / "config.json")
     found = config_lib.differences(earlier, config)
     if earlier_names != class_names:
@@ -73,7 +73,7 @@ def _check_same_run(
     fits = not another and "classes" not in found
     if found and not (fits and change_config):
         lines = "; ".join(f"{name} {values}" for name, values in found.items())
-        way = ", or --change-config to go on in this one" if fits else ""
+        way = ", or --change-config to resume this one" if fits else ""
         raise errors.UserError(
             f"{workdir} is the workdir of another config: {lines}. Give another --workdir{way}"
         )
@@ -82,7 +82,7 @@ def _check_same_run(
 
 
 def position(workdir: Path, run: Mapping[str, Any]) -> int:
-    """Where in the data a checkpoint, which may be somebody else's, goes on."""
+    """Position in the data at which a checkpoint, possibly of a third party, resumes."""
     found = run.get("position")
     if type(found) is not int or not 0 <= found < 2**62:
         raise errors.UserError(
@@ -104,7 +104,7 @@ def check_same_images(
     if not change_config:
         raise errors.UserError(
             f"the data of {workdir} have changed: {found}. Give another --workdir, or "
-            f"--change-config to go on in this one"
+            f"--change-config to resume this one"
         )
     console.stdout.print(console.plain(f"  changed  {found}"))
 
@@ -124,7 +124,7 @@ def _locked(workdir: Path) -> Iterator[None]:
         except OSError as error:
             if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP):
                 raise
-            logging.warning("%s: no other run may use it; the system cannot tell", workdir)
+            logging.warning("%s: file system without locks: no other run may use it", workdir)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()

@@ -36,7 +36,7 @@ def read(file: BinaryIO) -> dict[str, np.ndarray]:
     """Reads the blobs of each layer, `conv1_1/0` (weights) and `conv1_1/1` (bias).
 
     Raises:
-      ValueError: If the file is no such message, or a blob's numbers do not fill its shape.
+      ValueError: If the file is not such a message, or the size of a blob differs from its shape.
     """
     paths, steps = names.Names(), names.Budget(_MOST_FIELDS, "it is no network of Caffe's: it")
     arrays: dict[str, np.ndarray] = {}
@@ -106,7 +106,7 @@ def _parse(message: memoryview, steps: names.Budget) -> Iterator[tuple[int, int,
     """(field number, wire type, value) of each field of a message.
 
     Raises:
-      ValueError: If it is no message, or a field does not lie within it.
+      ValueError: If it is not a message, or a field exceeds it.
     """
     position = 0
     while position < len(message):

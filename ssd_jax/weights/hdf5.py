@@ -1,6 +1,6 @@
 """HDF5 as h5py writes it by default, in which Keras keeps its weights.
 
-The HDF5 library itself runs for ever on some damaged files and crashes on others. Weights need
+The HDF5 library hangs on some damaged files and crashes on others. Weights need
 little of the format: groups with symbol tables, and arrays stored in one piece.
 
 Source: The HDF Group, "HDF5 File Format Specification", versions 0 and 1 of the superblock.
@@ -33,7 +33,7 @@ _Messages = dict[int, bytes]
 def read(file: BinaryIO) -> dict[str, np.ndarray]:
     """Reads all arrays of numbers by their path, `block1_conv1/block1_conv1/kernel:0`.
 
-    Links to other files and symbolic ones are not followed; texts are left out.
+    Symbolic links and links to other files are not followed; texts are skipped.
 
     Raises:
       ValueError: If the file is damaged, claims more than it holds, or is in a form that h5py does
@@ -82,10 +82,10 @@ class _File:
         return arrays
 
     def _claim(self, size: int) -> None:
-        """Counts bytes that something is said to have, before they are read.
+        """Counts the claimed bytes of an object before they are read.
 
         Raises:
-          ValueError: If all have more than the file: they overlap, or do not lie within it.
+          ValueError: If all objects together are larger than the file: they overlap or exceed it.
         """
         self._steps.spend()
         self._claimed += size
@@ -119,11 +119,11 @@ class _File:
         return messages
 
     def _links(self, messages: _Messages) -> Iterator[tuple[str, int]]:
-        """(name, address) of what is in a group, in alphabetical order."""
+        """Yields (name, address) of the entries of a group in alphabetical order."""
         tree, heap = struct.unpack_from("<QQ", messages[_SYMBOL_TABLE])
         magic, texts = struct.unpack_from("<4s20xQ", self.data, heap)
         if magic != b"HEAP":
-            raise ValueError("the names of a group are not where it says")
+            raise ValueError("the names of a group are not at their address")
         for node in self._leaves(tree):
             (count,) = struct.unpack_from("<6xH", self.data, node)
             self._claim(count * _SYMBOL_SIZE)
@@ -147,7 +147,7 @@ class _File:
                 continue
             magic, kind, count = struct.unpack_from("<4sBxH", self.data, node)
             if magic != b"TREE" or kind != 0:
-                raise ValueError("the tree of a group is not where it says")
+                raise ValueError("the tree of a group is not at its address")
             self._claim(count * _CHILD_SIZE)
             children = struct.unpack_from(f"<{2 * count}Q", self.data, node + 24)[1::2]
             pending += reversed(children)
@@ -159,7 +159,7 @@ class _File:
         return self.data[begin:end].decode()
 
     def _array(self, name: str, messages: _Messages) -> np.ndarray | None:
-        """The numbers of a dataset; None for texts, and for what is none."""
+        """Reads the numbers of a dataset; None for texts and other objects."""
         if not {_DATASPACE, _DATATYPE, _LAYOUT} <= messages.keys():
             return None
         shape, dtype = _shape(messages[_DATASPACE]), _dtype(messages[_DATATYPE])

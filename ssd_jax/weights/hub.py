@@ -29,18 +29,18 @@ class Published(NamedTuple):
 NAMES = {
     # Of a VGG-16 that classifies ImageNet: fc6 and fc7 too.
     "vgg16-imagenet": Published(_TORCHVISION, "vgg16-397923af.pth", "397923af", 528),
-    # The convolutions that the authors of SSD started from; fc6 and fc7 start fresh.
+    # The convolutions that the authors of SSD started from; fc6 and fc7 are freshly initialized.
     "vgg16-caffe": Published(
         _TORCHVISION, "vgg16_features-amdegroot-88682ab5.pth", "88682ab5", 528
     ),
-    # Classifiers of ImageNet, whose features a backbone takes; each the first that was published.
+    # ImageNet classifiers for backbones; the first published weights of each.
     "vgg19-imagenet": Published(_TORCHVISION, "vgg19-dcbb9e9d.pth", "dcbb9e9d", 549),
     "resnet18-imagenet": Published(_TORCHVISION, "resnet18-f37072fd.pth", "f37072fd", 45),
     "resnet34-imagenet": Published(_TORCHVISION, "resnet34-b627a593.pth", "b627a593", 84),
     "resnet50-imagenet": Published(_TORCHVISION, "resnet50-0676ba61.pth", "0676ba61", 98),
     "resnet101-imagenet": Published(_TORCHVISION, "resnet101-63fe2227.pth", "63fe2227", 171),
     "mobilenet-v2-imagenet": Published(_TORCHVISION, "mobilenet_v2-b0353104.pth", "b0353104", 14),
-    # Its last blocks are wider than ours, which start fresh.
+    # Its last blocks are wider than ours, which are freshly initialized.
     "mobilenet-v3-large-imagenet": Published(
         _TORCHVISION, "mobilenet_v3_large-8738ca79.pth", "8738ca79", 22
     ),
@@ -61,14 +61,14 @@ def locate(path_or_name: str | Path, *, cache_dir: str | Path, mirror: str = "")
         instead; empty: torchvision's.
 
     Raises:
-      UserError: If it is neither, or can't be had.
+      UserError: If it is neither, or the download fails.
     """
     if Path(path_or_name).exists():
         return Path(path_or_name)
     entry = NAMES.get(str(path_or_name))
     if entry is None:
         raise errors.UserError(
-            f"{path_or_name}: there is no such file, and no published weights of that name; the "
+            f"{path_or_name}: no such file and no published weights of that name; the "
             f"names are {', '.join(NAMES)}"
         )
     address = mirror or entry.base
@@ -91,6 +91,6 @@ def _in_folder(path: Path, entry: Published) -> Path:
         )
     if not download.verified(path, sha256=entry.sha256):
         raise errors.UserError(
-            f"{path} is not the file that is meant: its SHA-256 does not begin with {entry.sha256}"
+            f"{path} is not the expected file: its SHA-256 does not start with {entry.sha256}"
         )
     return path

@@ -40,7 +40,7 @@ class Weights(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What became of the arrays of a file, and of the parameters of a network: shapes by name.
+    """Report on the arrays of a file and the parameters of a network: shapes by name.
 
     Attributes:
       title: Kind of weights and name of the file.
@@ -77,7 +77,7 @@ def read(path: str | Path, *, backbone: str = "", atrous: bool = True) -> Weight
     """Reads a file of weights and brings them into our layout.
 
     Kernels are turned to (rows, columns, in, out), fc6 and fc7 of a classifier are decimated, and
-    the first convolution is made to take RGB that is not scaled. BatchNorm becomes a scale and a
+    the first convolution is converted to take unscaled RGB. BatchNorm becomes a scale and a
     bias; where the file has it in its kernels and biases already, the scales are 1.
 
     Args:
@@ -125,7 +125,7 @@ def read(path: str | Path, *, backbone: str = "", atrous: bool = True) -> Weight
 
 
 def backbone_of(weights: Weights) -> str:
-    """The backbone whose first convolution is among the weights, else an empty string."""
+    """Returns the backbone whose first convolution is in the weights, or an empty string."""
     found = (
         name for name, backbone in layouts.BACKBONES.items() if _kernel(backbone) in weights.arrays
     )
@@ -140,8 +140,8 @@ def _kernel(backbone: layouts.BackboneLayers) -> str:
 def with_mean(weights: Weights, mean: tuple[float, ...]) -> Weights:
     """Weights for images from which another mean is subtracted.
 
-    K (x - m') is K (x - m) + K (m - m'), of which the second term goes into the first bias.
-    That is exact but for the outermost pixels: there the network's zeros stand for its own mean
+    K (x - m') is K (x - m) + K (m - m'), and the second term is added to the first bias.
+    This is exact except at the border: there the zero padding represents the mean of the network
     instead of that of the weights. Where the means are equal nothing changes.
 
     Args:
@@ -177,9 +177,9 @@ def with_mean(weights: Weights, mean: tuple[float, ...]) -> Weights:
 
 
 def fit(params: Any, weights: Weights) -> tuple[Any, Report]:
-    """Replaces the parameters that weights are there for.
+    """Replaces the parameters that have weights.
 
-    A conf head for another number of classes is left as it is, and said to be so.
+    A conf head for another number of classes keeps its parameters, which is reported.
 
     Args:
       params: Parameters of the network, or their `jax.ShapeDtypeStruct`s.
@@ -240,7 +240,7 @@ def heads(weights: Weights) -> tuple[int, int]:
 
 
 def _nobodys(weights: Weights) -> str:
-    """Of a file whose names are neither ours nor anybody's: whose they are nearest to."""
+    """Message for a file with unknown names: the layout that is most similar."""
     if weights.layout is not layouts.OURS or backbone_of(weights):
         return ""
     return f"; {recognition.nearest([*weights.names.values(), *weights.ignored])}"
@@ -251,7 +251,7 @@ def _levels(weights: Weights) -> int:
 
 
 def _modules(names: Iterable[str]) -> list[str]:
-    """What stands before the first / of our names, the first dot of PyTorch's."""
+    """First part of names: up to the first / of ours, the first dot of PyTorch's."""
     return list(dict.fromkeys(re.split("[/.]", name)[0] for name in names))
 
 
@@ -274,7 +274,7 @@ def _check_backbone(path: Path, layout: layouts.Layout, named: Mapping[str, str]
         )
     for name in recognition.strange(layout, named):
         raise errors.UserError(
-            f"{path} looks like {layout.title} and has {prefix}{name}, which a {title} has not; "
+            f"{path} looks like {layout.title}, but a {title} has no {prefix}{name}; "
             f"give the weights of a {title}"
         )
 
@@ -288,7 +288,7 @@ def _check_type(path: Path, name: str, array: np.ndarray) -> None:
 
 
 def _check_norms(path: Path, arrays: Mapping[str, np.ndarray], names: Mapping[str, str]) -> None:
-    """A BatchNorm is folded whole: four parts of one shape."""
+    """Checks that every BatchNorm has its four arrays, of one shape."""
     for layer in dict.fromkeys(p.rpartition("/")[0] for p in arrays if p.endswith(_STATISTICS)):
         parts = [f"{layer}/{kind}" for kind in _NORM]
         for part in parts:
@@ -345,7 +345,7 @@ def _convert(
 def _reduced_kernel(
     path: Path, ours: str, array: np.ndarray, channels_first: bool, atrous: bool
 ) -> np.ndarray:
-    """fc6 or fc7 of a classifier as the convolution of SSD; what is one comes back as it is.
+    """Converts fc6 or fc7 of a classifier to the convolution of SSD; convolutions are unchanged.
 
     Every fourth output and, of fc6's 7 x 7 positions, every third row and column are kept; fc7
     keeps the inputs that are fc6's outputs. Without atrous convolution all are kept.
@@ -431,5 +431,5 @@ def _check_shape(weights: Weights, path: str, wanted: tuple[int, ...]) -> None:
 
 
 def _placed(array: np.ndarray, like: Any) -> jax.Array:
-    """A parameter where the one that it replaces lies."""
+    """Puts a parameter on the device of the one that it replaces."""
     return jax.device_put(jnp.asarray(array, like.dtype), getattr(like, "sharding", None))

@@ -11,7 +11,7 @@ _SHOWN = 100  # characters of a value in a message
 class Names:
     """Joins the names in one file, up to a number of them and of characters in all.
 
-    In a file a container's name stands once, in memory before each name in it: a small file could
+    A file contains the name of a container once, memory once per name in it: a small file could
     ask for any amount.
     """
 
@@ -49,7 +49,7 @@ class Budget:
         """Takes steps.
 
         Raises:
-          ValueError: If so many are not left.
+          ValueError: If fewer are left.
         """
         self._left -= steps
         if self._left < 0:

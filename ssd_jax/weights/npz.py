@@ -21,7 +21,7 @@ def read(file: BinaryIO, *, times: int = TIMES) -> dict[str, np.ndarray]:
 
     Args:
       file: The open file.
-      times: More bytes than it has that its arrays may unpack to, beyond what is small anyway.
+      times: Maximum ratio of unpacked to packed bytes; small arrays are always accepted.
 
     Raises:
       ValueError: If an entry is no array, or claims more than the file holds.
@@ -42,7 +42,7 @@ def _check_size(claimed: int, most: int) -> None:
 
 
 def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
-    """One .npy of the archive, whose shape is compared with its size first."""
+    """Reads one .npy of the archive after comparing its shape with its size."""
     name = f"{entry.filename:.100}"
     if not entry.filename.endswith(_SUFFIX):
         raise ValueError(f"{name} is no array")

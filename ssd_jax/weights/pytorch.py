@@ -22,7 +22,7 @@ _MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of the older form
 _MOST_STEPS = 200_000  # instructions; a VGG-16 SSD with its optimizer takes some 20,000
 _DEEPEST = 32  # containers in containers
 _SHARED = 8  # times that the tensors may claim the file's bytes
-_LARGEST_PICKLE = 2**26  # bytes of the instructions, in which no numbers lie
+_LARGEST_PICKLE = 2**26  # bytes of the instructions, which contain no numbers
 _TYPES = {
     "DoubleStorage": np.dtype("<f8"),
     "FloatStorage": np.dtype("<f4"),
@@ -38,7 +38,7 @@ _TYPES = {
 
 
 class _Storage(NamedTuple):
-    """Numbers that a pickle refers to: which, of what type, how many, and where they begin."""
+    """Numbers that a pickle refers to: key, type, count and offset."""
 
     key: str
     dtype: np.dtype
@@ -220,7 +220,7 @@ def _ordered_dict(pairs: Any = ()) -> dict:
     if isinstance(pairs, dict):
         return pairs
     if not isinstance(pairs, list | tuple):
-        raise ValueError("a dictionary is made from what is no list")
+        raise ValueError("a dictionary is not made from a list")
     _check_keys(key for key, _ in pairs)
     return dict(pairs)
 
@@ -238,7 +238,7 @@ def _check_keys(keys: Iterable[Any]) -> None:
             raise ValueError("the keys of a dictionary are no words")
 
 
-# All that a file may name, and what stands for it here: none of it does anything but hold values.
+# Everything that a file may name and its replacement here, which only holds values.
 _KNOWN: dict[str, Any] = {
     "collections OrderedDict": _ordered_dict,
     "collections Counter": _ordered_dict,
@@ -257,7 +257,7 @@ _SHORT_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 class _Machine:
-    """Follows the instructions of one pickle."""
+    """Executes the instructions of one pickle."""
 
     def __init__(self, storage: Callable[[tuple], _Storage]):
         self._storage = storage
@@ -267,7 +267,7 @@ class _Machine:
         self._steps = names.Budget(_MOST_STEPS, "its pickle")
 
     def run(self, stream: BinaryIO) -> Any:
-        """What a pickle builds; the stream is then behind it.
+        """Returns the object of a pickle; the stream is then after it.
 
         Raises:
           ValueError: If an instruction is not one of those that build containers and tensors, or
@@ -334,7 +334,7 @@ class _Machine:
 
     def _extend(self, values: list[Any]) -> None:
         if not isinstance(self._stack[-1], list):
-            raise ValueError("its pickle appends to what is no list")
+            raise ValueError("its pickle appends to something other than a list")
         self._stack[-1].extend(values)
 
     def _do_setitem(self, _: Any) -> None:
@@ -346,7 +346,7 @@ class _Machine:
     def _update(self, values: list[Any]) -> None:
         keys = values[::2]
         if not isinstance(self._stack[-1], dict) or len(values) % 2:
-            raise ValueError("its pickle sets an item of what is no dictionary")
+            raise ValueError("its pickle sets an item of something other than a dictionary")
         _check_keys(keys)
         self._stack[-1].update(zip(keys, values[1::2], strict=True))
 
@@ -375,7 +375,7 @@ class _Machine:
     def _do_stack_global(self, _: Any) -> None:
         parts = self._take(2)
         if not all(isinstance(part, str) for part in parts):
-            raise ValueError("its pickle asks for something by what is no name")
+            raise ValueError("its pickle refers to a global by something other than a name")
         self._do_global(" ".join(parts))
 
     def _do_reduce(self, _: Any) -> None:
@@ -393,5 +393,5 @@ class _Machine:
     def _do_binpersid(self, _: Any) -> None:
         (values,) = self._take(1)
         if not isinstance(values, tuple) or values[:1] != ("storage",):
-            raise ValueError("its pickle refers to what is no storage")
+            raise ValueError("its pickle refers to something other than a storage")
         self._stack.append(self._storage(values))

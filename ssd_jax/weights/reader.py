@@ -1,6 +1,6 @@
 """The one entrance to files of weights: a path in, arrays by their name in the file out.
 
-What a file is, its first bytes say, not its ending. Nothing in a file is ever run, and what it
+The format is detected from the content, not the ending. No code in a file is executed, and what it
 claims to hold is compared with its size before memory is asked for.
 """
 
@@ -21,10 +21,10 @@ from ssd_jax.weights import caffe, hdf5, npz, pytorch, safetensors, zips
 
 Arrays = dict[str, np.ndarray]
 
-_AGAIN = "give another file, or delete this one, if it is a download, and download it again"
+_AGAIN = "give another file or, if this one is a download, delete it and download it again"
 _LARGEST = 2**33  # bytes of a file; an SSD512 with its optimizer has 0.5e9
-_HEAD = 16  # bytes that tell the formats apart
-# What broken files make the standard library and NumPy raise.
+_HEAD = 16  # bytes that distinguish the formats
+# Errors of the standard library and NumPy for broken files.
 _BROKEN = (
     ValueError, TypeError, LookupError, ArithmeticError, AttributeError, EOFError, OSError,
     MemoryError, RecursionError, RuntimeError, SyntaxError, struct.error, tokenize.TokenError,
@@ -63,7 +63,7 @@ def read(path: str | Path) -> Arrays:
 
 
 def _read(path: Path, file: BinaryIO) -> tuple[str, Arrays]:
-    """What a file is, in words, and its arrays."""
+    """Returns the name of the format and the arrays of a file."""
     name = "a file of weights"
     try:
         name, read_file = _format(path, file)
@@ -82,7 +82,7 @@ def _read(path: Path, file: BinaryIO) -> tuple[str, Arrays]:
 
 
 def _format(path: Path, file: BinaryIO) -> tuple[str, Callable[[BinaryIO], Arrays]]:
-    """What a file is, in words and as the function that reads it, from its first bytes.
+    """Detects the format of a file from its first bytes: its name and the function to read it.
 
     Raises:
       UserError: If it is nothing that is known.
@@ -100,7 +100,7 @@ def _format(path: Path, file: BinaryIO) -> tuple[str, Callable[[BinaryIO], Array
         return "a .caffemodel", caffe.read
     raise errors.UserError(
         f"{path} is no file of weights that is known here (PyTorch, safetensors, HDF5, Caffe, "
-        f".npz): it begins with {head!r}; {_AGAIN}"
+        f".npz): it starts with {head!r}; {_AGAIN}"
     )
 
 

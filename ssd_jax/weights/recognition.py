@@ -14,14 +14,14 @@ from ssd_jax import errors
 from ssd_jax.models import mobilenet_v3, ssd
 from ssd_jax.weights import layouts
 
-# What torch puts into names where a part of a network is compiled, sharded or computed again.
+# Parts of names that torch adds when a module is compiled, sharded or checkpointed.
 _INSERTED = re.compile(r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 # Prefixes of an average of the weights, which is what its makers evaluate, and of moments.
 _AVERAGE = re.compile(r"(^|[^a-z])(ema|swa|averaged?)([^a-z]|$)")
 _MOMENTS = re.compile(r"(^|[^a-z])(optim\w*|exp_avg\w*|moment\w*|grads?|gradients?)([^a-z]|$)")
 _WRAPPERS = re.compile(r"((model|net|network|state_dict|model_state_dict|module|detector)\.)*")
-_OF_AVERAGE, _OF_WEIGHTS, _OF_OTHERS = range(3)  # what a prefix tells
-_MOST_PREFIXES, _MOST_COMPLETE = 200, 8  # of one layout, that are looked at
+_OF_AVERAGE, _OF_WEIGHTS, _OF_OTHERS = range(3)  # kinds of prefixes
+_MOST_PREFIXES, _MOST_COMPLETE = 200, 8  # of one layout, that are checked
 _DEEPEST = 12  # parts of an entry's name
 _STAGE = re.compile(r"[a-z]*\d*")
 _KERAS_OPTIMIZER = re.compile(r"optimizer(_weights)?/")  # holds moments by the layers' names
@@ -35,7 +35,7 @@ class _Candidate(NamedTuple):
       layout: The layout.
       prefix: Stands before all its entries in the file.
       named: The file's name of each name under the prefix, without it.
-      faults: Entries of its backbone that are not there, and others that are in their place.
+      faults: Missing entries of its backbone, and others in their place.
     """
 
     layout: layouts.Layout
@@ -49,7 +49,7 @@ class _Candidate(NamedTuple):
         return self.faults, -entries, self.kind()
 
     def kind(self) -> int:
-        """What the prefix says: an average of the weights, the weights as usual, nothing."""
+        """Kind of the prefix: an average of the weights, the weights themselves, or others."""
         if _AVERAGE.search(self.prefix.lower()):
             return _OF_AVERAGE
         return _OF_WEIGHTS if _WRAPPERS.fullmatch(self.prefix) else _OF_OTHERS
@@ -62,7 +62,7 @@ def recognize(
 
     All entries of a layout may have a common prefix, of containers and wrappers, whatever it is.
     Where several are whole, the average of a model's weights is taken, then what has a usual name
-    such as `model.`; the layout's title says so. Moments of an optimizer never are.
+    such as `model.`; the layout's title mentions it. Optimizer moments are never accepted.
 
     Args:
       path: The file, for messages.
@@ -199,7 +199,7 @@ def missing(layout: layouts.Layout, names: Collection[str]) -> list[str]:
 
 
 def strange(layout: layouts.Layout, names: Collection[str]) -> list[str]:
-    """Names of a file that stand where a layout has its backbone, and are none of its entries.
+    """Names of a file within the backbone of a layout that are not among its entries.
 
     A deeper network of the same family has such: it would be loaded in part.
     """

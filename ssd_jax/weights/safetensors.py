@@ -37,17 +37,17 @@ def read(path: Path) -> dict[str, np.ndarray]:
     """Reads the arrays of a safetensors file.
 
     Raises:
-      ValueError: If the header is none, or an array does not lie within the file.
+      ValueError: If the header is invalid, or an array exceeds the file.
     """
     with files.open_regular(path) as file:
         return parse(file)
 
 
 def parse(file: BinaryIO) -> dict[str, np.ndarray]:
-    """Reads the arrays of an open safetensors file, each of bytes of its own.
+    """Reads the arrays of an open safetensors file; no two share bytes.
 
     Raises:
-      ValueError: If the header is none, an array does not lie within the file, or two overlap.
+      ValueError: If the header is invalid, an array exceeds the file, or two overlap.
     """
     header = _header(file)
     data = file.read()
@@ -60,7 +60,7 @@ def parse(file: BinaryIO) -> dict[str, np.ndarray]:
 
 
 def metadata(path: Path) -> dict[str, str]:
-    """What a safetensors file says of itself; the arrays are not read.
+    """Reads the metadata of a safetensors file without its arrays.
 
     Raises:
       ValueError: If the header is none.

@@ -1,4 +1,4 @@
-"""From a detector of some classes to one of others: what it knows of those that both have."""
+"""Transfers a detector to other classes and keeps the heads of shared ones."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ _SYNONYMS = {
 
 
 class Classes(NamedTuple):
-    """What the logits of a detector stand for.
+    """The classes of the logits of a detector.
 
     Attributes:
       names: Names of label 1, 2, ...
@@ -46,19 +46,18 @@ class Classes(NamedTuple):
 def with_classes(
     weights: loading.Weights, params: Any, *, theirs: Classes, ours: Classes, share: bool
 ) -> tuple[loading.Weights, tuple[str, ...]]:
-    """Weights whose conf heads are for other classes.
+    """Converts the conf heads of weights to other classes.
 
-    A class whose name both have, and the background, keep their kernels and biases; all others
-    take those of `params`. VOC's and COCO's names of one thing count as the same. A head that
-    differs from that of `params` in more than its classes is left as it is, for `loading.fit` to
-    refuse.
+    Classes that both have by name, and the background, keep their kernels and biases; all others
+    take those of `params`. Synonyms of VOC and COCO count as the same class. A head that differs
+    from that of `params` in more than its classes is left unchanged, for `loading.fit` to reject.
 
     Args:
       weights: Weights of a detector with the classes `theirs`.
       params: Initial parameters of the network with the classes `ours`.
       theirs: Classes of `weights`.
       ours: Classes of `params`.
-      share: Whether shared classes are kept; else all conf heads are fresh.
+      share: Whether shared classes are kept; else all conf heads are freshly initialized.
 
     Returns:
       The weights, and the names of our classes that were kept.
@@ -104,7 +103,7 @@ def _replaced(
 
 
 def _without(weights: loading.Weights, arrays: Mapping[str, np.ndarray]) -> loading.Weights:
-    """With these arrays; those that are left out count as ignored."""
+    """Returns weights with these arrays; removed ones count as ignored."""
     dropped = {
         weights.names[path]: array.shape
         for path, array in weights.arrays.items()

@@ -1,4 +1,4 @@
-"""Zip archives of somebody else's: what they claim is compared with what they are, then read."""
+"""Third-party zip archives: their claimed sizes are checked before they are read."""
 
 import contextlib
 import zipfile
@@ -8,12 +8,12 @@ from typing import BinaryIO
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # all that NumPy and PyTorch write
 _ENCRYPTED = 1  # a flag
 _LARGEST_DIRECTORY = 2**21  # bytes; some 20,000 entries
-_DIRECTORY_SIZE = 5  # where zipfile has it among what the archive's end says
+_DIRECTORY_SIZE = 5  # index in zipfile's record of the end of the archive
 
 
 @contextlib.contextmanager
 def opened(file: BinaryIO) -> Iterator[zipfile.ZipFile]:
-    """An archive whose entries are stored or deflated, and few enough to list.
+    """Opens an archive with stored or deflated entries, few enough to list.
 
     Raises:
       ValueError: If it is another one.
@@ -22,7 +22,7 @@ def opened(file: BinaryIO) -> Iterator[zipfile.ZipFile]:
     _check_directory(file)
     with zipfile.ZipFile(file) as archive:
         for entry in archive.infolist():
-            if entry.compress_type not in _COMPRESSIONS:  # others claim memory without a bound
+            if entry.compress_type not in _COMPRESSIONS:  # others may allocate unbounded memory
                 raise ValueError(
                     f"{entry.filename:.100} is compressed in a way that neither NumPy nor PyTorch "
                     "writes; save it by one of them"
@@ -33,7 +33,7 @@ def opened(file: BinaryIO) -> Iterator[zipfile.ZipFile]:
 
 
 def claimed(archive: zipfile.ZipFile) -> int:
-    """Bytes that all entries have, as the archive says."""
+    """Total claimed size of all entries in bytes."""
     return sum(entry.file_size for entry in archive.infolist())
 
 
