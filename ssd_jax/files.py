@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and that are files when they are read."""
+"""Atomic writing of files, and reading of regular files only."""
 
 import contextlib
 import errno
@@ -18,15 +18,15 @@ _PART = ".part"
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """A file to write to, which takes the place of the one at `path` when it is whole.
 
-    A link at `path` is replaced, whatever it leads to, and so is a pipe, which nobody may read. Two
-    processes that write the same file do so one after the other.
+    A link at `path` is replaced whatever its target, and so is a pipe, which may have no reader.
+    Two processes that write the same file do so one after the other.
 
     Args:
       path: Path of the file, in an existing folder. A device such as a terminal is written to
         directly.
 
     Raises:
-      OSError: If it can't be written; what was there is then as it was before.
+      OSError: If it cannot be written; the previous file is then unchanged.
     """
     place = Path(path)
     if not _may_be_replaced(place):
@@ -46,7 +46,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def write(path: str | os.PathLike[str], text: str) -> None:
-    """Writes a text file as UTF-8 by `replacing`; one of this content already is left alone.
+    """Writes a text file as UTF-8 by `replacing`, unless it already has this content.
 
     Args:
       path: Path of the file.
@@ -63,7 +63,7 @@ def write(path: str | os.PathLike[str], text: str) -> None:
 
 
 def appending(path: str | os.PathLike[str]) -> TextIO:
-    """A UTF-8 text file to read and to append to; what is a link or no file there is replaced.
+    """Opens a UTF-8 text file to read and append; a link or special file there is replaced.
 
     Raises:
       OSError: If it can't be opened.
@@ -90,9 +90,9 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
 
 @contextlib.contextmanager
 def alone(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Writes several files that belong together: others that do so in this folder wait.
+    """Locks a folder while several files that belong together are written.
 
-    Where the file system has no locks, nobody waits.
+    Without locks in the file system, nothing waits.
     """
     place = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -134,7 +134,7 @@ def read(path: str | os.PathLike[str], *, at_most: int) -> bytes:
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         data = file.read(size + 1) if size <= at_most else b""  # not more: it takes that memory
-        if len(data) > size:  # it grows, or says nothing of its size
+        if len(data) > size:  # it grows, or its size is unknown
             data += file.read(at_most + 1 - len(data))
     if size > at_most or len(data) > at_most:
         raise errors.UserError(f"{path}: larger than {at_most} bytes, the most that is read")
@@ -159,7 +159,7 @@ def _may_be_replaced(place: Path) -> bool:
 
 @contextlib.contextmanager
 def _opened_alone(part: Path) -> Iterator[BinaryIO]:
-    """The unfinished file, empty, for this process alone: others that want it wait here."""
+    """Opens the temporary file, empty and locked: other processes wait for it here."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     while True:
         _remove_unless_regular(part)
@@ -174,7 +174,7 @@ def _opened_alone(part: Path) -> Iterator[BinaryIO]:
 
 
 def _remove_unless_regular(place: Path) -> None:
-    """Removes a link or pipe that somebody put where a file is to be written."""
+    """Removes a link or special file at the path of a file to write."""
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISREG(place.lstat().st_mode):
             place.unlink()

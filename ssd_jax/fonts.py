@@ -40,7 +40,7 @@ def load(text: str, size: float) -> Font | None:
     for path in _with_letters(text):
         try:
             return _of_file(path, size)
-        except (OSError, ValueError):  # it has glyphs of one size only, or is none
+        except (OSError, ValueError):  # a bitmap font of one size, or not a font
             continue
     return None
 
@@ -66,7 +66,7 @@ def of_machine() -> tuple[Path, ...]:
 
 
 def _folders() -> Iterator[Path]:
-    """Where fonts lie, by platform."""
+    """Font folders of the platform."""
     home = Path(os.path.expanduser("~"))
     if sys.platform == "win32":
         yield Path(os.environ.get("WINDIR", "C:/Windows"), "Fonts")
@@ -138,7 +138,7 @@ def _letters(file: BinaryIO) -> np.ndarray:
 
 
 def _cmap(file: BinaryIO, start: int) -> bytes:
-    """The table of letters of the font that begins at `start`."""
+    """Reads the character table of the font at `start`."""
     file.seek(start + 4)
     (count,) = struct.unpack(">H", file.read(2))
     file.seek(start + 12)
@@ -163,7 +163,7 @@ def _mapped_16_bit(table: bytes) -> np.ndarray:
     ends, starts, deltas, offsets = (words[7 + k * count + (k > 0) :][:count] for k in range(4))
     lengths = np.maximum(ends - starts + 1, 0)
     if lengths.sum() > _MOST_LETTERS:
-        raise ValueError("a font whose segments of letters overlap")
+        raise ValueError("a font with overlapping segments of letters")
     segment = np.repeat(np.arange(count), lengths)
     within = np.arange(len(segment)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     codes, offset = starts[segment] + within, offsets[segment]

@@ -14,7 +14,7 @@ _GONE = (errno.ENOENT, errno.ENOTDIR)  # removed, or replaced by a file, since i
 
 
 class Expansion(NamedTuple):
-    """What a glob matches.
+    """The matches of a glob.
 
     Attributes:
       paths: Everything that matches and is no folder, sorted, each file of a folder once.
@@ -28,8 +28,8 @@ class Expansion(NamedTuple):
 def expand(pattern: str) -> Expansion:
     """Everything that a glob matches.
 
-    `**` stands for any number of folders. Names that begin with a dot match only a part that does
-    so too. Where a folder holds a name that is a part of the pattern as it stands, brackets and
+    `**` matches any number of folders. Names that start with a dot match only a part that does so
+    too. If a folder contains a name that is literally a part of the pattern, brackets and
     all, that part means it alone. Each folder is listed once for a part of the pattern, however
     many links lead to it, and by its own path where that matches as well.
 
@@ -89,7 +89,7 @@ class _Search:
         if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
             raise errors.of_machine(error, folder) from None
         if error.errno not in _GONE:
-            line = f"{folder or os.curdir}: what is in it cannot be listed: {error.strerror}"
+            line = f"{folder or os.curdir}: its content cannot be listed: {error.strerror}"
             self._problems[line] = None
 
 

@@ -14,7 +14,7 @@ _LEAST_OVERLAP = 1e-6  # of the authors' release: a pair of a smaller IoU does n
 
 
 class Matches(NamedTuple):
-    """What each prior has to predict.
+    """The prediction target of each prior.
 
     Attributes:
       boxes: `[P, 4]` corners of the matched ground truth; the prior itself where there is none.
@@ -46,7 +46,7 @@ def match(
       iou_threshold: Threshold of the second stage, in [0, 1].
 
     Returns:
-      What each prior has to predict.
+      The prediction target of each prior.
 
     Source: Liu et al. 2016, section 2.2; ties and the greedy order as in the authors' release.
     """
@@ -79,7 +79,7 @@ def match(
 def _overlaps(
     gt_boxes: jax.Array, real: jax.Array, priors: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """What both stages need to know, from all pairs at once.
+    """The overlaps that both stages need, computed from all pairs at once.
 
     The greedy first stage goes in rounds: a pair that is the best remaining one of both its sides
     will be fixed sooner or later, so each round fixes all such pairs together.

@@ -92,7 +92,7 @@ def warp(
 
 
 def _windows(canvas: jax.Array, crop: jax.Array, valid_size: jax.Array) -> tuple[_Window, _Window]:
-    """Where a crop of the expanded image lies, along the rows and along the columns."""
+    """Locates a crop of the expanded image along the rows and the columns."""
     corners = crop * jnp.tile(canvas[2:] - canvas[:2], 2) + jnp.tile(canvas[:2], 2)
     columns, rows = (
         _Window(
@@ -109,7 +109,7 @@ def _windows(canvas: jax.Array, crop: jax.Array, valid_size: jax.Array) -> tuple
 
 
 def _only_the_image(weights: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Weights whose rows sum to 1, as if nothing surrounded the image, and their sums before."""
+    """Normalizes the rows of weights to sum to 1, and returns their sums before."""
     share = jnp.clip(jnp.sum(weights, axis=1), 0, 1)
     return weights / jnp.where(share > 0, share, 1)[:, None], share
 

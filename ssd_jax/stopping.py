@@ -1,4 +1,4 @@
-"""Signals that tell a script to stop, noted so that it keeps what it has done so far."""
+"""Records signals that stop a script, so that it can keep its results so far."""
 
 import signal
 import threading
@@ -7,7 +7,7 @@ from types import FrameType
 from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
-_APART_S = 0.5  # of two Ctrl-C; what comes sooner is one, sent to a group and passed on by a parent
+_APART_S = 0.5  # between two Ctrl-C; closer ones are one, sent to a group and passed on by a parent
 _clock = time.monotonic
 
 
@@ -19,7 +19,7 @@ class Stop:
     KeyboardInterrupt.
 
     Attributes:
-      signal: The first signal that came; None: none yet.
+      signal: The first received signal; None: none yet.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class Stop:
         self._earlier: dict[signal.Signals, Any] = {}
 
     def __call__(self) -> bool:
-        """Whether a signal came."""
+        """Whether a signal was received."""
         return self.signal is not None
 
     def __enter__(self) -> "Stop":

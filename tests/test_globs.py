@@ -76,7 +76,7 @@ def test_a_folder_that_cannot_be_listed_is_named(tree, monkeypatch):
     monkeypatch.setattr(globs.os, "scandir", scandir)
     matches = globs.expand("**/*.jpg")
     assert "a/2.jpg" in map(str, matches.paths)
-    assert matches.problems == ["a/b: what is in it cannot be listed: Permission denied"]
+    assert matches.problems == ["a/b: its content cannot be listed: Permission denied"]
 
 
 def test_too_many_open_files_are_no_empty_folder(tree, monkeypatch):

@@ -228,7 +228,7 @@ def test_an_empty_name_is_not_the_folder_here(tmp_path, monkeypatch):
 
 def test_a_folder_that_cannot_be_searched_is_told_with_what_was_found(tmp_path, monkeypatch):
     found = media_files.globs.Expansion(
-        [tmp_path / "a.jpg"], ["b: what is in it cannot be listed: no"]
+        [tmp_path / "a.jpg"], ["b: its content cannot be listed: no"]
     )
     monkeypatch.setattr(media_files.globs, "expand", lambda name: found)
     assert media_files.find(["*.jpg", "**/*.jpg"]) == (found.paths, found.problems)

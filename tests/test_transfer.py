@@ -387,7 +387,7 @@ def test_the_default_boxes_of_a_detector_come_with_its_heads(cfg, tmp_path):
             ("head=2",),
             r"config\.train\.lr_multipliers: 'head' matches no parameter",
         ),
-        ("freeze", ("*",), r"config\.train\.freeze leaves nothing to learn"),
+        ("freeze", ("*",), r"config\.train\.freeze leaves no trainable parameter"),
         ("freeze", ("vgg16",), r"would keep vgg16/.* at random values: give the weights"),
     ],
 )

@@ -1,4 +1,4 @@
-"""A detector whose network is run by another runtime, or by an exported program."""
+"""Detectors that run their network in another runtime or as an exported program."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -79,7 +79,7 @@ def _are_outputs(
 
 
 def _clean(path: Path, found: Any, num_classes: int) -> Detections:
-    """Detections of a network of somebody else's, which are checked before they are indices."""
+    """Checks the detections of a third-party network before they are used as indices."""
     used = found.scores > 0
     labels = found.labels[used]
     finite = np.isfinite(found.boxes).all() and np.isfinite(found.scores).all()

@@ -15,12 +15,12 @@ from ssd_jax.export import metadata
 from ssd_jax.export.network import Arrays
 from ssd_jax.weights import safetensors
 
-# What broken headers and metadata make the standard library and the readers raise.
+# Errors of the standard library and the readers for broken headers and metadata.
 BROKEN = (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
 
 
 def write(detector: detector_lib.Detector, file: BinaryIO, outputs: str) -> None:
-    """Writes the parameters by their path in the network, whatever `outputs` says."""
+    """Writes the parameters by their path in the network; `outputs` has no effect."""
     library = metadata.require("safetensors.numpy")
     params = flax.traverse_util.flatten_dict(jax.device_get(detector.params), sep="/")
     arrays = {name: np.ascontiguousarray(array) for name, array in params.items()}

@@ -19,7 +19,7 @@ from ssd_jax.export import network as networks
 
 PLATFORMS = ("cpu", "cuda", "tpu")  # that a StableHLO file runs on
 _METADATA_FILE = "metadata.json"  # in a StableHLO file
-# What a StableHLO program may call: nothing that XLA looks up among the machine's code.
+# Custom calls that a StableHLO program may make: none that XLA resolves to code of the machine.
 _CALLS = ("shape_assertion", "stablehlo.dynamic_reduce_window", "stablehlo.dynamic_top_k")
 
 
@@ -41,7 +41,7 @@ def write(detector: detector_lib.Detector, file: BinaryIO, outputs: str) -> None
     with _no_locations():
         exported = jax.export.export(jax.jit(run), platforms=PLATFORMS)(images)
     file.write(exported.serialize())
-    with zipfile.ZipFile(file, "w") as archive:  # which begins where the file ends so far
+    with zipfile.ZipFile(file, "w") as archive:  # appended to the file
         text = json.dumps(metadata.describe(detector, outputs), indent=2)
         archive.writestr(zipfile.ZipInfo(_METADATA_FILE), text)  # of a fixed date
 
@@ -86,7 +86,7 @@ def _check_computes(exported: jax.export.Exported) -> None:
     Python's functions. `jax.export` checks what it writes, not what it reads.
 
     Raises:
-      ValueError: If it calls code of the machine, or waits for somebody else.
+      ValueError: If it calls code of the machine, or communicates with other processes.
     """
     found = stablehlo_calls.find(exported.mlir_module_serialized)
     if others := sorted(found.difference(_CALLS)):

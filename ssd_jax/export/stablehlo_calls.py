@@ -1,6 +1,6 @@
-"""What a StableHLO program calls, found out by a process of its own.
+"""Lists the custom calls of a StableHLO program in a separate process.
 
-MLIR's reader ends the process that gives it damaged bytes, and prints what is in them.
+MLIR's reader aborts its process on damaged bytes and prints their content.
 """
 
 import json
@@ -13,7 +13,7 @@ _SECONDS = 300
 
 
 def find(program: bytes) -> set[str]:
-    """The targets of a program's custom calls, and its operations that wait for somebody else.
+    """Returns the targets of a program's custom calls, and its operations that communicate.
 
     Args:
       program: Bytes of `jax.export.Exported.mlir_module_serialized`.

@@ -1,7 +1,7 @@
 """NMS of all classes of an image together.
 
 The plain form is `detection.nms` of each class on its own, and then the best over all classes.
-`batched_nms` looks at the candidates of all classes together, best first, and stops when enough are
+`batched_nms` visits the candidates of all classes together, best first, and stops when enough are
 kept. On a CPU, `of_few_priors` first leaves out the priors that cannot pass the score threshold,
 which are most priors of a trained network. `benchmarks/kernels.py` compares them with the plain
 form.
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from ssd_jax import boxes as box_ops
 
 _BLOCK = 512  # candidates that are compared at a time
-_FEW = 1024  # the most priors that `of_few_priors` looks at
+_FEW = 1024  # maximum number of priors of `of_few_priors`
 
 Found = tuple[jax.Array, jax.Array, jax.Array]  # boxes [D, 4], scores [D], labels [D] int32
 
@@ -91,7 +91,7 @@ def of_few_priors(
       max_detections: D, see `batched_nms`.
 
     Returns:
-      What `batched_nms` returns.
+      See `batched_nms`.
     """
 
     def of_image(boxes: jax.Array, conf: jax.Array) -> Found:
@@ -140,7 +140,7 @@ class _Search(NamedTuple):
       scores: `[D]` theirs.
       labels: `[D]` theirs.
       kept: How many they are.
-      last_score: The score of the last candidate that was looked at.
+      last_score: The score of the last visited candidate.
       last_place: Its place among all candidates; equal scores are ordered by place.
     """
 

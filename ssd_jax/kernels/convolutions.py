@@ -15,11 +15,11 @@ import numpy as np
 
 Padding = tuple[tuple[int, int], ...]  # (before, after) of rows and of columns
 
-# With at least so many outputs, and so many for each input, matrix products are the faster way to a
+# With at least this many outputs, and this many per input, matrix products are the faster way to a
 # kernel's gradient on a CPU.
 _MANY_OUTPUTS, _FOR_EACH_INPUT = 64, 1 / 10
 
-# Pixels of a map whose shifted copies, side by side, still fit into a CPU's cache.
+# Maximum pixels of a map whose shifted copies side by side fit into a CPU's cache.
 _PIXELS = 2048
 
 

@@ -1,4 +1,4 @@
-"""Softmax cross-entropy whose gradient computes the softmax again instead of storing it.
+"""Softmax cross-entropy with a gradient that recomputes the softmax instead of storing it.
 
 On a CPU, reading and writing arrays of all priors and classes costs more than their exponentials.
 The plain form is `-jax.nn.log_softmax(logits)` at each row's label; `benchmarks/kernels.py`
@@ -38,7 +38,7 @@ def _gathered(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def _compared(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """`_gathered` by comparison, which accelerators fuse with what stands around it."""
+    """`_gathered` by comparison, which accelerators fuse with adjacent operations."""
     return jnp.sum(jnp.where(_is_own(logits, labels), logits, 0), axis=-1)
 
 

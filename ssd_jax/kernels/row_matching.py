@@ -16,13 +16,13 @@ from ssd_jax import boxes as box_ops
 def overlaps(
     gt_boxes: jax.Array, real: jax.Array, priors: jax.Array, *, least_overlap: float
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """What both stages of matching need to know of one image.
+    """The overlaps of one image that both stages of matching need.
 
     Args:
       gt_boxes: `[G, 4]` corners.
       real: `[G]` bool, False where a ground truth is padding.
       priors: `[P, 4]` corners.
-      least_overlap: A ground truth gets no prior of its own whose IoU with it is not larger.
+      least_overlap: In the first stage, a prior must have a larger IoU with its ground truth.
 
     Returns:
       `[P]` the largest IoU of each prior, -1 where no ground truth is real; `[P]` int32, the ground
@@ -103,7 +103,7 @@ def _own_priors(
     lower = jnp.arange(len(gt_boxes))[:, None] < jnp.arange(len(gt_boxes))
 
     def order(state):
-        """Which precede which, `[G, G]`, and which is the first whose prior is taken, `[G]`."""
+        """The order of the ground truths, `[G, G]`, and the first one with a taken prior, `[G]`."""
         of_gt, prior = state
         same = prior[:, None] == prior
         # Equal IoUs are ordered by prior, then by ground truth.

@@ -43,7 +43,7 @@ def _rank_by_digits(ranks: jax.Array, k: jax.Array) -> jax.Array:
 def _rank_by_bits(ranks: jax.Array, k: jax.Array) -> jax.Array:
     """The k-th largest of `[N]` uint32 on a CPU: one image and one bit at a time.
 
-    It stops as soon as exactly k ranks reach what is found.
+    It stops as soon as exactly k ranks reach the threshold.
     """
 
     def settle(state):

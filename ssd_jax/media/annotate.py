@@ -62,7 +62,7 @@ def annotate_inputs(
       classes: Only detections of these; empty: of all.
       crops: Folder for an image of each object, in a folder of its class; None: none is written.
       on_frame: Called with a video and the number of its frames done, after each batch.
-      stopped: Whether to end after what is begun: the images that are read, the batch of a video.
+      stopped: Whether to end after the current images or the current batch of a video.
 
     Yields:
       An outcome for each input, as soon as its copy is written. A file that fails is one of them
@@ -110,7 +110,7 @@ def annotate_camera(
 ) -> outputs.Outcome | None:
     """Detects in what a camera sees, frame by frame, until it is stopped.
 
-    What it sees while the detector is busy is left out.
+    Frames that arrive while the detector is busy are skipped.
 
     Args:
       detector: The detector.
@@ -140,11 +140,11 @@ def annotate_camera(
 
 
 class _Run:
-    """A detector, what is kept of what it finds, and when it ends.
+    """A detector with the options for its outputs and its end.
 
     Attributes:
       detector: The detector.
-      ends: Whether no further input is to be begun.
+      ends: Whether no further input is started.
       trouble: None, or what went wrong with the machine, so that the next input would fail too.
     """
 
@@ -167,7 +167,7 @@ class _Run:
         )
 
     def ends(self) -> bool:
-        """Whether no further input is to be begun."""
+        """Whether no further input is started."""
         return self.stopped() or self.trouble is not None
 
     def note(self, error: BaseException, name: object) -> None:
@@ -314,7 +314,7 @@ def _annotate_video(
 
 
 class _Until:
-    """What an iterable gives, at least one item, until it is stopped."""
+    """Yields from an iterable, at least one item, until it is stopped."""
 
     def __init__(self, stopped: Callable[[], bool], items: Iterable[Any]):
         self._stopped, self._items = stopped, iter(items)
@@ -371,7 +371,7 @@ class _Copy:
 def _batches(
     images: Iterable[tuple[Item, np.ndarray]], *, most: int
 ) -> Iterator[list[tuple[Item, np.ndarray]]]:
-    """Groups (anything, image): at most so many, and fewer of large ones."""
+    """Groups (anything, image) pairs: at most `most`, and fewer large ones."""
     batch: list[tuple[Item, np.ndarray]] = []
     for item in images:
         batch.append(item)

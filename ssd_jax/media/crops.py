@@ -32,7 +32,7 @@ class Crops:
         Args:
           folder: For the folders of the classes.
           class_names: Label k is `class_names[k - 1]`.
-          not_written: Called for a crop that fails; gives the line that says so.
+          not_written: Called for a crop that fails; returns the message about it.
         """
         self._folder, self._folders = folder, folder_names(class_names)
         self._not_written = not_written

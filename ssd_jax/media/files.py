@@ -1,4 +1,4 @@
-"""What a command line means: its inputs, the places of their copies, and the output folder."""
+"""Inputs of a command line, output paths of their copies, and the output folder."""
 
 import contextlib
 import fcntl
@@ -24,7 +24,7 @@ Input = Path | addresses.Address
 
 
 class Inputs(NamedTuple):
-    """What a command line names.
+    """The inputs named on a command line.
 
     Attributes:
       paths: Files, and videos at addresses.
@@ -54,15 +54,16 @@ def find(names: Sequence[str]) -> Inputs:
 
 
 def is_video(path: Input) -> bool:
-    """Whether an input is a video: an address, or a file with the ending of one."""
+    """Whether an input is a video: an address, or a file with the ending of a video."""
     return isinstance(path, addresses.Address) or path.suffix.lower() in VIDEOS
 
 
 def places(paths: Sequence[Input], output: Path) -> dict[Input, Path]:
-    """Where the annotated copy of each input goes.
+    """Returns the path of the annotated copy of each input.
 
     A copy has the name of its file, except that two copies never share a name, none replaces one of
-    `paths`, videos become MP4, images that are not JPEG become PNG, and very long names are cut.
+    `paths`, videos become MP4, images that are not JPEG become PNG, and very long names are
+    shortened.
     """
     free = FreePlaces(paths)
     chosen = {}
@@ -76,7 +77,7 @@ def places(paths: Sequence[Input], output: Path) -> dict[Input, Path]:
 
 
 def camera_place(targets: Mapping[Input, Path], output: Path) -> Path:
-    """Where the annotated video of a camera goes: no file of `targets`, from `places`, has it."""
+    """Returns a path for the annotated video of a camera that is not among `targets`."""
     return FreePlaces((*targets, *targets.values())).take(output / "camera.mp4")
 
 
@@ -85,9 +86,9 @@ def output_folder(given: str | None, *, default: Path, overwrite: bool) -> Itera
     """The folder of a command's results, for this command alone until it ends.
 
     Args:
-      given: Its path; None: a folder of its own, which is `default` or the first of `DEFAULT-2`,
-        `DEFAULT-3`, ... that is not there yet.
-      default: The folder where none is given; with `overwrite` it is taken as it is.
+      given: Its path; None: a new folder, `default` or the first of `DEFAULT-2`, `DEFAULT-3`, ...
+        that does not exist.
+      default: The folder if none is given; with `overwrite` it is used even if it exists.
       overwrite: Whether there may be files in it already.
 
     Yields:
@@ -133,9 +134,9 @@ def make_folder(path: Path, *, overwrite: bool = False) -> None:
 
 
 def new_folder(path: Path) -> Path:
-    """Makes the folder, or the first of `PATH-2`, `PATH-3`, ..., that is not there yet.
+    """Creates the folder, or the first of `PATH-2`, `PATH-3`, ... that does not exist.
 
-    To make it is to choose it, so that of two commands each has one of its own.
+    Creating it claims it, so two commands never share one.
 
     Raises:
       UserError: If it cannot be made.
@@ -208,7 +209,7 @@ def _named(name: str) -> Inputs:
         raise errors.UserError(found.problems[0])
     if found.paths:
         raise errors.UserError(f"{name}: none of the matches is an image or a video")
-    raise errors.UserError(f"{name}: there is no such file or folder, and nothing matches it")
+    raise errors.UserError(f"{name}: no such file or folder, and nothing matches it")
 
 
 def _video_at(address: addresses.Address) -> addresses.Address:
@@ -251,7 +252,7 @@ def _numbered(paths: Iterable[Input]) -> list[Input]:
 
 
 class FreePlaces:
-    """Gives places for files that neither others nor `taken` have."""
+    """Assigns paths that differ from each other and from `taken`."""
 
     def __init__(self, taken: Iterable[object]):
         self._real = functools.cache(lambda folder: folded(os.path.realpath(folder)))
@@ -274,7 +275,7 @@ class FreePlaces:
     def _identity(self, path: Path) -> str:
         """Equal for paths that may be one, also where case or accents' form do not count.
 
-        A link is not followed: what is written there replaces it.
+        Links are not followed: writing replaces them.
         """
         folder, name = os.path.split(path)
         return os.path.join(self._real(folder), folded(name))
@@ -288,6 +289,6 @@ def folded(name: str) -> str:
 
 
 def shortened(name: str, most: int) -> str:
-    """A name of so many bytes at most."""
+    """Shortens a name to at most `most` bytes."""
     data = os.fsencode(name)
     return name if len(data) <= most else data[:most].decode(errors="ignore")

@@ -1,4 +1,4 @@
-"""What was found in the inputs, as it is written and said: JSON, COCO results, progress."""
+"""Outputs for the inputs of a detection: JSON, COCO results, progress."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ from ssd_jax.media import files as media_files
 
 
 class Outcome(NamedTuple):
-    """What became of one input.
+    """The outcome of one input.
 
     Attributes:
       path: The input; of a camera, what it is called.
@@ -26,7 +26,7 @@ class Outcome(NamedTuple):
       found: For an image `{"boxes", "scores", "labels"}`, for a video `{"fps", "size", "times",
         "frames"}` with the seconds from its start at which each frame is due; None where nothing
         could be read.
-      problem: None, or a line that names the input and what is wrong with it.
+      problem: None, or one line that names the input and its fault.
     """
 
     path: media_files.Input | str
@@ -36,7 +36,7 @@ class Outcome(NamedTuple):
 
 
 def as_json(found: Detections, class_names: Sequence[str]) -> dict[str, Any]:
-    """Detections in pixels as what JSON holds; digits beyond float32's are left out."""
+    """Converts detections in pixels to JSON values with the digits of float32."""
     return {
         "boxes": np.asarray(found.boxes, np.float64).round(3).tolist(),
         "scores": np.asarray(found.scores, np.float64).round(5).tolist(),
@@ -84,7 +84,7 @@ def write_json(path: Path, outcomes: Iterable[Outcome]) -> None:
 def check_coco(
     ids: adapters.CocoIds, paths: Iterable[media_files.Input], class_names: Iterable[str]
 ) -> None:
-    """Whether what is found in files can be written as COCO results.
+    """Checks that detections in files can be written as COCO results.
 
     Args:
       ids: Ids of the annotations that the results are for.

@@ -17,13 +17,13 @@ from ssd_jax.media import files as media_files
 
 _MOST_PIXELS = 1 << 26  # of a frame: 8k has half as many
 _ODDEST_ASPECT = 20  # of a pixel's sides; what states more states nonsense
-_USUAL_RATE = Fraction(25)  # frames a second, for a video that does not say
+_USUAL_RATE = Fraction(25)  # frames per second of videos without a frame rate
 _MOST_TICKS = 65535  # a second, that mpeg4 can encode
 _SQUARE = Fraction(1)  # pixels
 _READ_BYTES = 1 << 18  # at a time
 _LIMITS = {"max_pixels": str(_MOST_PIXELS)}  # of FFmpeg's decoders
 _SLACK = 0.5  # seconds by which a whole video may end before the duration that it states
-_BT709 = 1  # FFmpeg's number for BT.709, in the fields that tell a player the colors
+_BT709 = 1  # FFmpeg's number for BT.709 in the color fields for players
 _CAMERAS = {  # by platform: what FFmpeg calls its way to cameras, and camera N there
     "linux": ("v4l2", "/dev/video{}"),
     "darwin": ("avfoundation", "{}"),
@@ -90,7 +90,7 @@ def open_camera(camera: int | str) -> av.container.InputContainer:
       camera: Its number, its device, its address, or `FORMAT:NAME` as FFmpeg has them.
 
     Raises:
-      FFmpegError: If there is no such camera.
+      FFmpegError: If the camera cannot be opened.
       UserError: If FFmpeg has no such format, or a server fails.
     """
     kind, numbered = _CAMERAS.get(sys.platform, _CAMERAS["linux"])
@@ -115,7 +115,7 @@ def open_camera(camera: int | str) -> av.container.InputContainer:
 def live(
     video: Iterable[tuple[Fraction, np.ndarray]], seconds: float
 ) -> Iterator[tuple[Fraction, np.ndarray]]:
-    """What a camera sees: what came while the frame before was worked on is left out.
+    """Yields the latest frames of a camera: frames that arrive during processing are skipped.
 
     It ends when `seconds` have passed, by the frames' times or by the clock; 0: it does not.
     """
@@ -133,8 +133,8 @@ class VideoReader:
     """Reads a video frame by frame: iterate once over its (time, frame).
 
     Times are seconds from the start of the video and increase. The frames are `[H, W, 3]` uint8
-    RGB, the way up that the video says, all of the first one's size, to which others are scaled;
-    their pixels are those that are stored, square or not. What is damaged is left out; the
+    RGB, rotated as the video specifies, all scaled to the size of the first one; pixels are those
+    stored, square or not. Damaged frames are skipped; the
     iteration does not raise for it.
 
     Attributes:
@@ -215,7 +215,7 @@ class VideoReader:
             due = stamp - self._start
             even = round(due * self.rate) / self.rate
             if even > self._due and abs(even - due) <= frame.time_base:
-                return even  # which the container had rounded
+                return even  # the container rounded it
             if due > self._due:
                 return due
         return self._due + 1 / self.rate
@@ -232,7 +232,7 @@ class VideoReader:
 
 
 def _turned(width: int, height: int, turns: int) -> tuple[int, int]:
-    """Sides after so many quarter turns."""
+    """Sides after a number of quarter turns."""
     return (height, width) if turns % 2 else (width, height)
 
 
@@ -269,22 +269,22 @@ def _preference(stream: av.VideoStream) -> tuple[bool, int]:
 def video_writer(
     path: Path, size: tuple[int, int], *, rate: Fraction, aspect: Fraction = _SQUARE
 ) -> Iterator[Callable[[np.ndarray, Fraction], None]]:
-    """Writes an MP4, H.264 where FFmpeg has it; it is whole once the context is left.
+    """Writes an MP4, H.264 if FFmpeg has it; it is complete once the context exits.
 
     Args:
       path: Path of the file.
       size: (height, width) in pixels; where one is odd, the last row or column is written twice.
-      rate: Frames a second. Times that are multiples of its inverse are kept exactly, others to
+      rate: Frames per second. Times that are multiples of its inverse are kept exactly, others to
         20 microseconds.
-      aspect: Width of a pixel over its height, which tells a player how wide to show it.
+      aspect: Width of a pixel over its height, for players.
 
     Yields:
-      `write(image, due)`, for frames of that size, `[H, W, 3]` uint8 RGB, each due so many seconds
-      from the start, after the one before.
+      `write(image, due)`, for frames of that size, `[H, W, 3]` uint8 RGB, each due at a time in
+      seconds from the start, after the one before.
 
     Raises:
       FFmpegError: If it cannot be encoded.
-      OSError: If the file cannot be written. What was at `path` is then as it was before.
+      OSError: If the file cannot be written. The previous file then stays unchanged.
     """
     encoder = next(name for name in _ENCODERS if name in av.codecs_available)
     pad = ((0, size[0] % 2), (0, size[1] % 2), (0, 0))
@@ -313,7 +313,7 @@ def video_writer(
 
 
 def reason(error: Exception, path: object) -> str:
-    """What FFmpeg says of a video, without the address that it adds."""
+    """Returns the message of FFmpeg about a video without the address that it adds."""
     if isinstance(error, av.error.ExitError):
         return "nothing came in time"
     if isinstance(error, av.error.ArgumentError):

@@ -1,4 +1,4 @@
-"""What has to be known of a backbone beside its function."""
+"""Description of a backbone."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""Fresh layers of a backbone whose first layers are trained: kernels that fit what they read."""
+"""Scales freshly initialized layers of a partly trained backbone to the size of their inputs."""
 
 import itertools
 from collections.abc import Collection
@@ -12,18 +12,18 @@ import numpy as np
 
 from ssd_jax.models import layers, ssd
 
-_CALM = (0.5, 2.0)  # root mean square of its inputs that a fresh layer is made for: about 1
+_CALM = (0.5, 2.0)  # root mean square of inputs for which the initialization is meant: about 1
 
 
 def calibrate(
     model: ssd.SSD, params: Any, images: jax.Array | np.ndarray, *, fresh: Collection[str]
 ) -> tuple[Any, dict[str, float]]:
-    """Scales fresh kernels of the backbone that follow a trained one to the size of their inputs.
+    """Scales freshly initialized kernels after a trained one to the size of their inputs.
 
-    A fresh kernel keeps the size of what goes in, which is about 1 in a fresh network and some
-    hundreds in a trained VGG-16: the heads would begin with logits as large, and what is trained
-    afterwards is first of all the repair. A backbone that is fresh or trained as a whole, the extra
-    layers and the heads stay as they are.
+    A freshly initialized kernel keeps the size of its input, which is about 1 in a new network and
+    several hundred in a trained VGG-16: the heads would start with logits of that size, and
+    training would first have to reduce them. A backbone that is new or trained as a whole, the
+    extra layers and the heads stay as they are.
 
     Args:
       model: The network.

@@ -18,8 +18,9 @@ xavier: Initializer = nn.initializers.lecun_uniform()
 he_normal_pixels: Initializer = nn.initializers.variance_scaling(
     2.0 / 64**2, "fan_in", "truncated_normal"
 )
-# A quarter of that size: the heads on a fresh fc7 then start as calm as those on conv4_3, whose
-# L2Norm sees to it. With larger features the paper's rate of 1e-3 diverges from the first step.
+# A quarter of that size: the heads on a new fc7 then start with outputs as small as those on
+# conv4_3, whose L2Norm sees to it. With larger features the paper's rate of 1e-3 diverges from the
+# first step.
 he_normal_quarter: Initializer = nn.initializers.variance_scaling(
     2.0 / 4**2, "fan_in", "truncated_normal"
 )
@@ -60,7 +61,7 @@ def conv(
     kernel_init: Initializer = xavier,
     dtype: Any = jnp.float32,
 ) -> nn.Conv:
-    """A square convolution with bias, whose padding is always explicit.
+    """A square convolution with bias and explicit padding.
 
     `SAME` pads (0, 1) at stride 2 on an even side where Caffe and torch pad (1, 1).
     """
@@ -86,7 +87,7 @@ def _convolve(
     rhs_dilation: Sequence[int],
     **_: Any,
 ) -> jax.Array:
-    """What `nn.Conv` calls, with as much of it as `conv` uses."""
+    """The convolution called by `nn.Conv`, with the options that `conv` uses."""
     return convolutions.convolution(
         x, kernel, stride=strides[0], padding=tuple(padding), dilation=rhs_dilation[0]
     )
@@ -185,7 +186,7 @@ class ConvAffine(nn.Module):
 class L2Norm(nn.Module):
     """Scales each position of a map to a learned length per channel.
 
-    y = scale * x / sqrt(sum of x^2 over channels + 1e-10). The epsilon stands inside the root, so
+    y = scale * x / sqrt(sum of x^2 over channels + 1e-10). The epsilon is inside the root, so
     that the gradient at an all-zero position is finite. Computed in float32.
 
     Attributes:

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from ssd_jax.kernels import convolutions
 from ssd_jax.models import layers
 
-# Logits and offsets of a quarter of the map's size: fresh heads leave a trained backbone in peace.
+# Logits and offsets of a quarter of the map's size: new heads then hardly disturb a trained
+# backbone.
 _quarter = nn.initializers.variance_scaling(1 / 4**2, "fan_in", "truncated_normal")
 
 

@@ -10,7 +10,7 @@ from ssd_jax.models import backbone, layers
 
 
 class Stage(NamedTuple):
-    """Blocks of the same width, of which the first has the stride; the others are residual."""
+    """Blocks of the same width; the first has the stride, the others are residual."""
 
     expansion: int
     features: int
@@ -30,7 +30,7 @@ _STAGES = (
 )
 _SOURCE = 13  # the last block of stride 2, whose expansion is the map of stride 16
 _RESIDUALS = sum(stage.blocks - 1 for stage in _STAGES)
-# The residuals of a fresh network add up to as much as the path that they are added to.
+# The residuals of a new network add up to the size of the path that they are added to.
 _residual_init = nn.initializers.variance_scaling(1 / _RESIDUALS, "fan_in", "truncated_normal")
 
 

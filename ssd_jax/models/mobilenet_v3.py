@@ -43,11 +43,11 @@ _BLOCKS = (
 SOURCE = 12  # the last block of stride 2, whose expansion is the map of stride 16
 LAST = 480  # channels of the map of stride 32
 TAIL = (f"block{SOURCE}/project", "block13", "block14", "conv_head")
-"""What is wider in a network that classifies: layers, and blocks of them."""
+"""Layers and blocks that are wider in the classifier."""
 
 _RESIDUALS = 10  # blocks 0, 2, 4, 5, 7, 8, 9, 11, 13, 14
-_HARD_SWISH_GAIN = 1.5  # it halves what is small: fresh kernels have more than He's variance
-_EXCITED_GAIN = 4.0  # fresh weights of channels are 1/2, of which the square is made up for
+_HARD_SWISH_GAIN = 1.5  # it halves small values: the initial kernels have more than He's variance
+_EXCITED_GAIN = 4.0  # initial channel weights are 1/2; this compensates for their square
 
 
 class MobileNetV3Large(nn.Module):
@@ -139,7 +139,7 @@ class _Block(nn.Module):
         )(expanded)
         if shape.excited:
             wide = wide * self._weights(wide)
-        # The residuals of a fresh network add up to as much as the path that they are added to.
+        # The residuals of a new network add up to the size of the path that they are added to.
         share = (1 / _RESIDUALS if residual else 1.0) * (_EXCITED_GAIN if shape.excited else 1.0)
         init = _scaled(layers.lecun_normal, share)
         projected = self._conv(features, 1, None, kernel_init=init, name="project")(wide)

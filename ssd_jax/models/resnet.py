@@ -31,7 +31,7 @@ _EXPANSION = 4  # of a bottleneck's output
 
 
 class ResNet(nn.Module):
-    """ResNet to conv4, whose stage has stride 1: one source map, of stride 8.
+    """ResNet to conv4, with stride 1 in that stage: one source map, of stride 8.
 
     BatchNorm is affine, with frozen statistics: a scale and a bias for each channel.
 
@@ -94,7 +94,7 @@ class _Block(nn.Module):
     features: int
     stride: int
     bottleneck: bool
-    share: float  # of the size of all blocks' sum that a fresh block adds
+    share: float  # of the sum of all blocks that a new block adds
     dtype: Any
 
     @nn.compact

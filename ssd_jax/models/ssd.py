@@ -72,7 +72,7 @@ _EXTRAS = {
 
 
 _HALVING = Extra(256, 512, kernel=3, stride=2, padding=1)
-"""What stands in for a second source map, in NVIDIA's and in MLPerf's SSD."""
+"""Replaces the second source map, as in NVIDIA's and MLPerf's SSD."""
 
 
 def _extras(variant: str, backbone_maps: int) -> tuple[Extra, ...]:
@@ -100,10 +100,10 @@ class Predictions(NamedTuple):
 class SSD(nn.Module):
     """Single Shot MultiBox Detector: `[B, H, W, 3]` normalized images -> `Predictions`.
 
-    On a backbone of style `"ssd"`, a VGG or ResNet, stand the paper's extra layers and heads, 3x3
+    A backbone of style `"ssd"`, a VGG or ResNet, has the paper's extra layers and heads, 3x3
     convolutions. Their variant follows the input's shorter side: SSD300's six maps below 512,
     SSD512's seven from there on; a ResNet, which has one source map where VGG has two, gets one
-    more layer. On one of style `"ssdlite"`, a MobileNet, stand SSDLite's: six maps, whose 3x3
+    more layer. One of style `"ssdlite"`, a MobileNet, has SSDLite's: six maps, whose 3x3
     convolutions are depthwise.
 
     Attributes:
@@ -122,7 +122,7 @@ class SSD(nn.Module):
       dtype: Type of the computation; parameters and outputs are float32.
       remat: Whether to recompute the backbone in the backward pass, which saves memory.
       variant: Variant of the extra layers, see `variant_for`; empty: by the input's size.
-      unused_logits: Logits of the heads that stand for no class, see `merge_unused_logits`; they
+      unused_logits: Logits of the heads without a class, see `merge_unused_logits`; they
         come on top of `num_classes`.
 
     Source: Liu et al. 2016, section 2.1 and figure 2; SSDLite: Sandler et al. 2018, section 6.2.
@@ -210,10 +210,10 @@ class SSD(nn.Module):
 
 
 def merge_unused_logits(logits: jax.Array, unused_logits: tuple[int, ...]) -> jax.Array:
-    """Adds the probability of logits that stand for no class to the background's.
+    """Adds the probability of logits without a class to the background's.
 
     Heads that count by COCO's ids have logits for ids that COCO does not use. The classes that
-    remain are numbered anew and have the probabilities that they had.
+    remain are renumbered and keep their probabilities.
 
     Args:
       logits: `[..., C + len(unused_logits)]`, the background first.
@@ -241,7 +241,7 @@ def merge_unused_logits(logits: jax.Array, unused_logits: tuple[int, ...]) -> ja
 
 
 def init(key: jax.Array, model: SSD, image_size: tuple[int, int]) -> Any:
-    """Fresh parameters of a network, by name; compiled, and the same as `model.init` gives.
+    """Initializes the parameters of a network; compiled, with the values of `model.init`.
 
     Args:
       key: Random key.
@@ -252,7 +252,7 @@ def init(key: jax.Array, model: SSD, image_size: tuple[int, int]) -> Any:
       Tree of float32 arrays.
     """
     if isinstance(key, jax.core.Tracer):  # a function that takes options cannot be part of another
-        return _fresh(model, image_size)(key)
+        return _initializer(model, image_size)(key)
     return _compiled_init(model, image_size)(key)
 
 
@@ -260,16 +260,16 @@ def init(key: jax.Array, model: SSD, image_size: tuple[int, int]) -> Any:
 def _compiled_init(model: SSD, image_size: tuple[int, int]) -> Callable[[jax.Array], Any]:
     # On the CPU, LLVM spends two thirds of this compilation on random numbers that are drawn once.
     options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-    return jax.jit(_fresh(model, image_size), compiler_options=options)
+    return jax.jit(_initializer(model, image_size), compiler_options=options)
 
 
-def _fresh(model: SSD, image_size: tuple[int, int]) -> Callable[[jax.Array], Any]:
+def _initializer(model: SSD, image_size: tuple[int, int]) -> Callable[[jax.Array], Any]:
     """`model.init` as a function of the key alone."""
 
-    def fresh(key: jax.Array) -> Any:
+    def initialize(key: jax.Array) -> Any:
         return model.init(key, jnp.zeros((1, *image_size, 3), jnp.float32))["params"]
 
-    return fresh
+    return initialize
 
 
 def abstract_params(model: SSD, image_size: tuple[int, int]) -> Any:
@@ -285,7 +285,7 @@ def apply(model: SSD, params: Any, images: jax.Array) -> Predictions:
 def predict(model: SSD, params: Any, images: jax.Array) -> Predictions:
     """`apply` for detection, where no gradient is wanted: on a CPU one image after the other.
 
-    There the maps of one image fit into the cache, or nearly.
+    On a CPU, the maps of one image nearly fit into the cache.
 
     Args:
       model: The network.
@@ -293,7 +293,7 @@ def predict(model: SSD, params: Any, images: jax.Array) -> Predictions:
       images: `[B, H, W, 3]` normalized images.
 
     Returns:
-      What `apply` gives, up to rounding.
+      The outputs of `apply`, up to rounding.
     """
 
     def of_one(image: jax.Array) -> Predictions:
@@ -307,7 +307,7 @@ def predict(model: SSD, params: Any, images: jax.Array) -> Predictions:
 
 
 def variant_for(backbone: str, image_size: tuple[int, int]) -> str:
-    """`"300"`, `"512"` or `"lite"`: whose extra layers a network of this (height, width) has."""
+    """The variant of the extra layers for a (height, width): `"300"`, `"512"` or `"lite"`."""
     if BACKBONES[backbone].style == "ssdlite":
         return "lite"
     return "300" if min(image_size) < 512 else "512"

@@ -1,4 +1,4 @@
-"""What a network consists of, layer by layer: shapes, parameters, operations."""
+"""Summary of a network by layer: shapes, parameters, operations."""
 
 import math
 from typing import NamedTuple
@@ -34,7 +34,7 @@ def summarize(model: nn.Module, image_size: tuple[int, int]) -> list[Layer]:
 
     Returns:
       Its layers. The sum of `parameters` is that of the network; pooling, activations and
-      reshapes have none and are left out.
+      reshapes have none and are omitted.
     """
     outputs: dict[str, tuple[int, ...]] = {}
 
@@ -55,7 +55,7 @@ def summarize(model: nn.Module, image_size: tuple[int, int]) -> list[Layer]:
 
 
 def _find(params: dict, name: str) -> dict | None:
-    """The arrays of the layer itself, None for a module that only holds others."""
+    """Returns the arrays of a layer, or None for a module that only contains others."""
     for part in filter(None, name.split("/")):
         params = params[part]
     arrays = {key: value for key, value in params.items() if not isinstance(value, dict)}

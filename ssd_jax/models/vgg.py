@@ -23,7 +23,7 @@ class VGG(nn.Module):
     Attributes:
       depth: 16 or 19.
       width: Multiplier of all channel counts.
-      atrous: pool5 keeps the size of its map, and fc6 has 3 x 3 positions that lie 6 apart, and
+      atrous: pool5 keeps the size of its map, and fc6 has 3 x 3 positions 6 apart, and
         1024 channels; else pool5 halves the map, fc6 has all of its 7 x 7, and both have 4096.
       dtype: Type of the computation; parameters are float32.
       remat: Keep only each block's input for the backward pass, and compute the rest again.
@@ -64,7 +64,7 @@ class VGG(nn.Module):
         return [*sources, nn.relu(fc7(x))]
 
     def _block(self, x: jax.Array, block: int) -> jax.Array:
-        """The convolutions of one block, from 1."""
+        """The convolutions of one block, counted from 1."""
         for index in range(1, _DEPTHS[self.depth][block - 1] + 1):
             first = (block, index) == (1, 1)
             layer = self._conv(

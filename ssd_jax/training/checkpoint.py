@@ -28,8 +28,8 @@ def open_manager(
     Args:
       workdir: Workdir of the run.
       keep: How many of the latest; the best stays beside them.
-      clean: Remove what an earlier process left half-written, and take a checkpoint whose mAP
-        can't be read as not evaluated. For the training alone: others would remove what it is
+      clean: Remove incomplete files of an earlier process, and treat a checkpoint with unreadable
+        mAP as not evaluated. For the training only: others would remove what it is
         writing.
 
     Raises:
@@ -113,7 +113,7 @@ def restore(
     """Reads the latest checkpoint that is whole into a state of the shapes and shardings of `like`.
 
     Newer ones that are damaged are reported and put aside into `WORKDIR/damaged`. Where the
-    optimizer of `like` is another one, its state begins anew, but for the schedule's count.
+    optimizer of `like` is another one, its state restarts, except for the count of the schedule.
 
     Returns:
       The state, and what `save` was given as `run`; None where there are no checkpoints.
@@ -144,7 +144,7 @@ def restore(
         newest, reason = next(iter(damaged.items()))
         raise errors.UserError(
             f"every checkpoint in {manager.directory} is damaged ({newest.name}: {reason}) and "
-            f"stays there: give another --workdir, or move that folder away to begin anew"
+            f"stays there: give another --workdir, or move that folder away to restart"
         )
     return None
 
@@ -171,7 +171,7 @@ def _restore(
         wanted["training"] = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=like.step.sharding), saved
         )
-    if like.ema is not None and not (folder / "ema").is_dir():  # the average begins here
+    if like.ema is not None and not (folder / "ema").is_dir():  # the average starts here
         del wanted["ema"]
     items = manager.restore(
         step,
@@ -190,8 +190,8 @@ def _restore(
     training = items["training"]
     if not same_optimizer:
         logging.warning(
-            "the optimizer of %s is another one: parameters, step and rate go on from there, its "
-            "moments begin anew",
+            "the optimizer of %s is another one: parameters, step and learning rate resume, its "
+            "moments restart",
             folder,
         )
         training["opt_state"] = _fresh(like.opt_state, training)
@@ -206,8 +206,8 @@ def _restore(
 
 
 def _fresh(opt_state: Any, saved: Any) -> Any:
-    """An optimizer's first state, whose schedule goes on from what was saved of another one."""
-    # The schedule stands at the top of `optimizer.make_optimizer`'s chain, Adam's count deeper.
+    """Returns an initial optimizer state with the schedule count of a saved one."""
+    # The schedule is at the top of `optimizer.make_optimizer`'s chain, Adam's count deeper.
     counts = (
         leaf
         for name, leaf in checkpoints.named(saved["opt_state"]).items()
@@ -246,7 +246,7 @@ def _check_no_links(directory: Path) -> None:
 
 
 def _mend_metrics(directory: Path) -> None:
-    """Takes checkpoints whose mAP can't be read as not evaluated: Orbax would open none at all."""
+    """Treats checkpoints with unreadable mAP as not evaluated: Orbax would fail to open any."""
     if distributed.is_primary():
         for folder in checkpoints.folders(directory):
             if (folder / "metrics").is_dir() and checkpoints.metrics(folder) is None:

@@ -29,11 +29,11 @@ def check_patterns(options: config_lib.TrainConfig, paths: list[str]) -> None:
                     f"{', '.join(paths[:3])}, ... (--summary lists the layers)"
                 )
     if all(any(optimizer_lib.matching([path], p) for p in options.freeze) for path in paths):
-        raise errors.UserError("config.train.freeze leaves nothing to learn")
+        raise errors.UserError("config.train.freeze leaves no trainable parameter")
 
 
 def settings(config: config_lib.Config) -> list[str]:
-    """What all processes must have in common of the config, in lines."""
+    """Lines of the config that must be equal on all processes."""
     data = dataclasses.replace(config.data, path="", archives="", cache_dir="", mirror="")
     own = dataclasses.replace(config, data=data)
     flat = jax.tree_util.tree_leaves_with_path(dataclasses.asdict(own))

@@ -59,8 +59,8 @@ def names(
     Args:
       config: The config of the run.
       split: The training split.
-      position: In the data stream, in images, where the process began.
-      first: The step that it began after.
+      position: Position in the data stream, in images, where the process started.
+      first: The step that it started after.
       number: The step.
     """
     size = config.train.batch_size
@@ -71,7 +71,7 @@ def names(
 def batches(
     config: config_lib.Config, split: datasets.Split, position: int
 ) -> Iterator[loader.Batch]:
-    """The training stream from a position on."""
+    """Returns the training stream from a position on."""
     return loader.training_batches(
         split.source,
         batch_size=config.train.batch_size,
@@ -85,7 +85,7 @@ def batches(
 
 
 def augmented(config: config_lib.Config, split: datasets.Split) -> np.ndarray:
-    """A sheet of what training sees of the first image that has objects."""
+    """Draws a sheet of augmentations of the first image with objects."""
     kept = functools.partial(loader.trained_on, difficult=config.data.difficult)
     records = (split.source[index] for index in range(len(split.source)))
     record = next((item for item in records if kept(item).any()), split.source[0])
@@ -113,6 +113,6 @@ def first_images(config: config_lib.Config, split: datasets.Split, *, count: int
 
 
 def contents(data: Data) -> list[str]:
-    """What all processes must have in common of the data, in lines."""
+    """Lines about the data that must be equal on all processes."""
     sizes = f"{len(data.train.source)} and {len(data.eval.source)} images"
     return [sizes, f"classes {', '.join(data.train.class_names)}"]

@@ -90,7 +90,7 @@ def keep_for_post_mortem(
     return errors.UserError(
         f"the loss or a gradient was not finite in {guard.in_a_row} steps in a row, to step "
         f"{guard.step}: lower config.train.learning_rate, or set config.train.warmup_steps or "
-        f"clip_norm, and give --change-config to go on from the last checkpoint; the state lies in "
+        f"clip_norm, and give --change-config to resume from the last checkpoint; the state is in "
         f"{folder}, the names of the images in skipped.jsonl"
     )
 

@@ -1,4 +1,4 @@
-"""What the host does beside the devices: figures, watchdog, traces, and the word to stop."""
+"""Work of the host beside the devices: metrics, watchdog, traces and stopping."""
 
 import collections
 from pathlib import Path
@@ -17,7 +17,7 @@ from ssd_jax.training import step as step_lib
 class Stopping:
     """Whether a run is to stop, which all of its processes have to know at the same step.
 
-    One process tells the others through the batch of a step and hears of them through its metrics.
+    A process informs the others through the batch of a step and is informed through its metrics.
     """
 
     def __init__(self, stop: signals.Stop, mesh: jax.sharding.Mesh):
@@ -42,12 +42,12 @@ class Stopping:
         return bool(self._stop.name) if self._alone else self._heard
 
     def ask(self) -> bool:
-        """Whether a process has been told to stop; all processes have to ask together."""
+        """Whether any process received a stop signal; all processes have to call it together."""
         return distributed.any_true(bool(self._stop.name))
 
 
 class Host:
-    """What the host does with the figures of a step, one step behind the devices.
+    """Handles the metrics of steps on the host, one step behind the devices.
 
     Attributes:
       log: Log of the run's metrics.
