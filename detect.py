@@ -7,13 +7,12 @@
   python detect.py --workdir runs/quickstart --camera 0          until Ctrl-C
   python detect.py --workdir runs/quickstart https://HOST/VIDEO.mp4 -- --name.jpg
 
-Writes each with its boxes, and detections.json with all boxes in pixels, into --output, by default
-the first of detections, detections-2, ... that is not there yet. A video's copy has no sound. What
-cannot be read is named at the end, and the exit status is 2; the others are done all the same.
+Writes annotated copies, and detections.json with all boxes in pixels, into --output, by default a
+new folder, the first of detections, detections-2, ... Copies of videos have no sound. Unreadable
+inputs are listed at the end and the exit status is 2; all others are processed.
 
-Ctrl-C, SIGTERM and SIGHUP end it after the batch that is begun: the video so far and
-detections.json are written, and the exit status is 130, 143 or 129. A camera ends by Ctrl-C with
-status 0.
+Ctrl-C, SIGTERM and SIGHUP end it after the current batch: the video so far and detections.json are
+written, and the exit status is 130, 143 or 129. A camera ends by Ctrl-C with status 0.
 """
 
 import functools
@@ -33,23 +32,25 @@ if TYPE_CHECKING:
     from ssd_jax.media import files, outputs
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("workdir", None, "Workdir of the run; its best checkpoint is taken.")
+flags.DEFINE_string("workdir", None, "Workdir of the run; its best checkpoint is used.")
 flags.DEFINE_string("checkpoint", None, "One checkpoint, WORKDIR/checkpoints/STEP.")
 flags.DEFINE_string("weights", None, "A detector's weights: a file of any framework, or a name.")
 flags.DEFINE_string("output", None, "Folder of the results; a new one by default.")
-flags.DEFINE_bool("overwrite", False, "Write into a folder that holds files already.")
+flags.DEFINE_bool("overwrite", False, "Write into a folder that is not empty.")
 flags.DEFINE_bool("crops", False, "Also write an image of each object, OUTPUT/crops/CLASS/.")
-flags.DEFINE_string("coco", None, "COCO's JSON that has the images: also write coco_results.json.")
-flags.DEFINE_list("classes", [], "Only these, with commas between them: dog,cat.")
+flags.DEFINE_string(
+    "coco", None, "COCO's JSON with the ids of the images: also write coco_results.json."
+)
+flags.DEFINE_list("classes", [], "Only these classes, separated by commas: dog,cat.")
 flags.DEFINE_string(
     "camera", None, "A camera: number, device, rtsp://HOST/1, or FFmpeg's FORMAT:NAME."
 )
-flags.DEFINE_float("seconds", 0.0, "Of the camera; 0: until Ctrl-C.", 0.0)
+flags.DEFINE_float("seconds", 0.0, "Duration for a camera; 0: until Ctrl-C.", 0.0)
 flags.DEFINE_float(
     "score_threshold",
     0.5,
-    "Only detections that score more; without effect below config.eval.score_threshold, or "
-    "that of an exported file.",
+    "Minimum score of detections; no effect below config.eval.score_threshold, or that of an "
+    "exported file.",
     0.0,
     1.0,
 )
@@ -68,7 +69,7 @@ def main(argv: Sequence[str]) -> None:
     ids = None
     if FLAGS.coco:
         if FLAGS.camera is not None:
-            raise errors.UserError("give either --coco or --camera: what a camera sees has no ids")
+            raise errors.UserError("give either --coco or --camera: camera frames have no ids")
         ids = adapters.read_coco_ids(Path(FLAGS.coco))
     detector = trained().build(FLAGS.config)
     annotate.check_classes(detector, FLAGS.classes)
@@ -85,7 +86,7 @@ def main(argv: Sequence[str]) -> None:
                 outcomes.append(outcome)
         except errors.MachineError as error:
             trouble = error
-        finally:  # also of what fails
+        finally:  # also after a failure
             places, problems = write(detector, outcomes, output, ids)
     say(detector, outcomes, places)
     lines = [*inputs.problems, *(outcome.problem for outcome in outcomes), *problems, trouble]
@@ -93,7 +94,7 @@ def main(argv: Sequence[str]) -> None:
         console.error(line)
     if stop.signal and not is_camera_ended(outcomes, stop.signal):
         console.warn(
-            f"{stop.signal.name}: {len(outcomes)} of {len(inputs.paths)} inputs were begun"
+            f"{stop.signal.name}: {len(outcomes)} of {len(inputs.paths)} inputs were started"
         )
         sys.exit(128 + stop.signal)
     if any(lines):
@@ -106,7 +107,7 @@ def found(
     output: Path,
     stop: stopping.Stop,
 ) -> "Iterator[outputs.Outcome]":
-    """Detects in the inputs, then in what the camera sees; writes their copies."""
+    """Detects in the inputs, then in the camera; writes their copies."""
     from ssd_jax.media import annotate, files, outputs
 
     targets = files.places(paths, output)
@@ -138,7 +139,7 @@ def write(
     output: Path,
     ids: "adapters.CocoIds | None",
 ) -> tuple[dict[str, Path], list[str]]:
-    """Writes everything but the copies; where it lies, and a line for what was not written."""
+    """Writes everything but the copies; returns the paths, and a line per failure."""
     from ssd_jax.media import outputs
 
     if not outcomes:
@@ -169,7 +170,7 @@ def say(
     outcomes: "Sequence[outputs.Outcome]",
     places: Mapping[str, Path],
 ) -> None:
-    """Says where everything lies, and what helps if nothing was found."""
+    """Prints the paths of the outputs, and advice if nothing was found."""
     from ssd_jax.media import outputs
 
     read = [outcome.found for outcome in outcomes if outcome.found is not None]
@@ -184,7 +185,7 @@ def say(
 
 
 def is_camera_ended(outcomes: "Sequence[outputs.Outcome]", number: signal.Signals) -> bool:
-    """Whether Ctrl-C ended a camera, for which it is the usual end."""
+    """Whether Ctrl-C ended a camera, which is its normal end."""
     return number == signal.SIGINT and bool(outcomes) and isinstance(outcomes[-1].path, str)
 
 

@@ -1,4 +1,4 @@
-r"""Evaluates a trained detector: average precision by class, VOC's and COCO's figures.
+r"""Evaluates a trained detector: average precision by class, VOC and COCO metrics.
 
   python evaluate.py --workdir runs/quickstart
   python evaluate.py --checkpoint runs/quickstart/checkpoints/500 --config.eval.max_images=64
@@ -11,11 +11,11 @@ r"""Evaluates a trained detector: average precision by class, VOC's and COCO's f
 
 The last uses test-time augmentation: four views of each image, merged before NMS.
 The config is that of the run; --config.PART.FIELD=VALUE changes a field, --config FILE replaces it.
-Detections in VOC or COCO are also written as the dataset's server takes them; of a split without
-annotations there is nothing else. --results evaluates such files again, without a network.
+For VOC and COCO, the detections are also written in the format of the evaluation server; a split
+without annotations has no other outputs. --results evaluates such files without a network.
 
-Results go into --output. Without it, they replace those of the run in its workdir; of --weights and
---results they go into the first of runs/NAME, runs/NAME-2, ... that is not there yet.
+Results are written to --output. By default they replace those in the workdir of the run; with
+--weights and --results they go into a new folder, the first of runs/NAME, runs/NAME-2, ...
 """
 
 import atexit
@@ -31,16 +31,18 @@ from ssd_jax import cli, console, errors, files
 from ssd_jax import config as config_lib
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("workdir", None, "Workdir of the run; its best checkpoint is taken.")
+flags.DEFINE_string("workdir", None, "Workdir of the run; its best checkpoint is used.")
 flags.DEFINE_string("checkpoint", None, "One checkpoint, WORKDIR/checkpoints/STEP.")
 flags.DEFINE_string("weights", None, "A detector's weights: a file of any framework, or a name.")
-flags.DEFINE_string("results", None, "Detections instead: COCO's JSON, or a folder of VOC's files.")
+flags.DEFINE_string(
+    "results", None, "Detections to evaluate: COCO's JSON, or a folder of VOC's files."
+)
 flags.DEFINE_string("output", None, "Folder of the results; by default the workdir, or runs/NAME.")
-flags.DEFINE_bool("overwrite", False, "Write into an --output that holds files already.")
+flags.DEFINE_bool("overwrite", False, "Write into an --output that is not empty.")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Restores and detects, or reads detections; evaluates, prints and writes."""
+    """Detects, or reads detections; evaluates them, prints and writes the results."""
     trained = functools.cache(cli.find_trained)
     cli.parse(argv, saved=lambda: config_lib.Config() if FLAGS.results else trained().config)
     from ssd_jax import build
@@ -77,11 +79,11 @@ def main(argv: Sequence[str]) -> None:
     else:
         console.stdout.print(
             console.plain(
-                f"{config.data.eval_split} has no annotations, so there are no figures: the server "
-                "of the dataset takes the results and gives them"
+                f"{config.data.eval_split} has no annotations, so there are no metrics: upload the "
+                "results to the evaluation server of the dataset"
             )
         )
-    # From here on the work is done: what is only for looking at costs nothing of it.
+    # The metrics are computed: failures of informative outputs do not lose them.
     samples: list[np.ndarray] = []
     places: dict[str, Path] = {}
     if not FLAGS.results:
@@ -109,15 +111,15 @@ def main(argv: Sequence[str]) -> None:
 
 
 def of_run() -> bool:
-    """Whether a run of train.py is evaluated, and no file."""
+    """Whether a run of train.py is evaluated, not a file."""
     return not (FLAGS.results or FLAGS.weights)
 
 
 def make_folder(home: Path) -> Path:
-    """The folder of the results, made and tried before what takes minutes.
+    """Creates the output folder and checks that it is writable, before anything slow.
 
     Raises:
-      UserError: It can't be written to, or is an --output that holds files.
+      UserError: If it is not writable, or is an --output that is not empty.
     """
     from ssd_jax.media import files as media_files
 
@@ -126,7 +128,7 @@ def make_folder(home: Path) -> Path:
         media_files.make_folder(folder, overwrite=FLAGS.overwrite or not FLAGS.output)
     else:
         folder = media_files.new_folder(home)
-        atexit.register(media_files.remove_empty, folder)  # where nothing comes of it
+        atexit.register(media_files.remove_empty, folder)  # if nothing was written
     try:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:

@@ -1,14 +1,13 @@
-"""Writes a trained detector for other programs: ONNX, StableHLO and safetensors.
+"""Exports a trained detector: ONNX, StableHLO and safetensors.
 
   python export.py --workdir runs/quickstart
   python export.py --weights ssd300-coco IMAGE.jpg
   python export.py --workdir runs/quickstart --formats onnx --outputs raw --output FOLDER
 
-Loads each file again and compares its detections with those of JAX in the images that are named,
-or in their folders and 'globs*'; without, in those of the run's evaluation split, or of the dataset
-that --config.data.path or --config.data.archives names. The files keep the run's score threshold,
-suppression and number of detections: --config.eval.score_threshold=0.3 changes them.
-docs/deployment.md says how to use the files.
+Loads each file again and compares its detections with those of JAX on the given images, folders
+and 'globs*'; by default on the evaluation split of the run, or of the dataset at --config.data.path or
+--config.data.archives. The files contain the score threshold, NMS options and number of detections
+of the run: --config.eval.score_threshold=0.3 changes them. See docs/deployment.md for their use.
 """
 
 import functools
@@ -25,24 +24,24 @@ if TYPE_CHECKING:
     from ssd_jax.data import datasets
 
 FLAGS = flags.FLAGS
-_MOST_BYTES = 1 << 30  # of an image's file
-flags.DEFINE_string("workdir", None, "Workdir of the run; its best checkpoint is taken.")
+_MOST_BYTES = 1 << 30  # of an image file
+flags.DEFINE_string("workdir", None, "Workdir of the run; its best checkpoint is used.")
 flags.DEFINE_string("checkpoint", None, "One checkpoint, WORKDIR/checkpoints/STEP.")
 flags.DEFINE_string("weights", None, "A detector's weights: a file of any framework, or a name.")
 flags.DEFINE_string("output", None, "Folder of the files; WORKDIR/export by default.")
-flags.DEFINE_bool("overwrite", False, "Write into a folder that holds files already.")
-flags.DEFINE_list("formats", ["onnx", "stablehlo", "safetensors"], "Which files to write.")
+flags.DEFINE_bool("overwrite", False, "Write into a folder that is not empty.")
+flags.DEFINE_list("formats", ["onnx", "stablehlo", "safetensors"], "Formats to write.")
 flags.register_validator(
     "formats",
     lambda names: names and set(names) <= {"onnx", "stablehlo", "safetensors"},
     message="give some of onnx,stablehlo,safetensors",
 )
-flags.DEFINE_enum("outputs", "detections", ["detections", "raw"], "What the network gives.")
-flags.DEFINE_integer("images", 32, "How many images to compare on.", lower_bound=1)
+flags.DEFINE_enum("outputs", "detections", ["detections", "raw"], "Outputs of the network.")
+flags.DEFINE_integer("images", 32, "Number of images to compare on.", lower_bound=1)
 
 
 def main(argv: Sequence[str]) -> None:
-    """Restores, writes, loads again, compares and prints."""
+    """Loads, exports, loads the files again and compares them."""
     FLAGS.set_gnu_getopt()  # flags may follow the images
     trained = functools.cache(cli.find_trained)
     names = cli.parse(argv, saved=lambda: trained().config)
@@ -54,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
     images = images_of(names) if names else []
     detector = trained().build(config)
     output = Path(FLAGS.output or trained().folder / "export")
-    if not FLAGS.output and output.is_symlink():  # in a workdir that may be somebody else's
+    if not FLAGS.output and output.is_symlink():  # in a workdir that may be of a third party
         output.unlink()
     media_files.make_folder(output, overwrite=FLAGS.overwrite)
     places = {name: output / f"detector.{name}" for name in FLAGS.formats}
@@ -64,12 +63,12 @@ def main(argv: Sequence[str]) -> None:
     if images or not FLAGS.weights or config.data.path or config.data.archives:
         compare(detector, split_of(detector, images), places)
     else:
-        console.stdout.print("not compared with JAX: name an image to compare on, IMAGE.jpg")
+        console.stdout.print("not compared with JAX: give an image to compare on, IMAGE.jpg")
     cli.show_places(places | cli.write_loaded(detector, output))
 
 
 def images_of(names: Sequence[str]) -> list[Path]:
-    """The image files that a command line names."""
+    """Returns the image files given on the command line."""
     from ssd_jax.media import files as media_files
 
     inputs = media_files.find(names)
@@ -83,7 +82,7 @@ def images_of(names: Sequence[str]) -> list[Path]:
 
 
 def split_of(detector: "detector_lib.Detector", images: Sequence[Path]) -> "datasets.Split":
-    """The images to compare on as a split, by default the config's evaluation split."""
+    """Returns the images to compare on as a split, by default the evaluation split."""
     from ssd_jax import build
     from ssd_jax.data import datasets
 
@@ -95,14 +94,14 @@ def split_of(detector: "detector_lib.Detector", images: Sequence[Path]) -> "data
             records.append({"image": files.read(path, at_most=_MOST_BYTES), "name": str(path)})
         except OSError as error:
             raise errors.UserError(f"{path}: {error.strerror}") from None
-    source: Any = records  # in memory, where datasets have them in files
+    source: Any = records  # in memory instead of files
     return datasets.Split(source, detector.class_names, 1, (), annotated=False)
 
 
 def compare(
     detector: "detector_lib.Detector", split: "datasets.Split", places: Mapping[str, Path]
 ) -> None:
-    """Prints how far the detections of each file are from the detector's."""
+    """Prints the differences of each file's detections from the detector's."""
     from ssd_jax import export
     from ssd_jax.evaluation import parity, run, tables
 

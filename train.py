@@ -5,10 +5,10 @@
   python train.py --config configs/ssd300.py --summary
   python train.py --config configs/finetune_ssdlite.py --config.data.path=FOLDER --check
 
-A run goes on from the last checkpoint in its workdir. Told to stop by a signal such as SIGTERM or
-SIGINT, or by SIGHUP of a terminal that is closed, it saves and exits with status 75: the same
-command goes on. On several machines, start it on each, as docs/scaling.md says.
---config.PART.FIELD=VALUE changes a field of the config; ssd_jax/config.py lists them all.
+A run resumes from the last checkpoint in its workdir. On a signal such as SIGTERM, SIGINT or SIGHUP
+(closed terminal) it saves its state and exits with status 75: the same command resumes. On several
+machines, start it on each; see docs/scaling.md.
+--config.PART.FIELD=VALUE changes a field of the config; ssd_jax/config.py lists all fields.
 """
 
 import sys
@@ -22,19 +22,19 @@ from ssd_jax import config as config_lib
 from ssd_jax.data import prepared
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("workdir", None, "Where the run is kept; runs/NAME_OF_THE_CONFIG by default.")
-flags.DEFINE_bool("change_config", False, "Go on in a workdir whose config differs from this one.")
-flags.DEFINE_string("profile", None, "START:STOP, steps to trace into WORKDIR/profile.")
-flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, where no launcher says it.")
-flags.DEFINE_integer("num_processes", None, "How many processes train together.")
-flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+flags.DEFINE_string("workdir", None, "Folder of the run; runs/NAME_OF_THE_CONFIG by default.")
+flags.DEFINE_bool("change_config", False, "Resume in a workdir with another config.")
+flags.DEFINE_string("profile", None, "START:STOP, the steps to trace into WORKDIR/profile.")
+flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, if no launcher sets it.")
+flags.DEFINE_integer("num_processes", None, "Number of processes.")
+flags.DEFINE_integer("process_id", None, "Index of this process, from 0.")
 flags.DEFINE_integer("coordinator_timeout", 300, "Seconds to wait for the other processes.")
-flags.DEFINE_bool("summary", False, "Print the network's layers, for 20 classes, and stop.")
-flags.DEFINE_bool("check", False, "Read your own dataset whole, say what is wrong, and stop.")
+flags.DEFINE_bool("summary", False, "Print the layers of the network for 20 classes and exit.")
+flags.DEFINE_bool("check", False, "Read your whole dataset, report its faults and exit.")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Trains, evaluates and says where everything lies."""
+    """Trains, evaluates and prints the paths of the outputs."""
     cli.parse(argv)
     from ssd_jax import build, distributed
     from ssd_jax.evaluation import tables
@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _data_are_good(config: config_lib.Config) -> bool:
-    """Prints what `config.data.path` holds, and how far the config's default boxes fit it."""
+    """Prints the content of `config.data.path` and how well the config's default boxes fit it."""
     from ssd_jax import build
     from ssd_jax.data import check
 
@@ -86,12 +86,12 @@ def _data_are_good(config: config_lib.Config) -> bool:
 
 
 def _steps(text: str | None) -> range:
-    """What --profile says, as a range."""
+    """Parses --profile as a range."""
     if text is None:
         return range(0)
     start, _, stop = text.partition(":")
     if not (start.isdigit() and stop.isdigit() and int(start) < int(stop)):
-        raise errors.UserError(f"--profile is {text!r}; it must be START:STOP, say, 10:15")
+        raise errors.UserError(f"--profile is {text!r}; it must be START:STOP, for example 10:15")
     return range(int(start), int(stop))
 
 

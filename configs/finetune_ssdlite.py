@@ -1,4 +1,4 @@
-r"""A trained SSDLite learns the classes of your own images, some dozens of them, in minutes.
+r"""Fine-tunes a trained SSDLite on your own classes with a few dozen images, in minutes.
 
 python train.py --config configs/finetune_ssdlite.py --workdir runs/mine \
   --config.model.pretrained=runs/ssdlite320_mobilenet_v2 --config.data.path=FOLDER
@@ -9,7 +9,7 @@ from ssd_jax import config
 
 
 def get_config() -> config.Config:
-    # With features that learn it found more than at 320 pixels, on all splits (docs/results.md).
+    # Trainable features: a higher mAP than at 320 pixels, on all splits (docs/results.md).
     cfg = ssdlite448_mobilenet_v2.get_config()
     cfg.data.dataset = "folder"  # or coco, or yolo
     cfg.data.train_split = "train"

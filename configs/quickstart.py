@@ -16,7 +16,7 @@ def get_config() -> config.Config:
     cfg.data.augment = "flip"  # the whole augmentation pays in longer runs
     cfg.train.steps = 500
     cfg.train.batch_size = 8
-    # From fresh parameters in a few minutes: Muon, and a rate that falls to 0.
+    # From scratch in a few minutes: Muon, and a learning rate that decays to 0.
     cfg.train.optimizer = "muon"
     cfg.train.learning_rate = 3e-3
     cfg.train.weight_decay = 0.0

@@ -8,5 +8,5 @@ from ssd_jax import config
 
 def get_config() -> config.Config:
     cfg = config.Config()
-    cfg.model.backbone = "resnet50"  # resnet18, resnet34 and resnet101 likewise
+    cfg.model.backbone = "resnet50"  # or resnet18, resnet34, resnet101
     return cfg

@@ -3,8 +3,8 @@
 python train.py --config configs/ssd300_voc07pp12.py --config.model.pretrained=vgg16-imagenet
 python evaluate.py --workdir runs/ssd300_voc07pp12 --config.data.eval_split=2012/test
 
-The second writes what the server takes; VOC2012test.tar has to lie in --config.data.archives where
-the mirror does not give it.
+The second writes results for the evaluation server; VOC2012test.tar has to be in
+--config.data.archives if the mirror does not have it.
 """
 
 from ssd_jax import config
@@ -13,7 +13,7 @@ from ssd_jax import config
 def get_config() -> config.Config:
     cfg = config.Config()
     cfg.data.train_split = "2007/trainval+2007/test+2012/trainval"
-    # No annotated image of VOC is left: this is trained on, and tells only whether it learns.
+    # No annotated VOC image is held out: these are trained on and only show that training works.
     cfg.data.eval_split = "2007/test"
     # Liu et al. 2016, section 3.3: 60k steps at 1e-3 and 20k at 1e-4; with the expansion, section
     # 3.6 doubles both.

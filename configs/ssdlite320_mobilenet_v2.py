@@ -22,8 +22,8 @@ def get_config() -> config.Config:
     cfg.train.steps = 4_500  # 58 times the 2,500 images
     cfg.train.optimizer = "muon"
     cfg.train.learning_rate = 2.8e-3
-    # Folded BatchNorm leaves weights of very different sizes: at the full rate the pretrained
-    # features are lost in a few steps. The early ones are general enough as they are.
+    # Folded BatchNorm leaves weights of very different sizes: at the full learning rate
+    # the pretrained features are lost in a few steps. The early ones are general enough.
     cfg.train.lr_multipliers = ("mobilenet_v2=0.1",)
     cfg.train.freeze = ("mobilenet_v2/conv_stem", "mobilenet_v2/block[0-9]")
     cfg.train.bias_lr_multiplier = 1.0

@@ -16,7 +16,7 @@ def get_config() -> config.Config:
     cfg.train.batch_size = 32
     cfg.train.optimizer = "adam"
     cfg.train.learning_rate = 1e-3
-    cfg.train.lr_multipliers = ("mobilenet_v3_large=0.1",)  # trained features, fresh heads
+    cfg.train.lr_multipliers = ("mobilenet_v3_large=0.1",)  # trained features, new heads
     cfg.train.bias_lr_multiplier = 1.0
     cfg.train.weight_decay = 1e-4
     cfg.train.clip_norm = 10.0

@@ -1,4 +1,4 @@
-r"""A trained SSDLite at 320 pixels goes on with larger images, in which it finds smaller objects.
+r"""Continues a trained SSDLite with larger images (448 pixels), which finds smaller objects.
 
 python train.py --config configs/ssdlite448_mobilenet_v2.py \
   --config.model.pretrained=runs/ssdlite320_mobilenet_v2

@@ -320,7 +320,7 @@ def test_evaluate_writes_cocos_results_and_takes_them_back(tmp_path):
     )  # fmt: skip
     out, err = process.communicate()
     assert (process.returncode, err) == (0, "")
-    assert "test2017 has no annotations, so there are no figures" in out
+    assert "test2017 has no annotations, so there are no metrics" in out
     (file,) = (path for path in (tmp_path / "test").rglob("*") if path.is_file())
     assert file == tmp_path / "test/results/detections_test2017_ssd_results.json"
     entries = json.loads(file.read_text())
@@ -366,7 +366,7 @@ def test_evaluate_writes_vocs_results_of_2012_test(tmp_path):
     )
     out, err = process.communicate()
     assert (process.returncode, err) == (0, "")
-    assert "2012/test has no annotations, so there are no figures" in out
+    assert "2012/test has no annotations, so there are no metrics" in out
     files = sorted((workdir / "results").iterdir())
     assert [f.name for f in files] == [f"comp4_det_test_{name}.txt" for name in voc.CLASSES]
     lines = [line.split() for file in files for line in file.read_text().splitlines()]

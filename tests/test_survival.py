@@ -538,7 +538,7 @@ def test_a_profile_that_is_no_range_is_one_line(value):
     ((status, stderr),) = tiny_run.ends([process])
     assert (status, stderr) == (
         2,
-        f"error: --profile is {value!r}; it must be START:STOP, say, 10:15\n",
+        f"error: --profile is {value!r}; it must be START:STOP, for example 10:15\n",
     )
 
 
