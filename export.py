@@ -5,9 +5,10 @@
   python export.py --workdir runs/quickstart --formats onnx --outputs raw --output FOLDER
 
 Loads each file again and compares its detections with those of JAX on the given images, folders
-and 'globs*'; by default on the evaluation split of the run, or of the dataset at --config.data.path or
---config.data.archives. The files contain the score threshold, NMS options and number of detections
-of the run: --config.eval.score_threshold=0.3 changes them. See docs/deployment.md for their use.
+and 'globs*'; by default on the evaluation split of the run, or of the dataset that
+--config.data.path or --config.data.archives gives. The files contain the score threshold, NMS
+options and number of detections of the run: --config.eval.score_threshold=0.3 changes them. See
+docs/deployment.md for their use.
 """
 
 import functools
