@@ -32,7 +32,7 @@ def announce(run: start.Run, state: step_lib.TrainState, origin: str) -> None:
         f"{parameters:,} parameters, {boxes} default boxes, {config.model.dtype}",
         "batch": _batch(config.train, mesh),
         "training": f"steps {int(state.step)} to {config.train.steps}, {config.train.optimizer}, "
-        f"rate {build.learning_rate(config.train):g} ({config.train.schedule}, "
+        f"learning rate {build.learning_rate(config.train):g} ({config.train.schedule}, "
         f"warm-up {build.warmup_steps(config)} steps)",
         "start": origin,
     }.items():
