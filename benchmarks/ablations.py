@@ -68,13 +68,13 @@ class Run(NamedTuple):
 
 
 def get(path: Path, name: str) -> Any:
-    """What a config file calls so.
+    """Loads a config file by name.
 
     Raises:
       UserError: If there is no such file, or no such name in it.
     """
     if not path.is_file():
-        raise errors.UserError(f"{path}: there is no such file; give a config with {name}")
+        raise errors.UserError(f"{path}: file not found; give a config with {name}")
     found = runpy.run_path(str(path))
     if name not in found:
         raise errors.UserError(f"{path} has no {name}, as it should")
@@ -113,11 +113,11 @@ def table(runs: Mapping[str, Run]) -> str:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Trains what is not trained yet, evaluates, and writes the table after each."""
+    """Trains and evaluates what is missing, and writes the table after each."""
     sys.path.insert(0, str(ROOT))  # configs import each other
     cli.parse(argv, saved=lambda: get(Path(FLAGS.base), "get_config")())
     if not FLAGS.workdir:
-        raise errors.UserError("--workdir is missing: say, --workdir runs/ablations")
+        raise errors.UserError("--workdir is missing: for example --workdir runs/ablations")
     base, workdir = FLAGS.config, Path(FLAGS.workdir)
     configs = changed(base, FLAGS.configs)
     cli.split_cpu(base.train.cpu_devices)

@@ -1,11 +1,11 @@
-"""Runs the benchmarks one after the other, and writes what they print as Markdown and as JSON.
+"""Runs the benchmarks one after the other, and writes their output as Markdown and JSON.
 
   pip install -e '.[export]' torch torchvision
   python benchmarks/all.py --archives FOLDER_OF_VOC_ARCHIVES [--only network,loop] [--out FOLDER]
 
 Each is also a command of its own. The JSON holds the machine, the versions and, for each benchmark,
-its command, seconds and rows by the headings of its tables. One that fails is reported, the others
-go on. Those that need VOC or a package that is not there are left out, and named. Nothing else
+its command, seconds and rows by the headings of its tables. Failures are reported and the
+others run. Those that need VOC or a missing package are skipped and listed. Nothing else
 should run on the machine meanwhile.
 """
 
@@ -49,7 +49,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "torch", "torchvision", "onnxruntime", "num
 
 
 def machine() -> dict[str, object]:
-    """What the figures depend on."""
+    """Describes the machine and versions."""
     versions = {}
     for name in PACKAGES:
         try:
@@ -68,7 +68,7 @@ def machine() -> dict[str, object]:
 
 
 def lacking(name: str, archives: str | None) -> str:
-    """What a benchmark needs and does not have; empty: nothing."""
+    """Returns the missing requirements of a benchmark."""
     missing = [module for module in BENCHMARKS[name] if not importlib.util.find_spec(module)]
     if missing:
         return f"pip install {' '.join(missing)}"
@@ -76,7 +76,7 @@ def lacking(name: str, archives: str | None) -> str:
 
 
 def rows(markdown: str) -> list[dict[str, str]]:
-    """The rows of all tables in what a benchmark printed, by the headings of their columns."""
+    """Parses the rows of all tables in the output of a benchmark."""
     found: list[dict[str, str]] = []
     headings: list[str] = []
     for line in markdown.splitlines():

@@ -1,4 +1,4 @@
-"""What the augmentation costs in a train step of SSD300.
+"""Cost of the augmentation in a train step of SSD300.
 
   python benchmarks/augmentation.py [--batch 32] [--step_batch 4] [--runs 5]
 

@@ -1,4 +1,4 @@
-r"""What the paper's augmentation is worth: the quickstart with "ssd" and with "flip", equal steps.
+r"""Gain of the paper's augmentation: the quickstart with "ssd" and with "flip", equal steps.
 
   python benchmarks/augmentation_gain.py --workdir runs/gain [--seeds 0 1 2] [--steps 1000] \
     [--images 100] [--test-images 200] [--test-seed 9]

@@ -1,10 +1,10 @@
-"""What real early layers are worth to SSD300, frozen, beside training from nothing.
+"""Gain of pretrained early layers for SSD300, frozen, over training from scratch.
 
   python benchmarks/frozen_backbone.py --archives FOLDER --weights vgg16_conv1_to_conv3.npz \
       --workdir runs/frozen [--steps 300] [--batch-size 4]
 
 Trains both for the same steps with the same rates on VOC 2007 train and compares their losses; then
-times the step with those layers frozen and learning, in turns. A run that was stopped goes on.
+times the step with those layers frozen and trainable, in turns. A stopped run resumes.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def configured(options: argparse.Namespace, *, real: bool) -> config_lib.Config:
     cfg.data.archives = options.archives
     cfg.data.train_split, cfg.data.eval_split = "2007/train", "2007/val"
     cfg.train.steps, cfg.train.batch_size = options.steps, options.batch_size
-    # SGD at the paper's rate hardly moves in so few steps, and diverges from nothing.
+    # SGD at the paper's learning rate hardly moves in so few steps, and diverges from scratch.
     cfg.train.optimizer, cfg.train.learning_rate, cfg.train.clip_norm = "adam", 1e-4, 10.0
     cfg.train.warmup_steps = cfg.train.scratch_warmup_steps = options.steps // 6
     cfg.train.log_every, cfg.train.checkpoint_every = 1, 25

@@ -2,7 +2,7 @@
 
   python benchmarks/huge_pages.py [--runs 3] [--steps 5]
 
-XLA takes the memory of every step anew. Each row is of fresh processes that take turns; it shows
+XLA allocates memory at every step. Each row is of new processes that take turns; it shows
 medians of the processes' medians, and how much of their CPU time went into the kernel. Where Linux
 gives huge pages to all programs or to none, the two are the same: see
 /sys/kernel/mm/transparent_hugepage/enabled, where this is for `madvise`.
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 
-WORK = {  # what is trained: its batch, the options of its network, its input's side
+WORK = {  # trained networks: batch size, options of the network, input size
     "configs/quickstart.py": (8, {"width": 0.25}, 300),
     "SSD300": (4, {}, 300),
     "SSDLite on MobileNetV2, all layers": (32, {"backbone": "mobilenet_v2"}, 320),

@@ -51,7 +51,7 @@ def plain_detect(boxes: jax.Array, conf: jax.Array) -> batched_nms.Found:
 
 
 def summed(function: Callable) -> Callable:
-    """The gradient to the first two arguments, integers left out, of the sum of what it gives."""
+    """Gradient of the sum of its outputs, without integers, by the first two arguments."""
 
     def gradient(x: jax.Array, other: jax.Array) -> object:
         numbers = (0, 1) if jnp.issubdtype(other.dtype, jnp.floating) else 0
@@ -61,7 +61,7 @@ def summed(function: Callable) -> Callable:
 
 
 def losses(batch: int) -> Iterator[Row]:
-    """Matching and what the loss computes of a batch."""
+    """Matching and the loss of a batch."""
     gt_boxes, gt_labels = turns.ground_truth(batch, CLASSES)
     corners = np.tile(np.asarray(boxes.cxcywh_to_xyxy(PRIORS)), (batch, 1, 1))
     by_rows = functools.partial(row_matching.overlaps, least_overlap=1e-6)
@@ -77,7 +77,7 @@ def losses(batch: int) -> Iterator[Row]:
 
 
 def post_processing(batch: int) -> Iterator[Row]:
-    """NMS, and what leads to it, of a quarter of the batch."""
+    """Post-processing with NMS of a quarter of the batch."""
     few = functools.partial(
         batched_nms.of_few_priors,
         otherwise=plain_detect,

@@ -1,4 +1,4 @@
-"""The loader's speed beside what simplejpeg alone decodes of the same files on the same cores.
+"""Speed of the loader compared with simplejpeg alone on the same files and cores.
 
   python benchmarks/loader.py --archives FOLDER_OF_VOC_ARCHIVES [--images 1024] [--runs 5]
 
@@ -6,7 +6,7 @@ Records come from memory, where `config.data.memory_gib` keeps them after the fi
 their files. Both sides use as many threads as there are cores and take turns in one process, A B A
 B; the table shows medians and the median of the ratios of neighbors. `simplejpeg` decodes the
 files' bytes and throws the pixels away; the loader also shrinks, pads, stacks and keeps the order.
-Its time counts from when the stream flows: what starting costs, a run pays once.
+Its time excludes the start of the stream, which a run pays once.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from ssd_jax.data import datasets, loader
 
 BATCH = 32
 WARM_UP = 8  # batches
-REST = 1.0  # seconds that threads get to end what nobody waits for
+REST = 1.0  # seconds for threads to finish prefetching
 
 
 def simplejpeg_alone(files: list[bytes], threads: int) -> float:

@@ -9,7 +9,7 @@ torchvision's own SSD training in their second version; lists are collated. Our 
 threads and gives canvases; our augmentation runs in the train step, here alone on the same device.
 It makes images of 300 x 300; torchvision resizes in its model, which is not part of this. The
 three take turns in one process; the table shows medians, and the median of the ratios of
-neighbors. What is timed is the middle of a stream: starting costs a run once.
+neighbors. The middle of a stream is timed: a run pays the start once.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from ssd_jax.data import datasets, loader, records
 
 BATCH, SIZE = 32, (300, 300)
 WARM_UP = 8  # batches
-REST = 1.0  # seconds that threads get to end what nobody waits for
+REST = 1.0  # seconds for threads to finish prefetching
 
 
 class Images(data.Dataset):
@@ -101,7 +101,7 @@ def augmented(batch: loader.Batch) -> augment.Augmented:
 
 
 def seconds(start: Callable[[], Iterator[Any]], count: int) -> float:
-    """What `count` batches in the middle of a stream take."""
+    """Seconds of `count` batches in the middle of a stream."""
     batches = start()
     for _ in itertools.islice(batches, WARM_UP):
         pass
@@ -117,7 +117,7 @@ def seconds(start: Callable[[], Iterator[Any]], count: int) -> float:
 
 
 def make_ways(split: datasets.Split, count: int, workers: int) -> dict[str, Callable]:
-    """Of each pipeline what starts it."""
+    """Returns the function that starts each pipeline."""
     total = WARM_UP + count + 2 * workers  # torch's workers are that far ahead
 
     def canvases() -> Iterator[loader.Batch]:

@@ -1,4 +1,4 @@
-"""What the training loop adds to its steps.
+"""Overhead of the training loop over its steps.
 
   python benchmarks/loop.py [--steps 60] [--runs 3]
   python benchmarks/loop.py --config configs/ssd300.py --set data.archives=FOLDER \
@@ -41,7 +41,7 @@ from ssd_jax.training import step as step_lib
 
 QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.py"
 WARM_UP = 10  # steps, until which the batches that the loader had ready are used up
-REST = 1.0  # seconds that its threads get to end what nobody waits for
+REST = 1.0  # seconds for its threads to finish prefetching
 NEVER = 1_000_000
 WAYS = ("steps alone", "loop", "loop, one batch", "loop, no step", "neither")
 
@@ -55,7 +55,7 @@ class Measured(NamedTuple):
 
 
 class DoneError(Exception):
-    """Ends the loop, and carries what was wanted from it."""
+    """Ends the loop and carries its results."""
 
 
 def clocks() -> np.ndarray:
@@ -80,7 +80,7 @@ def timed(step: Callable, count: int) -> Callable:
 
 
 def run_loop(config: config_lib.Config, **make: Any) -> Any:
-    """What `loop.train` in a new workdir ends with; `make` is how it makes its step."""
+    """Runs `loop.train` in a new workdir to its end; `make` makes its step."""
     with (
         tempfile.TemporaryDirectory() as workdir,
         mock.patch.object(step_lib, "make_train_step", **make),
@@ -107,7 +107,7 @@ def run_alone(
 
 
 def no_step(step: Callable, state: step_lib.TrainState, batch: step_lib.Batch) -> Callable:
-    """A step that does nothing and whose figures are zeros."""
+    """A step that does nothing and returns zero metrics."""
     figures = jax.eval_shape(step, state, batch)[1]
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), figures)
     return lambda state, batch: (state, zeros)
@@ -147,7 +147,7 @@ def make_config(file: str, values: list[str], count: int) -> config_lib.Config:
 
 
 def real_step(config: config_lib.Config) -> Callable:
-    """The step that `loop.train` makes for a config; all turns share what it compiles."""
+    """Makes the step of `loop.train` for a config; all turns share its compilation."""
     make = step_lib.make_train_step
 
     def stop(*arguments: Any, **options: Any) -> None:

@@ -2,9 +2,9 @@
 
   python benchmarks/memory.py [--batch 32] [--width 1.0]
 
-`held` is what goes in and out, mostly parameters and optimizer; `temporary` is what the step needs
+`held` are inputs and outputs, mostly parameters and optimizer; `temporary` is what the step needs
 meanwhile, mostly activations; `peak` is the most of all of it at any moment (nan where JAX does not
-tell). XLA's CPU compiler merges what is computed twice, so `remat` shows on GPU and TPU only.
+tell). XLA's CPU compiler merges the recomputation, so `remat` only has an effect on GPU and TPU.
 """
 
 import argparse

@@ -49,7 +49,7 @@ def ours(batch: Batch) -> Run:
 
 
 def torchvisions(batch: Batch) -> Run:
-    """What torchvision's SSD does with outputs and targets in training."""
+    """Torchvision's SSD loss for outputs and targets."""
     model = torchvision.models.detection.ssd300_vgg16(
         weights=None, weights_backbone=None, num_classes=CLASSES
     )

@@ -3,13 +3,13 @@
   pip install -e '.[export]' torch torchvision
   python benchmarks/onnx_runtime.py [--runs 15] [--threads 2]
 
-Both take a float image of 300 x 300 and give detections (decode, softmax, NMS, top-k with the
-same settings), or the heads' outputs alone (`raw`). They take turns in one process, A B A B; the
-table shows medians and the median of the ratios of neighbors. Weights are random: `dense` scores
-all pass the threshold, so that the suppression has most to do; `sparse` is a background that is
-sure everywhere. Before it is measured, each of our files has to give what JAX gives: `apart` is the
-largest difference of a box's corner in [0, 1], of a score or, of `raw`, of an output; `rows` are
-the detections that were compared, and those of them whose scores fix their order.
+Both take a float image of 300 x 300 and give detections (decode, softmax, NMS, top-k with the same
+settings), or the heads' outputs alone (`raw`). They take turns in one process, A B A B; the table
+shows medians and the median of the ratios of neighbors. Weights are random: `dense` scores all pass
+the threshold, so that NMS has most to do; `sparse` is a background that is sure everywhere. Before
+it is measured, the outputs of each of our files must equal JAX's: `apart` is the largest difference
+of a box's corner in [0, 1], of a score or, of `raw`, of an output; `rows` are the detections that
+were compared, and those of them whose scores fix their order.
 """
 
 import argparse
@@ -42,7 +42,7 @@ Run = Callable[[], object]
 def ours(
     path: Path, image: np.ndarray, *, outputs: str, sparse: bool, threads: int
 ) -> tuple[Run, str, float]:
-    """An exported SSD300 on ONNX Runtime, what was compared with JAX, and how far that is apart."""
+    """An exported SSD300 on ONNX Runtime, with its comparison to JAX."""
     config = config_lib.Config()
     model = build.model(config.model, CLASSES)
     params = ssd.init(jax.random.key(0), model, (300, 300))

@@ -72,7 +72,7 @@ def photo(name: str) -> np.ndarray:
 
 
 def write(path: pathlib.Path, source: evaluated.Evaluated) -> None:
-    """What `evaluate.py` does once the detections are there, COCO's figures apart."""
+    """The work of `evaluate.py` after the detections, without COCO's metrics."""
     evaluated.save(path.parent, source)
     report.write(
         path,

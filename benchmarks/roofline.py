@@ -1,4 +1,4 @@
-"""How far SSD's parts are from what the machine can do.
+"""Compares the parts of SSD with the limits of the machine.
 
   python benchmarks/roofline.py [--size 512] [--batch 4] [--dtype bfloat16] [--runs 5] [--layers]
 

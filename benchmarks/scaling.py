@@ -1,4 +1,4 @@
-"""Training on many devices, on paper: what a step takes, and what it waits for.
+"""Model of training on many devices: time of a step, and its bottleneck.
 
   python benchmarks/scaling.py [--share 0.226] [--batch 32] [--loader 1350]
 
@@ -46,7 +46,7 @@ LATENCY = 10e-6  # seconds of each stage of an all-reduce: assumed
 
 
 class Network(NamedTuple):
-    """What a network costs: operations of an image's training, bytes of its gradients."""
+    """Cost of a network: operations per training image, bytes of its gradients."""
 
     operations: float
     gradients: float

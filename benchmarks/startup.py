@@ -1,16 +1,16 @@
-"""What starting costs: imports, the first train step and the first detection.
+"""Start-up cost: imports, the first train step and the first detection.
 
   pip install -e . torch torchvision
   python benchmarks/startup.py [--runs 5]
 
-Every number is of fresh processes, which take turns; the tables show medians of the seconds.
+Every number is of new processes, which take turns; the tables show medians of the seconds.
 `import ssd_jax` is to take at most 1.5. Without torchvision its row has a dash.
 
 The second table counts from the start of a process. Training is `loop.train` with
-configs/quickstart.py, whose `before` is the data, fresh parameters and the sheet of augmented
-images; detection is SSD300 with fresh parameters, which are its `before`. The cache is that of
-XLA's compilations in a folder of its own, and is warm in the process after the one that found it
-empty. JAX keeps there what took a second to compile, as it does for train.py;
+configs/quickstart.py, whose `before` is the data, initialization and the sheet of augmented images;
+detection is SSD300 with initialized parameters, which are its `before`. The cache is that of XLA's
+compilations in a folder of its own, and is warm in the process after the one that found it empty.
+JAX keeps there what took a second to compile, as it does for train.py;
 JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 in the environment makes it keep all.
 """
 
@@ -111,7 +111,7 @@ FIRSTS = {"train step": training, "detection": detection}
 
 
 def python(*arguments: str, **environment: str) -> str:
-    """What a fresh process prints."""
+    """Output of a new process."""
     return subprocess.run(
         [sys.executable, *arguments],
         env={**os.environ, **environment},

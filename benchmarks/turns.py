@@ -1,4 +1,4 @@
-"""What the benchmarks share: functions to be timed, and how they take turns."""
+"""Shared by the benchmarks: functions to be timed, and how they take turns."""
 
 import contextlib
 import functools
@@ -16,7 +16,7 @@ from ssd_jax.training import step as step_lib
 
 
 def compiled(function: Callable, *arguments: object) -> Callable[[], object]:
-    """Runs a function on what lies on the device; the first call is behind it."""
+    """Wraps a function of arrays on the device, after a first call."""
     placed = jax.device_put(arguments)
     run = jax.jit(function).lower(*placed).compile()
     jax.block_until_ready(run(*placed))
@@ -146,7 +146,7 @@ def torch_precision(dtype: str) -> contextlib.AbstractContextManager:
 
 
 def torch_wait() -> None:
-    """Until a GPU has done what torch gave it."""
+    """Waits until a GPU has finished torch's work."""
     import torch
 
     if torch_device() == "cuda":
