@@ -14,9 +14,9 @@ same compiled step:
 - neither: with one batch and no step, what remains is the loop's own.
 
 They are measured after WARM_UP steps, without evaluation and checkpoints. The table shows medians,
-and the medians of the ratios to the steps alone in the same turn; by the clock, the loop's is to be
-at most 1.03. CPU is what all threads of the process used: on a CPU the loader's threads take cores
-from the step. Busy neighbors show less there.
+and the medians of the ratios to the steps alone in the same turn. CPU is what all threads of the
+process used: on a CPU the loader's threads take cores from the step. Busy neighbors show less
+there.
 """
 
 import argparse

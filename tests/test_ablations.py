@@ -105,7 +105,7 @@ def test_without_atrous_the_whole_vgg_gives_maps_of_the_same_shapes(side, maps):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["no_atrous", "maps_2"])
-def test_every_parameter_of_an_ablation_learns(name):
+def test_every_parameter_of_an_ablation_is_trained(name):
     config = config_of(name).model
     config.width = 1 / 8
     model = build.model(config, 2)
@@ -229,7 +229,7 @@ def test_one_command_trains_a_set_and_writes_the_table(tmp_path):
     config, _ = config_files.load(runs / "maps_5" / "config.json")
     assert (config.data.augment, config.train.steps) == ("crop", 2)
     assert config.model.source_maps == (0, 1, 2, 3, 4, 4)
-    # The same command goes on: nothing is trained twice.
+    # The same command resumes: nothing is trained twice.
     assert ablations(*given, "--config.train.steps=3") == (0, "")
     assert max(tiny_run.steps_saved(runs / "maps_5")) == 3
 

@@ -75,7 +75,7 @@ def test_a_size_that_is_not_the_images_names_both():
         ((5, 10, 9, 10), None, "has no area; dropped from training"),
     ],
 )
-def test_a_bad_box_is_mended_or_dropped_and_noted(corners, expected, note):
+def test_a_bad_box_is_repaired_or_dropped_and_noted(corners, expected, note):
     result = parse(voc_tree.xml(voc_tree.box(), voc_tree.box("cat", corners)))
     assert result.degenerate.tolist() == [False, expected is None]
     assert result.boxes[~result.degenerate][1:].tolist() == ([] if expected is None else [expected])
@@ -137,7 +137,7 @@ def test_parts_of_a_person_are_not_the_person():
         ),
     ],
 )
-def test_what_cannot_be_mended_is_one_line_that_names_the_file(xml: bytes, message: str):
+def test_what_cannot_be_repaired_is_one_line_that_names_the_file(xml: bytes, message: str):
     with pytest.raises(errors.UserError, match=message) as caught:
         parse(xml)
     assert "\n" not in str(caught.value)

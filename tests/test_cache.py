@@ -47,7 +47,7 @@ def test_who_has_no_home_keeps_things_in_a_folder_of_his_own_and_hears_of_it(tem
     assert "SSD_JAX_CACHE" in line
 
 
-def test_a_home_where_nobody_may_write_is_none(temporary, monkeypatch):
+def test_a_home_that_is_not_writable_is_none(temporary, monkeypatch):
     monkeypatch.setattr(os, "access", lambda *_: False)
     monkeypatch.setenv("HOME", str(temporary))
     assert config.DataConfig().cache_dir == str(temporary / f"ssd_jax-{os.geteuid()}")
@@ -68,7 +68,7 @@ def file(place: Path) -> None:
 
 
 @pytest.mark.parametrize("prepare", [link, open_to_all, file])
-def test_a_folder_that_somebody_has_put_there_is_refused(temporary, prepare):
+def test_a_folder_that_another_user_has_put_there_is_refused(temporary, prepare):
     """What is kept there is compiled code, which is run."""
     place = temporary / f"ssd_jax-{os.geteuid()}"
     prepare(place)

@@ -31,7 +31,7 @@ def kernels(names):
     return {f"vgg16/{name}/{kind}" for name in names for kind in ("kernel", "bias")}
 
 
-def test_the_first_fresh_layer_is_scaled_and_the_heads_begin_calm(params, images):
+def test_the_first_new_layer_is_scaled_and_the_heads_start_small(params, images):
     fresh = kernels([*LAYERS[7:], "fc6", "fc7"])
     scaled, factors = calibration.calibrate(MODEL, params, images, fresh=fresh)
     assert list(factors) == ["vgg16/conv4_1/kernel"]

@@ -27,10 +27,10 @@ def made(step=4, *, value=1.0, freeze=(), **options):
         for layer in ("conv", "head")
     }
     opt = optimizer.make_optimizer(optax.constant_schedule(0.1), **options)
-    learnt = optimizer.trainable(params, freeze)
-    opt_state = opt.init(learnt)
+    trained = optimizer.trainable(params, freeze)
+    opt_state = opt.init(trained)
     for _ in range(UPDATES if value else 0):
-        _, opt_state = opt.update(learnt, opt_state, learnt)
+        _, opt_state = opt.update(trained, opt_state, trained)
     average = jax.tree.map(lambda x: 2 * x, params)
     return step_lib.TrainState(jnp.asarray(step, jnp.int32), params, opt_state, average)
 
@@ -52,7 +52,7 @@ def workdir(saved, tmp_path):
 
 
 def restored(workdir, **options):
-    """As a run goes on: the state and what was saved beside it."""
+    """Restores the state and the facts saved beside it, as a resumed run does."""
     with checkpoint.open_manager(workdir, clean=True) as manager:
         return checkpoint.restore(manager, made(0, value=0.0, **options))
 
@@ -71,7 +71,7 @@ def test_what_is_saved_is_restored(workdir):
 @pytest.mark.parametrize(
     "options", [{"clip_norm": 10.0}, {"optimizer": "adam"}, {"freeze": ("conv",)}], ids=str
 )
-def test_with_another_optimizer_all_but_its_moments_goes_on(workdir, warnings_of, options):
+def test_with_another_optimizer_all_but_its_moments_resumes(workdir, warnings_of, options):
     state, run = restored(workdir, **options)
     expected, fresh = made(), made(value=0.0, **options)
     assert_same((state.step, state.params, state.ema), (4, expected.params, expected.ema))
@@ -115,7 +115,7 @@ def garble(path):
 
 @pytest.mark.parametrize("harm", [empty, garble, os.remove])
 @pytest.mark.parametrize("kind", KINDS)
-def test_whatever_file_is_damaged_the_run_goes_on(workdir, warnings_of, kind, harm):
+def test_whatever_file_is_damaged_the_run_resumes(workdir, warnings_of, kind, harm):
     (path,) = (workdir / "checkpoints" / "4").glob(kind)
     harm(path)
     state, run = restored(workdir)
@@ -148,7 +148,7 @@ def test_a_map_that_is_none_is_as_if_there_was_no_evaluation(workdir, text):
         assert sorted(manager.all_steps()) == [2, 4]
 
 
-def test_a_pipe_in_the_place_of_a_map_holds_up_nobody(workdir):
+def test_a_pipe_in_the_place_of_a_map_blocks_nothing(workdir):
     path = workdir / "checkpoints" / "2" / "metrics" / "metrics"
     path.unlink()
     os.mkfifo(path)

@@ -112,7 +112,7 @@ HUGE, OTHER = "glibc.malloc.hugetlb=1", "glibc.malloc.arena_max=2"
         (["-m", "cProfile", "-o", os.devnull], {}, ["None"]),
     ],
 )
-def test_a_script_starts_anew_for_huge_pages(tmp_path, before, given, starts):
+def test_a_script_restarts_for_huge_pages(tmp_path, before, given, starts):
     assert restarted(tmp_path, *before, **given) == starts
 
 

@@ -185,7 +185,7 @@ def test_a_path_is_your_own_data(load, archives, tmp_path):
 class Handler(http.server.BaseHTTPRequestHandler):
     """Serves `files`, in parts where they are asked for; `dying` connections end half-way."""
 
-    files: dict[str, bytes] = {}  # noqa: RUF012 (set anew for each test)
+    files: dict[str, bytes] = {}  # noqa: RUF012 (reset for each test)
     asked: list[tuple[str, str | None]] = []  # noqa: RUF012
     dying = 0
 

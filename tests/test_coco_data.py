@@ -257,7 +257,7 @@ def test_a_tree_is_written_in_several_shards(load, tmp_path, monkeypatch):
         ((4, 4, 5, -2), [], "has no area; dropped from training"),
     ],
 )
-def test_boxes_beyond_the_image_are_mended_and_named(tmp_path, bbox, kept, word):
+def test_boxes_beyond_the_image_are_repaired_and_named(tmp_path, bbox, kept, word):
     path = one(tmp_path / "own", [thing(77, 2, bbox)])
     found = coco.read_folder(path).example("train/000000000002.jpg").annotation
     boxes = found.boxes[~found.degenerate]
@@ -465,7 +465,7 @@ def test_datasets_that_are_not_there_say_what_was_looked_for(load, tmp_path):
         load("train", path=str(shutil.copy(bare, tmp_path / "own/instances_a b.json")))
 
 
-def test_a_changed_dataset_is_prepared_anew(load, tmp_path):
+def test_a_changed_dataset_is_prepared_again(load, tmp_path):
     root = write_plain(tmp_path / "coco")
     assert len(load("train2017", path=str(root)).source[0]["labels"]) == 1
     things = [thing(1, 9), thing(2, 9)]

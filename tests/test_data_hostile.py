@@ -75,7 +75,7 @@ def test_aliases_that_repeat_little_are_fine(tmp_path):
     assert faults("yolo", str(root)) == []
 
 
-def test_as_many_names_as_anybody_has_are_read(tmp_path):
+def test_as_many_names_as_any_dataset_has_are_read(tmp_path):
     """ImageNet-21k, the most that public sets have."""
     names = [f"class {number}" for number in range(21_841)]
     root = write_yolo(tmp_path / "own")
@@ -204,7 +204,7 @@ def test_files_larger_than_any_of_their_kind_are_not_read(tmp_path):
 
 
 def official(folder, compression=zipfile.ZIP_DEFLATED):
-    """Archives of val2017, packed anew with a compression."""
+    """Archives of val2017, repacked with a compression."""
     coco_tree.write_archives(folder, "val2017", [coco_tree.image(1)], [coco_tree.thing(1, 1)])
     for archive in coco_official.archives_of("val2017"):
         with zipfile.ZipFile(folder / archive.filename) as whole:

@@ -262,7 +262,7 @@ def test_a_rotated_image_has_its_upright_size(load, tmp_path):
     assert "a.xml: says 32 x 24" in refusal(load, "folder", "all", path=str(folder))
 
 
-def test_mended_boxes_are_logged(load, tmp_path, caplog):
+def test_repaired_boxes_are_logged(load, tmp_path, caplog):
     corners = [(0, 0, 99, 99), (20, 18, 3, 4), (9, 9, 9, 20), (50, 50, 60, 60)]
     folder = voc_tree.write(
         tmp_path / "own",
@@ -561,7 +561,7 @@ def test_records_of_a_split_that_fits_are_read_once(load, tmp_path, monkeypatch)
         kept["boxes"][0, 0] = 0
 
 
-def test_a_changed_folder_is_prepared_anew(load, tmp_path):
+def test_a_changed_folder_is_prepared_again(load, tmp_path):
     folder = voc_tree.write_plain(tmp_path / "own")
     assert load("folder", "all", path=str(folder)).class_names == ("dog",)
     (folder / "Annotations/000001.xml").write_bytes(voc_tree.xml(voc_tree.box("cow")))
@@ -607,9 +607,9 @@ def test_what_is_prepared_says_of_itself_what_it_said_before():
     assert found.category_ids == (1, 2)
     assert found.stored("trainval") == ["train", "val"]
     assert found.stored("val") == ["val"]
-    assert found.may_be_mended()
-    assert not found._replace(skipped={"train": {}}).may_be_mended()
-    assert not found._replace(conditions=metadata.conditions()).may_be_mended()
+    assert found.may_be_repaired()
+    assert not found._replace(skipped={"train": {}}).may_be_repaired()
+    assert not found._replace(conditions=metadata.conditions()).may_be_repaired()
     assert json.loads(json.dumps(found.to_json())) == content
 
 

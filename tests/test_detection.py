@@ -229,7 +229,7 @@ def test_a_score_of_exactly_the_threshold_is_dropped():
         assert nms(corners, scores).scores.max() == score
 
 
-def test_suppression_sees_boxes_before_they_are_clipped():
+def test_nms_sees_boxes_before_they_are_clipped():
     # Of the second box, 4/5 lie left of the image. Unclipped IoU: 1/5 at most, so both stay;
     # clipped, the two would be the same box.
     priors = [[0.125, 0.5, 0.25, 0.25], [-0.375, 0.5, 1.25, 0.25]]

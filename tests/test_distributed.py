@@ -142,7 +142,7 @@ def test_a_signal_to_one_process_ends_all_at_the_same_step(config_file, whole, t
 
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
-def test_a_process_that_dies_ends_the_others_and_the_run_goes_on(
+def test_a_process_that_dies_ends_the_others_and_the_run_resumes(
     config_file, whole, tmp_path, killed
 ):
     workdir = tmp_path / "run"

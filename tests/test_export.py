@@ -194,7 +194,7 @@ def test_onnx_computes_in_float32(detector, tmp_path):
     assert close(Detections(*outputs), expected(detector, images)[1])
 
 
-# --- The suppression ---
+# --- NMS ---
 
 
 def scene(kind, random, *, count, classes):
@@ -213,7 +213,7 @@ def scene(kind, random, *, count, classes):
 
 @pytest.mark.parametrize("kind", ["dense", "ties", "sparse", "nothing"])
 @pytest.mark.parametrize(("top_k", "max_detections"), [(40, 25), (4, 50), (1000, 300)])
-def test_the_suppression_is_jaxs(kind, top_k, max_detections):
+def test_nms_is_jaxs(kind, top_k, max_detections):
     random = np.random.default_rng(0)
     scenes = [scene(kind, random, count=150, classes=3) for _ in range(2)]
     boxes, scores = (np.stack(arrays) for arrays in zip(*scenes, strict=True))
@@ -705,7 +705,7 @@ def test_safetensors_of_others_are_not_taken_for_ours(written, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", export.FORMATS)
 def test_what_comes_with_foreign_weights_travels_too(tmp_path, name):
-    """Unused logits, another mean, boxes clipped before the suppression: as torchvision's SSD."""
+    """Unused logits, another mean, boxes clipped before NMS: as torchvision's SSD."""
     config = config_lib.Config()
     config.model.width, config.model.unused_logits, config.model.mean = (
         0.125,

@@ -26,7 +26,7 @@ NAME, FILE = "ssd-test", "ssd-test.pth"
 class Handler(http.server.BaseHTTPRequestHandler):
     """Serves DATA as one file; `answers` are for the next requests, then "whole" for all."""
 
-    answers: list[str] = []  # noqa: RUF012 (set anew for each test)
+    answers: list[str] = []  # noqa: RUF012 (reset for each test)
     ranges: list[str | None] = []  # noqa: RUF012
     logins: list[str | None] = []  # noqa: RUF012
 
@@ -171,7 +171,7 @@ def test_a_connection_that_dies_half_way_is_taken_up_there(tmp_path):
     assert Handler.ranges == [None, "bytes=150000-", "bytes=225000-"]
 
 
-def test_a_later_call_goes_on_too(tmp_path):
+def test_a_later_call_resumes_too(tmp_path):
     part = tmp_path / "weights" / f"{FILE}.part"
     part.parent.mkdir()
     part.write_bytes(DATA[:1000])
@@ -192,7 +192,7 @@ def test_a_part_that_is_whole_or_of_another_file_does_no_harm(tmp_path, beginnin
     assert files(tmp_path) == [FILE]
 
 
-def test_a_server_that_knows_no_ranges_begins_anew(tmp_path):
+def test_a_server_without_ranges_restarts_the_download(tmp_path):
     Handler.answers = ["dies", "no ranges"]
     assert hub.locate(NAME, cache_dir=tmp_path).read_bytes() == DATA
 
@@ -202,7 +202,7 @@ def test_redirects_are_followed(tmp_path):
     assert hub.locate(NAME, cache_dir=tmp_path).read_bytes() == DATA
 
 
-def test_a_redirect_keeps_the_place_to_go_on_from(tmp_path):
+def test_a_redirect_keeps_the_place_to_resume_from(tmp_path):
     Handler.answers = ["redirect", "dies", "redirect"]
     assert hub.locate(NAME, cache_dir=tmp_path).read_bytes() == DATA
     assert Handler.ranges == [None, None, "bytes=150000-", "bytes=150000-"]
@@ -233,7 +233,7 @@ def test_a_server_that_always_dies_is_given_up(tmp_path):
 
 @pytest.mark.parametrize(
     ("answers", "reason"),
-    [(["404"], "404"), (["circle"], "infinite loop"), (["wrong"], "SHA-256 begins with")],
+    [(["404"], "404"), (["circle"], "infinite loop"), (["wrong"], "SHA-256 starts with")],
 )
 def test_what_cannot_be_had_leaves_nothing(tmp_path, answers, reason):
     Handler.answers = list(answers)

@@ -458,7 +458,7 @@ def test_jpegs_of_phones_are_read_and_the_one_that_is_cut_off_is_named():
         images.decode(eps, name="a")
 
 
-def test_cmyk_jpegs_are_mended_too():
+def test_cmyk_jpegs_are_repaired_too():
     clean = voc_tree.encoded(Image.new("RGB", (32, 24), (250, 10, 10)).convert("CMYK"), "JPEG")
     image = images.decode(with_junk(clean, 0xC4, 0xD9), name="a")
     np.testing.assert_array_equal(image, images.decode(clean, name="a"))

@@ -130,7 +130,7 @@ def test_a_bound_that_is_none_is_refused(most):
         config_checks.validate(config(max_megapixels=most))
 
 
-def test_a_run_can_go_on_with_another_bound():
+def test_a_run_can_resume_with_another_bound():
     there, here = config(), config(max_megapixels=500.0)
     assert config_lib.differences(there, here) == {}
     assert config_lib.DataConfig().max_megapixels == images.MAX_MEGAPIXELS

@@ -78,7 +78,7 @@ def test_each_epoch_holds_every_image_once_in_an_order_of_its_own():
 
 
 @pytest.mark.parametrize("threads", [1, 8])
-def test_the_stream_goes_on_from_any_position(threads):
+def test_the_stream_resumes_from_any_position(threads):
     whole = positions_and_widths(loader.training_batches(RECORDS, batch_size=2, **OPTIONS), 12)
     rest = loader.training_batches(
         RECORDS, batch_size=2, start=14, **with_decoding(threads=threads)

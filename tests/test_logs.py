@@ -62,7 +62,7 @@ def test_a_run_that_ends_by_an_error_is_told_so(runs, tmp_path):
     assert runs[0].finished is False
 
 
-def test_a_run_that_goes_on_is_the_same_run_there(runs, tmp_path):
+def test_a_run_that_resumes_is_the_same_run_there(runs, tmp_path):
     for folder, step in ((tmp_path, 0), (tmp_path, 7), (tmp_path / "other", 0)):
         folder.mkdir(exist_ok=True)
         logs.MetricsLog(folder, step=step, wandb="boxes").close()
@@ -287,15 +287,15 @@ def a_link_to_a_pipe(path):
     path.symlink_to("pipe")
 
 
-def nobodys(path):
+def not_writable(path):
     """As if of another user: root may read all."""
     path.write_bytes(b"\xff")
     path.chmod(0)
 
 
 @pytest.mark.parametrize("name", RECORDS)
-@pytest.mark.parametrize("harm", [a_folder, a_pipe, a_link_to_a_pipe, nobodys])
-def test_whatever_stands_in_a_records_place_a_run_goes_on(tmp_path, runs, name, harm):
+@pytest.mark.parametrize("harm", [a_folder, a_pipe, a_link_to_a_pipe, not_writable])
+def test_whatever_stands_in_a_records_place_a_run_continues(tmp_path, runs, name, harm):
     harm(tmp_path / name)
     options = {"most": 0, "names_of": lambda step: [f"{step}.jpg"]}
     for step in (0, 2):
@@ -356,7 +356,7 @@ def test_what_weights_and_biases_fails_at_costs_no_run(monkeypatch, tmp_path, wa
     assert [line.partition(": ")[2] for line in warnings_of] == ["no network", "nor at the end"]
 
 
-def test_a_run_that_goes_on_does_so_where_weights_and_biases_does_not_start(
+def test_a_run_continues_where_weights_and_biases_does_not_start(
     monkeypatch, tmp_path, warnings_of
 ):
     def init(**options):

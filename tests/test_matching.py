@@ -125,7 +125,7 @@ def test_plain_jit_and_vmap_agree():
             np.testing.assert_array_equal(single.boxes, batched.boxes[row])
 
 
-def test_float64_matches_likewise():
+def test_float64_matches_as_float32():
     gt, labels, defaults = one_image(0)
     expected = MATCH(gt, labels, defaults)
     with jax.enable_x64(True):

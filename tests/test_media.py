@@ -466,7 +466,7 @@ def test_a_video_of_uneven_times_keeps_its_length(tmp_path, monkeypatch, name, e
     assert stamps[-1] / 1000 < length < stamps[-1] / 1000 + 0.21
 
 
-def test_times_that_begin_anew_are_counted_on(tmp_path):
+def test_times_that_restart_are_counted_on(tmp_path):
     """As in recordings that are strung together."""
     source = video_file(tmp_path / "a.ts", frames=10, rate=Fraction(25))
     source.write_bytes(2 * source.read_bytes())
@@ -1168,7 +1168,7 @@ def test_a_folder_of_its_own_for_each_run_that_names_none(tmp_path):
     assert media_files.new_folder(path) == tmp_path / "deep/out-4"
 
 
-def test_commands_that_begin_at_once_have_a_folder_each(tmp_path):
+def test_commands_that_start_at_once_have_a_folder_each(tmp_path):
     with futures.ThreadPoolExecutor(8) as pool:
         made = list(pool.map(media_files.new_folder, [tmp_path / "out"] * 40))
     assert len(set(made)) == 40

@@ -121,7 +121,7 @@ def test_outputs_and_default_boxes_have_the_same_rows(size):
 
 
 @pytest.mark.slow
-def test_a_fresh_network_keeps_the_signals_size():
+def test_a_new_network_keeps_the_signals_size():
     """Of pixels, smooth as images are, no map of a layer dies or is stuck at ReLU6's end."""
     model = models.SSD(num_classes=21, backbone="mobilenet_v2")
     y, x = np.mgrid[0:160, 0:160] / 160

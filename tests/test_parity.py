@@ -195,7 +195,7 @@ def test_losses_are_torchvisions(golden, answers, priors_cxcywh):
 
 def test_detections_are_torchvisions(golden, answers, priors_cxcywh):
     loc, conf = (part[0] for part in answers[0])
-    # torchvision clips before the suppression, the authors and `detection.detect` after it.
+    # torchvision clips before NMS, the authors and `detection.detect` after it.
     clipped = boxes.clip(boxes.decode(loc, priors_cxcywh))
     found = jax.jit(detection.multiclass_nms)(clipped, jax.nn.softmax(conf))
     np.testing.assert_allclose(found.scores, golden["scores"], atol=1e-4)

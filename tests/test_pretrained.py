@@ -96,9 +96,7 @@ def test_the_mean_comes_with_the_weights_and_stays_with_the_run(tmp_path):
     assert settled.model.mean == (1, 2, 3)
     assert config.model.mean == ()
     config_files.save(tmp_path / "config.json", settled, ("a",))
-    assert (
-        start_lib.settled(config, tmp_path, read) == settled
-    )  # a run that goes on reads no weights
+    assert start_lib.settled(config, tmp_path, read) == settled  # a resumed run reads no weights
     config.model.mean = (4.0, 5.0, 6.0)
     assert start_lib.settled(config, tmp_path, read) == config
 

@@ -30,7 +30,7 @@ def test_every_signal_that_asks_to_end_is_noted_and_its_handler_put_back(number,
     assert f"{number.name}: the run saves and ends after this step" in capfd.readouterr().err
 
 
-def test_a_closed_terminal_before_the_first_step_ends_the_run_that_begins_again():
+def test_a_closed_terminal_before_the_first_step_ends_the_run_that_restarts():
     with pytest.raises(errors.StoppedError, match="SIGHUP before the first step"), signals.Stop():
         os.kill(os.getpid(), signal.SIGHUP)
 
@@ -151,7 +151,7 @@ def test_the_watchdog_ends_what_makes_no_step_after_its_minutes(monkeypatch, cap
     assert "no step in 10 minutes (config.train.watchdog_minutes)" in capsys.readouterr().err
 
 
-def test_a_beat_gives_the_watchdogs_minutes_anew(monkeypatch):
+def test_a_beat_restarts_the_watchdogs_minutes(monkeypatch):
     asked = watch(monkeypatch, lambda dog, number: dog.beat() if number == 25 else None)
     assert sum(asked[25:]) == pytest.approx(600, rel=0.05)
 
@@ -166,7 +166,7 @@ def test_while_a_run_is_suspended_the_watchdogs_time_stands_still(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_run_that_was_stopped_for_longer_than_the_watchdog_waits_goes_on():
+def test_a_run_that_was_suspended_for_longer_than_the_watchdog_waits_continues():
     process = tiny_run.start(
         "-c",
         "import time\n"

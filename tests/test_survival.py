@@ -52,7 +52,7 @@ def copied(finished, tmp_path):
     return shutil.copytree(finished, tmp_path / "copied")
 
 
-def test_runs_that_are_killed_go_on_bitwise(tmp_path):
+def test_runs_that_are_killed_resume_bitwise(tmp_path):
     """A few of each; `python tests/kill_and_resume.py` does as many as one likes."""
     lines = list(kill_and_resume.run(tmp_path, trials=1, kills=2, seed=1))
     assert len(lines) == 2
@@ -173,7 +173,7 @@ def assert_near(result, expected):
         np.testing.assert_allclose(result[name], values, rtol=0, atol=near, err_msg=name)
 
 
-def test_processes_of_fewer_devices_go_on_from_what_eight_saved(tmp_path):
+def test_processes_of_fewer_devices_resume_from_what_eight_saved(tmp_path):
     """Orbax's own layout, a slice of each array from each device; conftest.py has another."""
     config_file = tiny_run.write_config(tmp_path, steps=3, devices=8)
     finish = functools.partial(kill_and_resume.finish, config_file)
@@ -186,7 +186,7 @@ def test_processes_of_fewer_devices_go_on_from_what_eight_saved(tmp_path):
 
 
 @pytest.mark.parametrize("devices", [1, 2, 4])
-def test_a_checkpoint_of_eight_devices_goes_on_with_fewer(config, finished, tmp_path, devices):
+def test_a_checkpoint_of_eight_devices_resumes_with_fewer(config, finished, tmp_path, devices):
     workdir = shutil.copytree(finished, tmp_path / "run")
     shutil.rmtree(workdir / "checkpoints" / "4")
     some = jax.devices()[:devices]

@@ -1,4 +1,4 @@
-"""Whole runs of a tiny network: what they write, and that they go on where they were."""
+"""Whole runs of a tiny network: their outputs, and that they resume."""
 
 import csv
 import dataclasses
@@ -59,7 +59,7 @@ def test_every_step_is_logged_once(finished):
     assert 0 <= lines[-1]["mean_ap"] <= 1
 
 
-def test_a_stopped_run_goes_on_bitwise(finished, config, tmp_path):
+def test_a_stopped_run_resumes_bitwise(finished, config, tmp_path):
     """Stopped after step 3, of which the last checkpoint is that of step 2."""
     first_part = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=3))
     workdir = tmp_path / "stopped"
@@ -180,7 +180,7 @@ def test_evaluate_names_the_mistake(arguments, message):
     ("override", "message"),
     [
         ("--config.model.image_size=512", "image_size is 512, but"),
-        ("--config.data.dataset=voc", "VOC's splits begin with 2007/"),
+        ("--config.data.dataset=voc", "VOC's splits start with 2007/"),
         ("--config.data.eval_split=val", "val"),
     ],
 )
@@ -189,7 +189,7 @@ def test_evaluate_refuses_what_does_not_fit_the_checkpoint(finished, override, m
     assert scripts.refused(done, message)
 
 
-def test_the_rate_warms_up_only_from_fresh_parameters():
+def test_the_learning_rate_warms_up_only_from_scratch():
     config = config_lib.Config()
     assert float(build.schedule(config)(0)) == pytest.approx(1e-3 / 500)
     config.model.pretrained = "vgg16.npz"

@@ -62,7 +62,7 @@ def assert_same_logit(found, wanted):
         np.testing.assert_array_equal(one, other)
 
 
-def test_shared_classes_and_the_background_are_kept_and_others_are_fresh():
+def test_shared_classes_and_the_background_are_kept_and_others_are_initialized():
     theirs, ours = transfer.Classes(("cat", "dog", "cow")), transfer.Classes(("fox", "dog"))
     old, fresh = head(4, 1), head(3, 2)
     weights, kept = transfer.with_classes(
@@ -280,7 +280,7 @@ def test_no_backward_pass_goes_into_what_is_frozen(step_of):
 
 
 @pytest.mark.slow
-def test_a_run_begins_with_another_run(cfg, tmp_path, capsys, monkeypatch):
+def test_a_run_starts_from_another_run(cfg, tmp_path, capsys, monkeypatch):
     loop.train(cfg, tmp_path / "a")
     detector = load.load_detector(tmp_path / "a")
     export.write(detector, tmp_path / "a.safetensors")
@@ -328,7 +328,7 @@ def amdegroots(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_run_begins_with_somebodys_detector_of_other_classes(cfg, amdegroots, tmp_path):
+def test_a_run_starts_from_a_third_party_detector_of_other_classes(cfg, amdegroots, tmp_path):
     path, ours = amdegroots
     names = ("bee", "dog", "person")  # two of them are VOC's
     data = voc_tree.write(

@@ -1,4 +1,4 @@
-"""What comes with somebody else's network is data: checked, and not asked about this machine."""
+"""Files of third-party networks are data: checked, without influence on this machine."""
 
 import contextlib
 import dataclasses

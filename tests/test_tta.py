@@ -64,7 +64,7 @@ def test_unmirrored_outputs_decode_to_the_mirror_images():
         np.testing.assert_allclose(boxes, expected, atol=1e-6)
 
 
-def test_views_are_joined_before_the_suppression_as_in_the_reference():
+def test_views_are_joined_before_nms_as_in_the_reference():
     cases = [(random_outputs(seed), random_outputs(seed + 50)) for seed in range(10)]
     expected = [
         reference.detect_views([(*plain, False), (*mirrored, True)], **LIMITS)
@@ -257,7 +257,7 @@ def test_configs_that_are_alike_share_what_is_compiled():
     assert detector_lib._predict_of(alike, 2) is not first
 
 
-def test_fresh_parameters_are_those_of_the_network_and_have_the_shapes_foretold():
+def test_initial_parameters_are_those_of_the_network_and_have_the_shapes_foretold():
     model = ssd.SSD(num_classes=3, width=0.125)
     images = jnp.zeros((1, 300, 300, 3))
     fresh = ssd.init(jax.random.key(3), model, (300, 300))

@@ -83,7 +83,7 @@ def test_caffes_ssd_is_the_same_network(tmp_path, whose, side, old):
 
 @pytest.mark.slow
 def test_fc6_and_fc7_are_decimated_as_the_formula_says(tmp_path):
-    # Entry (o, i, r, c) of fc6 is 7 o + 3 i + 5 r + 11 c, modulo a prime; fc7 likewise.
+    # Entry (o, i, r, c) of fc6 is 7 o + 3 i + 5 r + 11 c, modulo a prime; fc7 as well.
     o, i, r, c = (np.arange(n, dtype=np.int32) for n in (4096, 512, 7, 7))
     fc6 = (7 * o[:, None, None, None] + 3 * i[:, None, None] + 5 * r[:, None] + 11 * c) % 1009
     fc7 = (7 * o[:, None] + 3 * o) % 1009
@@ -473,7 +473,7 @@ def test_what_lacks_an_entry_under_a_prefix_is_told_its_whole_name(resnet, tmp_p
         loading.read(tmp_path / "w")
 
 
-def test_what_is_nobodys_is_told_the_nearest_layout_and_what_it_lacks_first(resnet, tmp_path):
+def test_an_unknown_file_is_told_the_nearest_layout_and_what_it_lacks_first(resnet, tmp_path):
     del resnet["conv1.weight"]
     weight_files.torch_zip(tmp_path / "w", {"net": resnet, "head.weight": np.ones(2, np.float32)})
     weights = loading.read(tmp_path / "w")
@@ -492,7 +492,7 @@ def test_what_is_like_nothing_is_told_so(tmp_path):
         loading.fit({"resnet18": {"conv1": {"kernel": np.ones(1)}}}, loading.read(tmp_path / "w"))
 
 
-def test_our_own_names_are_not_taken_for_somebody_elses():
+def test_our_own_names_are_not_taken_for_third_party_ones():
     (folded,) = (one for one in layouts.LAYOUTS if "folded" in one.title)
     arrays = {ours: np.ones(3, np.float32) for ours in folded.entries.values()}
     assert recognition.recognize(Path("w"), arrays)[0] is layouts.OURS

@@ -60,7 +60,7 @@ def test_full_names_are_found_too(params, npz):
     np.testing.assert_array_equal(loaded["vgg16"]["conv1_1"]["bias"], bias)
 
 
-def test_a_head_of_other_classes_is_left_fresh_and_named(params, npz):
+def test_a_head_of_other_classes_is_initialized_and_named(params, npz):
     weights = npz(
         loc0__bias=np.ones(16), conf0__bias=np.ones(84), conf0__kernel=np.ones((3, 3, 8, 84))
     )

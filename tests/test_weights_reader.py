@@ -528,7 +528,7 @@ def test_compressions_that_numpy_does_not_write_are_refused(tmp_path, method):
     assert "conv.weight.npy is compressed" in refusal(tmp_path / "w")
 
 
-def test_a_broken_file_is_to_be_deleted_before_it_is_fetched_anew(tmp_path):
+def test_a_broken_file_is_to_be_deleted_before_it_is_downloaded_again(tmp_path):
     # A name would find the same file in the cache again.
     for content in (b"", b"PK\x03\x04 broken", b"\x80\x02broken"):
         (tmp_path / "w").write_bytes(content)

@@ -242,7 +242,7 @@ def mobilenet_v3(last):
     return {**state, "classifier.0.weight": np.ones((2, 2), np.float32)}
 
 
-def test_the_wider_end_of_mobilenet_v3_is_left_fresh(tmp_path):
+def test_the_wider_end_of_mobilenet_v3_is_initialized(tmp_path):
     read = functools.partial(loading.read, tmp_path / "w", backbone="mobilenet_v3_large")
     weight_files.torch_zip(tmp_path / "w", mobilenet_v3(480))
     whole = read()

@@ -111,7 +111,7 @@ def test_lines_that_cannot_be_read_cost_their_image(load, tmp_path, line, word):
         ("0 0.5 0.5 0 0.5", [], "has no area; dropped from training"),
     ],
 )
-def test_boxes_beyond_the_image_are_mended_and_named(tmp_path, line, kept, word):
+def test_boxes_beyond_the_image_are_repaired_and_named(tmp_path, line, kept, word):
     found = objects(write_plain(tmp_path / "own", line))
     boxes = found.boxes[~found.degenerate]
     np.testing.assert_allclose(boxes, np.array(kept).reshape(-1, 4), rtol=1e-5)
@@ -326,7 +326,7 @@ def test_datasets_that_are_not_there_say_what_is_missing(load, tmp_path):
         load("train", path=str(bare))
 
 
-def test_a_changed_dataset_is_prepared_anew(load, tmp_path):
+def test_a_changed_dataset_is_prepared_again(load, tmp_path):
     path = write_plain(tmp_path / "own")
     assert len(load("train", path=str(path)).source[1]["labels"]) == 1
     (path / "labels/train/b.txt").write_text(LINE + LINE.replace("0.25", "0.125"))

@@ -161,7 +161,7 @@ BEHIND = (
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
-    """Language and text of a page's blocks; lines that go on are joined."""
+    """Language and text of a page's blocks; continued lines are joined."""
     text = re.sub(r"\\\n\s*", "", page.read_text(encoding="utf-8"))
     return re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 

@@ -41,7 +41,7 @@ class Metadata(NamedTuple):
         lists = {name: tuple(fields[name]) for name in ("category_ids", "unannotated")}
         return cls(**(fields | lists))
 
-    def may_be_mended(self) -> bool:
+    def may_be_repaired(self) -> bool:
         """Whether images are lacking that could perhaps be used by now."""
         return any(self.skipped.values()) and self.conditions != conditions()
 

@@ -216,7 +216,7 @@ def _prepare(
     if prepare:
         _sweep(data_dir.parent)
     maker = make(data_dir)
-    if _is_prepared(maker) and metadata.Metadata.from_json(maker.info.metadata).may_be_mended():
+    if _is_prepared(maker) and metadata.Metadata.from_json(maker.info.metadata).may_be_repaired():
         conditions = itertools.chain.from_iterable(metadata.conditions().items())
         data_dir = data_dir.with_name(f"{data_dir.name}-{_digest(conditions)[:8]}")
         maker = make(data_dir)

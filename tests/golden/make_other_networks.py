@@ -72,7 +72,7 @@ def convolutions():
 
 
 def ssd_shapes(whose, side):
-    """Names and shapes of the state dict of somebody's SSD."""
+    """Names and shapes of the state dict of a third-party SSD."""
     backbone, norm, extras, loc, conf = PARTS[whose]
     layers = {f"{backbone}.{n}": (out, inputs, 3, 3) for n, inputs, out in convolutions()}
     layers |= {f"{backbone}.31": (1024, 512, 3, 3), f"{backbone}.33": (1024, 1024, 1, 1)}
