@@ -2,10 +2,10 @@
 
   python tests/kill_and_resume.py [--trials 20] [--kills 50] [--preparations 50] [--seed 0]
 
-A trial stops a run after a random step by one of SIGNALS or SIGKILL and resumes it; every leaf of the
-state in the end has to be bitwise that of a run that was never stopped. Then one run is killed by
-SIGKILL again and again while it saves a checkpoint after each step: each time it has to resume from
-the last one that was committed, and to end like a run of as many steps that was never stopped.
+A trial stops a run after a random step by one of SIGNALS or SIGKILL and resumes it; every leaf of
+the state in the end has to be bitwise that of a run that was never stopped. Then one run is killed
+by SIGKILL again and again while it saves a checkpoint after each step: each time it has to resume
+from the last one that was committed, and to end like a run of as many steps that was never stopped.
 First of all the preparation of a dataset is killed at random moments, again and again: whatever is
 left behind, the next one has to end with every record as that of one that was never killed, and
 nothing else may stay in the cache. (--trials 0 --kills 0 does that alone.)
