@@ -15,7 +15,7 @@ from typing import Any
 from ssd_jax import config as config_lib
 from ssd_jax import config_checks, errors, files, renamed
 
-VERSION = 1  # of what a workdir holds, config and checkpoints; a newer one is refused
+VERSION = 2  # format of a workdir: config and checkpoints; newer ones are rejected
 MOST_BYTES = 16 * 2**20  # of a config with its class names, as JSON
 
 

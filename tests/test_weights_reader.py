@@ -532,7 +532,7 @@ def test_a_broken_file_is_to_be_deleted_before_it_is_downloaded_again(tmp_path):
     # A name would find the same file in the cache again.
     for content in (b"", b"PK\x03\x04 broken", b"\x80\x02broken"):
         (tmp_path / "w").write_bytes(content)
-        assert "delete this one" in refusal(tmp_path / "w")
+        assert "delete it and" in refusal(tmp_path / "w")
 
 
 def test_pickled_objects_in_an_npz_are_refused(tmp_path):
