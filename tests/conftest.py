@@ -49,7 +49,7 @@ def config(tmp_path_factory):
 # so do the forks of `scripts.py`. All others, and what it starts `fresh`, compile as users do.
 _HARDLY_OPTIMIZED = {
     *("test_ablations", "test_checkpoint", "test_detect_script", "test_evaluate_script"),
-    *("test_logs", "test_results", "test_survival", "test_training"),
+    *("test_logs", "test_results", "test_survival", "test_training", "test_transfer"),
     "test_trust",
 }
 
@@ -58,6 +58,14 @@ _HARDLY_OPTIMIZED = {
 def _compiler(request):
     hardly = request.module.__name__ in _HARDLY_OPTIMIZED
     jax.config.update("jax_disable_most_optimizations", hardly)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def hardly_optimized():
+    """Compiles quickly within one test of a module whose other tests compile as users do."""
+    jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
 

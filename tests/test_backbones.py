@@ -13,6 +13,7 @@ import voc_tree
 import ssd_jax
 from ssd_jax import boxes, build, config_checks, detector, errors, export, models
 from ssd_jax import config as config_lib
+from ssd_jax.evaluation import parity
 from ssd_jax.models import ssd, summary
 from ssd_jax.training import loop, step
 
@@ -107,7 +108,8 @@ def network_of(backbone, **fields):
     def draw(path, like):
         if path[-1].key == "kernel":
             fan_in = max(1, np.prod(like.shape[:-1]))
-            return rng.normal(0, (2 / fan_in) ** 0.5, like.shape).astype(np.float32)
+            size = 1 / 64 if like.shape[-2] == 3 else 1  # the first layer reads pixels
+            return rng.normal(0, size * (2 / fan_in) ** 0.5, like.shape).astype(np.float32)
         return rng.normal(0.5 * (path[-1].key == "scale"), 0.1, like.shape).astype(np.float32)
 
     params = build.abstract_params(config, 2)
@@ -115,6 +117,7 @@ def network_of(backbone, **fields):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("hardly_optimized")
 def test_a_wide_input_detects_and_exports(tmp_path):
     model_config, _, params = network_of("mobilenet_v2", image_size=96, image_width=160)
     config = config_lib.Config(model=model_config)
@@ -190,17 +193,14 @@ def config(tmp_path, request):
 
 
 @pytest.fixture
-def compiled_fast(monkeypatch):
-    """Two steps on two devices: what the compiler takes to make them fast would not be won back."""
-    some = jax.devices()[:2]  # each has its own copy of 35 million parameters and their moments
+def two_devices(monkeypatch):
+    """Each device has its own copy of the parameters and their moments."""
+    some = jax.devices()[:2]
     monkeypatch.setattr(jax, "devices", lambda: some)
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("compiled_fast")
+@pytest.mark.usefixtures("hardly_optimized")
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_every_parameter_of_a_backbone_has_a_gradient(backbone):
     config, model, params = network_of(backbone)
@@ -216,7 +216,7 @@ def test_every_parameter_of_a_backbone_has_a_gradient(backbone):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("compiled_fast")
+@pytest.mark.usefixtures("hardly_optimized")
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_a_backbone_detects_and_its_export_agrees(backbone, tmp_path):
     model_config, _, params = network_of(backbone)
@@ -227,15 +227,18 @@ def test_a_backbone_detects_and_its_export_agrees(backbone, tmp_path):
     again = ssd_jax.load_detector(tmp_path / "x.onnx")
     images = [np.random.default_rng(n).integers(0, 256, (80, 90, 3), np.uint8) for n in (0, 1)]
     wanted, found = (each(images, score_threshold=0.1) for each in (trained, again))
+    scale = np.array([90, 80, 90, 80], np.float32)
     for w, f in zip(wanted, found, strict=True):
-        assert len(w.scores) > 0
-        np.testing.assert_allclose(f.scores, w.scores, atol=1e-4)
-        np.testing.assert_allclose(f.boxes, w.boxes, atol=0.05)
+        apart = parity.difference(*(each._replace(boxes=each.boxes / scale) for each in (w, f)))
+        assert apart.detections > 0
+        assert apart.alone == 0
+        assert apart.boxes < 1e-3
+        assert apart.scores < 1e-4
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("compiled_fast")
-@pytest.mark.parametrize("config", ["resnet18", "squeezenet"], indirect=True)
+@pytest.mark.usefixtures("hardly_optimized", "two_devices")
+@pytest.mark.parametrize("config", ["squeezenet"], indirect=True)
 def test_a_backbone_trains_and_resumes(config, tmp_path):
     loop.train(config, tmp_path / "run")
     config.train.steps = 2

@@ -122,7 +122,7 @@ def test_the_scripts_say_it_too(narrow, tmp_path):
     assert json.loads((tmp_path / "out/detections.json").read_text())
     told = (tmp_path / "out/weights.txt").read_text().splitlines()
     assert "  momentum/kernel (2,)" in told[told.index("1 ignored") :]
-    assert "  vgg16/conv1_1/bias (8,)" in told[: told.index("0 missing")]
+    assert "  vgg16/conv1_1/bias (8,)" in told[: told.index("0 freshly initialized")]
     assert str(Path("out", "weights.txt")) in done.stdout
 
 

@@ -121,6 +121,7 @@ def test_outputs_and_default_boxes_have_the_same_rows(size):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("hardly_optimized")
 def test_a_new_network_keeps_the_signals_size():
     """Of pixels, smooth as images are, no map of a layer dies or is stuck at ReLU6's end."""
     model = models.SSD(num_classes=21, backbone="mobilenet_v2")
@@ -153,6 +154,7 @@ def test_a_new_network_keeps_the_signals_size():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("hardly_optimized")
 def test_remat_computes_the_same():
     images = np.random.default_rng(0).normal(0, 60, (1, SIDE, SIDE, 3)).astype(np.float32)
     params = ssd.init(jax.random.key(0), TINY, (SIDE, SIDE))
@@ -176,6 +178,7 @@ def test_bfloat16_computation_keeps_parameters_and_outputs_float32():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("hardly_optimized")
 def test_two_steps_move_every_parameter_by_its_gradient():
     size = (SIDE, SIDE)
     boxes_cxcywh = ssd.default_boxes(TINY, size, clip_sizes=True)

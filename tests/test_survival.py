@@ -392,9 +392,9 @@ def test_a_step_that_is_not_finite_is_skipped_and_its_images_named(
     stream = original(
         (split := data_lib.open_splits(config.data).train).source,
         batch_size=8,
-        canvas=160,
         max_objects=split.max_objects,
         seed=0,
+        decoding=loader.Decoding(160),
     )
     positions = [next(stream)["position"] for _ in range(2)][1]
     order = [*loader.epoch_order(12, 0, 0), *loader.epoch_order(12, 0, 1)]

@@ -257,6 +257,7 @@ def test_configs_that_are_alike_share_what_is_compiled():
     assert detector_lib._predict_of(alike, 2) is not first
 
 
+@pytest.mark.usefixtures("hardly_optimized")
 def test_initial_parameters_are_those_of_the_network_and_have_the_shapes_foretold():
     model = ssd.SSD(num_classes=3, width=0.125)
     images = jnp.zeros((1, 300, 300, 3))
