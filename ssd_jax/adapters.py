@@ -1,4 +1,4 @@
-"""Detections in other forms: COCO results, their one writer, and `supervision.Detections`."""
+"""Converts detections to COCO results, writes them, and converts to `supervision.Detections`."""
 
 import importlib
 import json

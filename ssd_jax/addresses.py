@@ -47,7 +47,7 @@ _clock = time.monotonic
 
 @dataclasses.dataclass(frozen=True)
 class Address:
-    """Where a video is, if not in a file; as text, what may be shown of it.
+    """The address of a video that is not a file; its text form has no secrets.
 
     Attributes:
       url: The whole of it, perhaps with a password: for the connection alone.
@@ -67,7 +67,7 @@ class Address:
 
     @property
     def live(self) -> bool:
-        """Whether it sends what happens now, which does not wait for who reads it."""
+        """Whether it is a live stream, which does not wait for its reader."""
         return self.scheme not in ("http", "https")
 
     @property
@@ -79,13 +79,13 @@ class Address:
 
     @property
     def ending(self) -> str:
-        """The ending of its path, such as `.mp4`, in lower case; or empty."""
+        """The file ending of its path in lower case, such as `.mp4`, or empty."""
         path = re.split("[?#]", self.url.partition("://")[2])[0].partition("/")[2]
         return PurePosixPath(path).suffix.lower()
 
 
 def parse(text: str) -> Address | None:
-    """The address that a text is; None: it is not one.
+    """Parses an address; None if the text is not one.
 
     Raises:
       UserError: If it is one of a kind that is not read.
@@ -114,7 +114,7 @@ def without_secrets(text: str) -> str:
 
 
 def open_stream(address: Address, *, form: str | None = None) -> av.container.InputContainer:
-    """Opens what FFmpeg reads at an address.
+    """Opens an address for FFmpeg.
 
     Args:
       address: The address.
@@ -189,7 +189,7 @@ class Fetched:
         return self._here
 
     def tell(self) -> int:
-        """Where the next byte is read."""
+        """Returns the position of the next byte."""
         return self._here
 
     def _get(self, end: int) -> None:
@@ -263,7 +263,7 @@ def _opener() -> urllib.request.OpenerDirector:
 
 
 def _reason(reason: object) -> str:
-    """Why there is no connection."""
+    """Describes why a connection failed."""
     if isinstance(reason, ssl.SSLCertVerificationError):
         return f"its certificate is not trusted: {reason.verify_message}"
     if isinstance(reason, TimeoutError):

@@ -178,7 +178,7 @@ def sample_crop(key: jax.Array, boxes: Array, labels: Array, *, trials: int = 50
 
 
 def propose_crops(key: jax.Array, boxes: Array, labels: Array, *, trials: int = 50) -> Proposals:
-    """Each sampler's first crop that satisfies it; all trials are drawn and tested at once.
+    """Returns the first valid crop of each sampler; all trials are drawn and tested at once.
 
     A sampler is satisfied by a crop whose IoU with at least one object reaches its minimum. Without
     objects only the whole image and the unconstrained crop are found.
@@ -221,7 +221,7 @@ def _draw_crops(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def crop_boxes(crop: Array, boxes: Array, labels: Array) -> tuple[jax.Array, jax.Array]:
-    """Boxes in a crop: an object stays if its center lies in it, and is clipped to it.
+    """Crops boxes: objects with their center in the crop are kept and clipped to it.
 
     Args:
       crop: `[4]` corners, in the frame of `boxes`.
@@ -325,7 +325,7 @@ def photometric(key: jax.Array, image: Array, *, channel_shuffle: bool = False) 
 
 
 def _draw(key: jax.Array, low: float, high: float, *, neutral: float) -> jax.Array:
-    """A uniform number, or with a probability of one half the one that changes nothing."""
+    """Draws a uniform number, or with probability one half the neutral one."""
     apply, value = jax.random.split(key)
     drawn = jax.random.uniform(value, minval=low, maxval=high)
     return jnp.where(jax.random.bernoulli(apply), drawn, neutral)

@@ -1,4 +1,4 @@
-"""From a config to what it describes: network, default boxes, splits, optimizer and the like.
+"""Builds the objects that a config describes: network, default boxes, splits, optimizer, ...
 
 The functions that are built take arrays and know no config.
 """
@@ -153,7 +153,7 @@ def post_processing(config: config_lib.EvalConfig) -> Callable[..., detection.De
 def split(
     config: config_lib.DataConfig, name: str, *, training: bool = False, prepare: bool = True
 ) -> datasets.Split:
-    """Opens a split of a config's dataset, which is prepared first where it is not yet.
+    """Opens a split of the dataset of a config, preparing it first if needed.
 
     Args:
       config: Describes the dataset.

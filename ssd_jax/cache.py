@@ -1,4 +1,4 @@
-"""Where downloads, prepared data and compiled programs are kept, whoever runs this.
+"""The cache folder for downloads, prepared data and compiled programs of any user.
 
 Compiled programs are native code, so no other user may write there: a folder below the temporary
 one, where everybody may make folders, has to be this user's own.
@@ -35,7 +35,7 @@ def default() -> str:
 
 
 def folder(place: str | os.PathLike[str]) -> Path:
-    """Makes the folder of a cache where there is none.
+    """Creates the cache folder if it does not exist.
 
     Args:
       place: Folder from `default` or the user, possibly with ~.

@@ -34,7 +34,7 @@ _LARGEST_TEXT = 64 * 2**20  # bytes of each of these, which Orbax reads whole
 
 
 class DamagedError(Exception):
-    """A checkpoint that does not hold what was written."""
+    """A checkpoint with other content than was written."""
 
 
 def restore_params(folder: str | Path, like: Any, *, ema: bool = True) -> Any:
@@ -118,7 +118,7 @@ def verify(items: Any, facts: Mapping[str, Any]) -> None:
 
 
 class _RaisedToo(std_logging.Filter):
-    """Leaves out what a thread of Orbax logs of the machine's trouble: its manager raises that."""
+    """Drops log records of Orbax's threads about machine trouble, which its manager raises."""
 
     def filter(self, record: std_logging.LogRecord) -> bool:
         """Whether a record is of something else."""
@@ -131,7 +131,7 @@ _RAISED_TOO = _RaisedToo()
 
 @functools.cache
 def quieten() -> None:
-    """Keeps to one line what ends in many threads at once, when a checkpoint can't be written.
+    """Reduces the errors of many threads to one line when a checkpoint cannot be written.
 
     When one array fails, Orbax cancels the reads and writes of the others after their loop ended.
     """
@@ -150,7 +150,7 @@ def quieten() -> None:
 
 @contextlib.contextmanager
 def room_for(folder: str | Path) -> Iterator[None]:
-    """Turns trouble of the machine, which the background thread may have met, into one line.
+    """Converts machine trouble, possibly of the background thread, to a one-line error.
 
     Raises:
       MachineError: If the `with` block runs out of disk space or lacks the permission to write.
@@ -229,13 +229,13 @@ def check_files(folder: Path) -> None:
 
 
 def quality(metrics: Mapping[str, float | None] | None) -> float:
-    """The mAP of a checkpoint; less than any where it was not evaluated."""
+    """Returns the mAP of a checkpoint; less than any other if it was not evaluated."""
     value = metrics[METRIC] if metrics else None
     return -math.inf if value is None or math.isnan(value) else float(value)
 
 
 def abstract(tree: Any) -> Any:
-    """Shapes, types and shardings, which Orbax needs in order to place what it reads."""
+    """Shapes, types and shardings, which Orbax needs to place restored arrays."""
 
     def leaf(x: Any) -> jax.ShapeDtypeStruct:
         sharding = getattr(x, "sharding", None) or jax.sharding.SingleDeviceSharding(

@@ -25,7 +25,7 @@ _HUGE_PAGES_FILE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def run(main: Callable[[Sequence[str]], None]) -> NoReturn:
-    """Runs a script's `main` with the command line, which it has to give to `parse`.
+    """Runs the `main` of a script with the command line, which it has to pass to `parse`.
 
     See `console.run` for the handling of errors.
     """
@@ -93,7 +93,7 @@ def parse(
 
 
 def _root(error: BaseException) -> errors.UserError | None:
-    """The mistake that a config file names itself, from which its loader made other errors."""
+    """Finds the UserError of a config file behind the errors of its loader."""
     found = _root(error.__context__) if error.__context__ else None
     return found or (error if isinstance(error, errors.UserError) else None)
 
@@ -130,7 +130,7 @@ def use_huge_pages() -> None:
 
 
 def _huge_pages_on_request() -> bool:
-    """Whether this is a Linux that gives huge pages to who asks, and its libc can ask."""
+    """Whether Linux gives huge pages on request and its libc can request them."""
     try:
         library, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").split()
         new_enough = tuple(map(int, version.split("."))) >= (2, 35)
@@ -140,7 +140,7 @@ def _huge_pages_on_request() -> bool:
 
 
 def keep_compiled(cache_dir: str) -> None:
-    """Keeps what XLA compiles in `cache_dir`, so that a restart starts quickly.
+    """Caches compiled programs in `cache_dir`, so that a restart is quick.
 
     JAX_COMPILATION_CACHE_DIR wins; empty, it switches this off.
     """
@@ -184,7 +184,7 @@ def find_trained() -> "load.Trained":
 
 
 def _given_data(argv: Sequence[str]) -> config_lib.DataConfig:
-    """`config.data` as the command line has it, where the rest of the config is not known yet."""
+    """Parses `config.data` from the command line before the rest of the config is known."""
     values = flags.FlagValues()
     values.set_gnu_getopt()
     known, _ = _parted(argv)
@@ -197,7 +197,7 @@ def _given_data(argv: Sequence[str]) -> config_lib.DataConfig:
 
 @contextlib.contextmanager
 def counter(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on a terminal: call what it gives with the number done."""
+    """Shows a progress bar on a terminal; yields a function to call with the number done."""
     with progress.Progress(
         console=console.stdout, disable=not console.stdout.is_terminal, transient=True
     ) as bar:

@@ -1,4 +1,4 @@
-"""Checks a config: types and values of its fields, and what they make this program allocate."""
+"""Checks a config: types and values of its fields, and the memory that they imply."""
 
 import dataclasses
 import math
@@ -131,7 +131,7 @@ def _check_types(config: config_lib.Config) -> None:
 
 
 def _fits(kind: Any, value: Any) -> bool:
-    """Whether a value is of a field's type, finite, and no longer than may be."""
+    """Whether a value has the type of a field, is finite and not too long."""
     if isinstance(kind, types.GenericAlias):
         element = typing.get_args(kind)[0]
         fits = isinstance(value, tuple) and len(value) <= _MOST_VALUES
@@ -146,7 +146,7 @@ def _fits(kind: Any, value: Any) -> bool:
 
 
 def _is_text(value: str) -> bool:
-    """Whether it can be a path: bytes that are no UTF-8 may be in it, as Python has them."""
+    """Whether a text can be a path, which may contain surrogate-escaped bytes."""
     try:
         return b"\0" not in os.fsencode(value) and len(value) <= _MOST_CHARACTERS
     except UnicodeEncodeError:
@@ -178,7 +178,7 @@ def shown(value: Any) -> str:
 
 
 def _check_amounts(config: config_lib.Config) -> None:
-    """Bounds what a config makes this program allocate."""
+    """Limits the memory that a config implies."""
     for part, limits in _AT_MOST.items():
         for field, most in limits.items():
             if (value := getattr(getattr(config, part), field)) > most:

@@ -87,7 +87,7 @@ def parse(text: str | bytes, *, where: object) -> Any:
 
 
 def check_version(path: str | Path, version: int) -> None:
-    """Refuses what a newer ssd_jax wrote into a workdir.
+    """Rejects workdirs of a newer ssd_jax.
 
     Args:
       path: Path of the config or checkpoint for the message.
@@ -150,7 +150,7 @@ def _checked_names(values: Any, kind: type, where: str) -> Mapping[str, Any]:
 
 
 def _as_field(value: Any, kind: Any) -> Any:
-    """A value of JSON as its field has it, where it fits: lists as tuples, 8.0 as a whole 8."""
+    """Converts a JSON value to the type of its field if possible: lists to tuples, 8.0 to 8."""
     if isinstance(value, list) and isinstance(kind, types.GenericAlias):
         return tuple(_as_field(each, typing.get_args(kind)[0]) for each in value)
     if kind is int and isinstance(value, float) and value.is_integer():

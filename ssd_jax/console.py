@@ -22,7 +22,7 @@ _LAYOUT = "\n\t"  # of whole pages, such as tables; a name has neither
 
 
 def printable(said: object) -> str:
-    r"""Text that no terminal takes for a command, in one line.
+    r"""Escapes text so that no terminal interprets it, in one line.
 
     Control characters, those that turn the direction of writing, line ends and bytes that are no
     UTF-8 become escapes such as `\x1b`; letters, marks and symbols of any script are kept.
@@ -39,7 +39,7 @@ def plain(said: object) -> rich.text.Text:
 
 
 class Console(rich.console.Console):
-    """A console that shows nothing but printable text: tables and progress bars pass it too."""
+    """A console that only shows printable text, in tables and progress bars too."""
 
     def render(
         self,
@@ -151,7 +151,7 @@ class _Lasting:
 
 
 def _occupy_closed_streams() -> None:
-    """Keeps the numbers of closed streams from files, into which libraries would then write."""
+    """Occupies the descriptors of closed streams, which files would get otherwise."""
     for number in range(3):
         try:
             os.fstat(number)

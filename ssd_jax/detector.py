@@ -72,7 +72,7 @@ def make_predict(
 
 
 class _Placed(NamedTuple):
-    """An image as the network takes it.
+    """An image prepared for the network.
 
     Attributes:
       canvas: `[canvas, canvas, 3]` uint8 with the image, shrunk if it must be.
@@ -123,7 +123,7 @@ class Detector:
     def __call__(
         self, images: Iterable[ImageInput], *, score_threshold: float = 0.5
     ) -> list[Detections]:
-        """Detects objects in images, of which one at a time is held in its full size.
+        """Detects objects in images; only one at a time is held at full size.
 
         Args:
           images: Paths, PIL images, or `[H, W, 3]` uint8 RGB arrays, of any size.

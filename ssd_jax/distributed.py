@@ -1,4 +1,4 @@
-"""Several processes as one: joining them, and what they have to agree on.
+"""Joins several processes and checks that they agree.
 
 The engine is JAX's own. A process that is alone needs none of this, and everything here is then a
 plain value.
@@ -90,7 +90,7 @@ def initialize(
 
 
 def _check_port(coordinator: str) -> None:
-    """JAX may crash where it can't have the port."""
+    """Checks the port first, because JAX may crash if it is taken."""
     both = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if both else socket.AF_INET
     port = int(coordinator.rpartition(":")[2])
@@ -106,7 +106,7 @@ def _check_port(coordinator: str) -> None:
 def _found(
     coordinator: str, environment: Mapping[str, str]
 ) -> tuple[str, int | None, int | None, int | None]:
-    """Coordinator, number of processes, of this one and of its device; None is for JAX to find."""
+    """Returns coordinator, number of processes, process id and device id; None: JAX finds it."""
     if int(environment.get(_OPEN_MPI[0], "1")) > 1 and (
         coordinator or _OPEN_MPI_4 not in environment
     ):
@@ -124,7 +124,7 @@ def _found(
 
 
 def _own_variables(environment: Mapping[str, str]) -> tuple[str, int | None, int | None]:
-    """Coordinator, number of processes and of this one, as JAX's variables have them, or nothing.
+    """Returns coordinator, number of processes and process id from JAX's variables, if set.
 
     With a launcher the coordinator alone may be given; JAX uses it then.
     """
@@ -229,7 +229,7 @@ def any_true(value: bool) -> bool:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Each process has to pass its `with`: a mistake that one finds there ends all of them.
+    """All processes have to enter this `with` block: a mistake found by one ends all of them.
 
     Raises:
       UserError: In a process that found one, its own; in the others, that of the first.
@@ -247,7 +247,7 @@ def together() -> Iterator[None]:
 
 
 def gather(values: Any) -> Any:
-    """Stacks what the processes have along a new first axis, one row for each.
+    """Stacks values of the processes along a new first axis.
 
     Args:
       values: Tree of NumPy arrays, of the same shapes and types in each process.

@@ -1,4 +1,4 @@
-"""Files from the network: resumed where a connection broke, verified, then moved to their place.
+"""Downloads files: resumes broken connections, verifies the files, then moves them into place.
 
 A server is trusted with nothing: what it sends has a limit in size and in time, and it leads to no
 other kind of address than its own.
@@ -151,7 +151,7 @@ def _opened(part: Path) -> io.FileIO:
 
 
 def _complete(file: io.FileIO, wanted: _Wanted, sha256: str) -> None:
-    """Makes a part, which may be empty, the whole file."""
+    """Completes a partial download, which may be empty."""
     if _digest(file).startswith(sha256):
         return
     resumed = file.seek(0, io.SEEK_END) > 0
@@ -229,7 +229,7 @@ def _append(
 
 
 class _Pace:
-    """Within its `with`, ends connections that bring too little: a server may take for ever.
+    """Ends connections that are too slow within its `with` block.
 
     This covers everything that is waited for, including headers and gaps within an answer: a thread
     checks every `_WINDOW_S`.
@@ -258,7 +258,7 @@ class _Pace:
         self._came += count
 
     def opener(self) -> urllib.request.OpenerDirector:
-        """Opens addresses of http and https, nothing else, on connections that this can end."""
+        """Opens http and https URLs only, on connections that can be ended."""
         pace = self
 
         class Plain(urllib.request.HTTPHandler):
@@ -330,7 +330,7 @@ def _write(file: io.FileIO, chunk: bytes) -> None:
 
 
 def _continues(response: http.client.HTTPResponse, begin: int) -> bool:
-    """Whether an answer is the rest that was asked for; servers may send the whole instead."""
+    """Whether a response is the requested range; servers may send the whole file instead."""
     content = response.headers.get("Content-Range") or ""
     return response.status == 206 and content.startswith(f"bytes {begin}-")
 
@@ -346,7 +346,7 @@ def _digest(file: io.FileIO) -> str:
 
 
 def _bar() -> progress.Progress:
-    """A progress bar on a terminal, nothing elsewhere."""
+    """Shows a progress bar on a terminal only."""
     screen = console.Console(stderr=True)
     columns = (
         progress.TextColumn("{task.description}"), progress.BarColumn(), progress.DownloadColumn(),

@@ -73,7 +73,7 @@ def in_words(text: str) -> BaseException | None:
 
 
 def of_machine(error: BaseException, name: object = None) -> MachineError:
-    """One line on what `is_of_machine`, with the way out.
+    """Converts an error of the machine to one line with the way out.
 
     Args:
       error: The error.

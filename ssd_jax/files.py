@@ -16,7 +16,7 @@ _PART = ".part"
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A file to write to, which takes the place of the one at `path` when it is whole.
+    """Opens a temporary file for writing that replaces `path` when it is complete.
 
     A link at `path` is replaced whatever its target, and so is a pipe, which may have no reader.
     Two processes that write the same file do so one after the other.
@@ -76,7 +76,7 @@ def appending(path: str | os.PathLike[str]) -> TextIO:
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:
-    """Makes a folder of a run, and those above it, where there is none; a link is replaced.
+    """Creates a folder of a run and its parents if missing; a link is replaced.
 
     Raises:
       OSError: If that is not possible.
@@ -104,7 +104,7 @@ def alone(folder: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """Opens a file to read it. A pipe or device, which may never end, is not opened.
+    """Opens a regular file for reading; pipes and devices, which may be endless, are rejected.
 
     Raises:
       OSError: If it can't be opened.
@@ -149,7 +149,7 @@ def _check_regular(path: str | os.PathLike[str], mode: int) -> None:
 
 
 def _may_be_replaced(place: Path) -> bool:
-    """Whether there is nothing yet, a file, a link or a pipe."""
+    """Returns the type of a path: missing, file, link or special file."""
     try:
         mode = place.lstat().st_mode
     except FileNotFoundError:

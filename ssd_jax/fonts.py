@@ -157,7 +157,7 @@ def _mapped_32_bit(table: bytes) -> np.ndarray:
 
 
 def _mapped_16_bit(table: bytes) -> np.ndarray:
-    """As `_mapped_32_bit`, of format 4: segments, of which some letters have no glyph."""
+    """Like `_mapped_32_bit` for format 4: segments in which some letters have no glyph."""
     count = int.from_bytes(table[6:8]) // 2
     words = np.frombuffer(table[: len(table) // 2 * 2], ">u2").astype(np.int64)
     ends, starts, deltas, offsets = (words[7 + k * count + (k > 0) :][:count] for k in range(4))

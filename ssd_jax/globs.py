@@ -1,4 +1,4 @@
-"""Globs such as `photos/**/*.jpg`, which end in every folder, whatever links lead where."""
+"""Globs such as `photos/**/*.jpg` that terminate even with cyclic links."""
 
 import errno
 import fnmatch

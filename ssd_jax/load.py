@@ -1,4 +1,4 @@
-"""Finds what has been trained: a run, an exported file or third-party weights, by path or name."""
+"""Finds trained networks by path or name: runs, exported files and third-party weights."""
 
 import copy
 import functools
@@ -128,7 +128,7 @@ def _config_of(folder: Path) -> Path:
 
 
 def _find_exported(path: Path) -> Trained:
-    """A file of `export.py`, whose config is part of it."""
+    """Finds a file of `export.py`, which contains its config."""
     loaded = export.load(path)
 
     def build_detector(config: config_lib.Config) -> Detector:
@@ -147,7 +147,7 @@ def _find_exported(path: Path) -> Trained:
 def _find_third_party(
     path_or_name: str | Path, data: config_lib.DataConfig, say: third_party.Say
 ) -> Trained:
-    """A detector in a third-party file; its classes are those that its number of logits tells."""
+    """Finds a detector in a third-party file; its number of logits determines its classes."""
     weights = loading.read(hub.locate(path_or_name, cache_dir=data.cache_dir, mirror=data.mirror))
     config, class_names = third_party.describe(weights)
     build_detector = functools.partial(
@@ -157,12 +157,12 @@ def _find_third_party(
 
 
 def _folder_for(path_or_name: str | Path) -> Path:
-    """Where what is written about a file belongs."""
+    """Returns the folder for outputs about a file."""
     return Path("runs") / Path(path_or_name).stem
 
 
 class Pretrained(NamedTuple):
-    """What a training starts from.
+    """Pretrained weights for a training.
 
     Attributes:
       weights: The weights of the network, or of its backbone.
@@ -178,7 +178,7 @@ class Pretrained(NamedTuple):
 
 
 def read_pretrained(config: config_lib.Config) -> Pretrained:
-    """Reads what the training of a config starts from, `config.model.pretrained`.
+    """Reads the pretrained weights of a config, `config.model.pretrained`.
 
     That is a run's workdir or checkpoint, a safetensors file of `export.py`, a file with
     third-party weights, or a name of `hub.NAMES`.
@@ -205,7 +205,7 @@ def read_pretrained(config: config_lib.Config) -> Pretrained:
 
 
 def _pretrained_of(path: Path, detector: Detector) -> Pretrained:
-    """A detector of our own as what a training starts from."""
+    """Returns the parameters of a detector of ours as pretrained weights."""
     if detector.params is None:
         raise errors.UserError(
             f"{path} cannot be trained further; give the run's workdir, or the safetensors file "

@@ -1,4 +1,4 @@
-"""Old names of config fields and flags: what version 0.1 wrote and took is still read."""
+"""Old names of config fields and flags: those of version 0.1 are still accepted."""
 
 from collections.abc import Mapping
 
@@ -59,6 +59,6 @@ def fields(part: str, values: Mapping[str, object]) -> dict[str, object]:
 
 
 def field_now(name: str) -> str:
-    """Says the current name of an old config field; empty for other names."""
+    """Returns a note with the current name of an old config field; empty for other names."""
     found = [new for old, new in FIELDS.items() if old.partition(".")[2] == name]
     return f"it is now config.{found[0]}" if found else ""

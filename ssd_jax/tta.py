@@ -1,4 +1,4 @@
-"""Test-time augmentation: several views of an image, whose detections are joined before NMS."""
+"""Test-time augmentation: several views of an image, merged before NMS."""
 
 import functools
 from collections.abc import Sequence

@@ -148,7 +148,7 @@ def augmentations(
     columns: int = 4,
     **options: Any,
 ) -> np.ndarray:
-    """A contact sheet of what the augmentation makes of one image and its boxes.
+    """Draws a contact sheet of augmentations of one image and its boxes.
 
     Args:
       key: Random key.
@@ -244,7 +244,7 @@ def _to_width(pixels: np.ndarray, width: int) -> Image.Image:
 
 
 def _pixels(image: Image.Image) -> np.ndarray:
-    """`[H, W, 3]` uint8 of an RGB image, a part at a time: Pillow copies what it gives."""
+    """Converts an RGB image to `[H, W, 3]` uint8 in parts, because Pillow makes copies."""
     pixels = np.empty((image.height, image.width, 3), np.uint8)
     for top in range(0, image.height, _ROWS):
         room = pixels[top : top + _ROWS]

@@ -179,7 +179,7 @@ def parse(xml: bytes, *, name: str, image_size: tuple[int, int] | None) -> Annot
 
 
 def to_voc_pixels(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Boxes in VOC's pixels, which evaluation by the devkit's rules wants: the inverse of `parse`.
+    """Converts boxes to VOC's pixels for evaluation by the devkit's rules: the inverse of `parse`.
 
     Args:
       boxes: `[N, 4]` xyxy, normalized to [0, 1].
@@ -224,7 +224,7 @@ def from_voc_pixels(boxes: np.ndarray) -> np.ndarray:
 
 
 def _parse_xml(xml: bytes, name: str) -> ElementTree.Element:
-    """Parses XML; a document type, which could declare entities that explode, is refused."""
+    """Parses XML; rejects document types, which could declare exponential entities."""
     builder = ElementTree.TreeBuilder()
     parser = expat.ParserCreate()
     parser.StartElementHandler = builder.start
@@ -249,7 +249,7 @@ def _parse_xml(xml: bytes, name: str) -> ElementTree.Element:
 def _size(
     root: ElementTree.Element, name: str, image_size: tuple[int, int] | None
 ) -> tuple[int, int]:
-    """(height, width) of the image, which file and image have to agree on."""
+    """Returns (height, width), on which file and image have to agree."""
     width, height = (
         int(_number(root, f"size/{side}", name, default=0.0)) for side in ("width", "height")
     )
@@ -284,7 +284,7 @@ def _object(element: ElementTree.Element, where: str) -> Object:
 def _number(
     element: ElementTree.Element, path: str, where: str, *, default: float | None = None
 ) -> float:
-    """The finite number at `path`; `default` where there is nothing, unless that is None."""
+    """Reads the finite number at `path`, or `default` if it is missing and not None."""
     text = (element.findtext(path) or "").strip()
     if not text and default is not None:
         return default

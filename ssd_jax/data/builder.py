@@ -1,4 +1,4 @@
-"""The one form in which every dataset is prepared, whatever its files look like.
+"""The common format in which all datasets are prepared.
 
 A `Builder` has tfds write what `examine` found good as `array_record`, read by `as_data_source()`
 without TensorFlow. It is shard-based: tfds' GeneratorBasedBuilder shuffles in memory up to 1 GB and
@@ -142,7 +142,7 @@ class Own(Builder):
 
 
 def _joined(splits: Mapping[str, Sequence[readers.Example]]) -> dict[str, list[str]]:
-    """Splits that hold just what `train` and `val` hold, which need not be stored again."""
+    """Splits that equal `train` and `val` together, which need not be stored again."""
     parts = [name for name in ("train", "val") if splits.get(name)]
     names = sorted(item.name for name in parts for item in splits[name])
     return {
@@ -168,7 +168,7 @@ def _shards(examples: Sequence[readers.Example]) -> list[list[readers.Example]]:
 
 
 def _records(examples: Sequence[readers.Example]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields what tfds writes: key and record."""
+    """Yields key and record for tfds."""
     for item in examples:
         annotation = item.annotation
         sides = np.array([annotation.width, annotation.height] * 2, np.float32)

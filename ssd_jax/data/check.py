@@ -178,7 +178,7 @@ def class_table(found: Objects, class_names: Iterable[str], covered: np.ndarray)
 
 
 def wrong(examined: examine.Examined) -> list[str]:
-    """A line for each thing that is wrong, each once, what cannot be used first."""
+    """Returns a line per fault, without duplicates, unusable images first."""
     reasons = (reason for split in examined.skipped.values() for reason in split.values())
     return list(dict.fromkeys([*reasons, *examined.remarks]))
 
@@ -243,7 +243,7 @@ def check(
 
 
 def main(argv: Sequence[str]) -> int:
-    """Checks what the command line names; returns the exit status."""
+    """Checks the dataset given on the command line and returns the exit status."""
     return console.run(functools.partial(_check, _arguments(argv)))
 
 

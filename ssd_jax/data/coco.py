@@ -40,7 +40,7 @@ class Images(Protocol):
     places: str  # where, for messages
 
     def find(self, file_name: str) -> str | None:
-        """The whole name of the file that a JSON names so; None where there is none."""
+        """Finds the full name of a file by its name in a JSON; None if it is missing."""
         ...
 
     def read(self, file: str) -> bytes:
@@ -276,7 +276,7 @@ def read_folder(path: str) -> Reader:
 
 
 def _find(path: str) -> dict[str, pathlib.Path]:
-    """The JSON files by their split; a single one that names none has split "".
+    """JSON files by split; a single file without a split has split "".
 
     Raises:
       UserError: If there are none, or two of one split.

@@ -26,7 +26,7 @@ class Image(NamedTuple):
 
 
 class Row(NamedTuple):
-    """An entry of `annotations`, without the outline, which takes most of the memory."""
+    """An entry of `annotations` without its outline, which takes most of the memory."""
 
     id: Any
     image_id: Any
@@ -37,7 +37,7 @@ class Row(NamedTuple):
 
 
 def load(data: bytes, file: str, *, annotated: bool) -> dict[str, Any]:
-    """The content of a JSON file, of which annotations are `Row`s.
+    """Loads a JSON file with annotations as `Row`s.
 
     Args:
       data: The JSON.
@@ -64,7 +64,7 @@ def _slim(entry: dict[str, Any]) -> Any:
 
 
 def get(entry: Any, field: str) -> Any:
-    """A field of an entry; None where either is missing."""
+    """Returns a field of an entry; None if either is missing."""
     return entry.get(field) if isinstance(entry, dict) else None
 
 
@@ -108,7 +108,7 @@ def images_of(entries: Sequence[Any], file: str, remarks: list[str]) -> list[tup
 
 
 def _side(value: Any) -> int | None:
-    """A whole number of pixels; None for anything else."""
+    """Converts to a whole number of pixels; None for anything else."""
     fine = type(value) is int or (type(value) is float and value.is_integer())
     return int(value) if fine else None
 
@@ -171,7 +171,7 @@ def numbers(bbox: Any, what: str) -> Sequence[float]:
 
 
 def area(value: Any) -> float | None:
-    """The `area` of an annotation; None where it is no number, and the box's is taken."""
+    """Returns the `area` of an annotation; None if it is not a number, then the box's is used."""
     return float(value) if _is_number(value) else None
 
 

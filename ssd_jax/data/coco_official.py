@@ -1,4 +1,4 @@
-"""COCO 2014 and 2017, a split at a time, from the official zip archives, which are not extracted.
+"""COCO 2014 and 2017, one split at a time, read from the official zip archives without extraction.
 
 Source: Lin et al. 2014, and COCO's site.
 """
@@ -24,7 +24,7 @@ CATEGORIES = dict(zip(_USED_IDS, classes.COCO, strict=True))
 
 
 class Archive(NamedTuple):
-    """An official archive: where its download is below `HOST`, and what it has to be."""
+    """An official archive: its path below `HOST` and its checksum."""
 
     path: str
     sha256: str
@@ -181,7 +181,7 @@ def find_archives(folder: str, split: str) -> tuple[pathlib.Path, pathlib.Path]:
 
 
 def read_archives(images: pathlib.Path, tables: pathlib.Path, split: str) -> coco.Reader:
-    """An official split, with COCO's 80 classes, from its archives, which are not extracted.
+    """Reads an official split with COCO's 80 classes from its archives without extraction.
 
     Raises:
       UserError: If they are not such archives.

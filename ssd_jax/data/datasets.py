@@ -59,7 +59,7 @@ def load(
     max_megapixels: float = images.MAX_MEGAPIXELS,
     prepare: bool = True,
 ) -> Split:
-    """Opens a split of a dataset, which is prepared first where it has not been.
+    """Opens a split of a dataset, preparing it first if needed.
 
     Args:
       dataset: "voc" (PASCAL VOC 2007 and 2012), "coco" (of 2014 and 2017), "synthetic" (made here

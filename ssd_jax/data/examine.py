@@ -1,4 +1,4 @@
-"""Reads all of a dataset, each image once, and keeps apart what cannot be used.
+"""Reads a whole dataset, each image once, and separates what cannot be used.
 
 Images are decoded in threads, so that a broken one is found at once. Only the annotations are held
 in memory.
@@ -77,7 +77,7 @@ def examine(reader: readers.Reader) -> Examined:
 def without_objects(
     splits: Mapping[str, Sequence[readers.Example]], unannotated: Iterable[str]
 ) -> set[str]:
-    """The splits of which no image has an object to train on, though they have annotations."""
+    """Annotated splits in which no image has an object to train on."""
     return {
         name
         for name, split in splits.items()
@@ -116,7 +116,7 @@ def _results(reader: readers.Reader, keys: Sequence[str]) -> Iterator[readers.Ex
 
 @contextlib.contextmanager
 def _threads_for(name: str) -> Iterator[None]:
-    """Tells in one line that the machine has no more threads, which Python calls a RuntimeError."""
+    """Converts the RuntimeError of missing threads to a one-line error."""
     try:
         yield
     except RuntimeError as error:
@@ -162,7 +162,7 @@ def _has_object(example: readers.Example) -> bool:
 
 
 def _split_by_order(keys: Sequence[str], bad: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
-    """`all`, and its parts `train` and `val`: the fifth, tenth, ... validates if it can be used."""
+    """Makes `all`, `train` and `val`: every fifth usable image is `val`."""
     val = tuple(key for key in keys[_VAL_EVERY - 1 :: _VAL_EVERY] if key not in bad)
     held_out = set(val)
     train = tuple(key for key in keys if key not in held_out)

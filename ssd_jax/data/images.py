@@ -68,7 +68,7 @@ def decode(
 
 
 def rgb(image: Image.Image) -> np.ndarray:
-    """Pixels of a PIL image as `decode` gives those of a file: `[H, W, 3]` uint8, upright.
+    """Converts a PIL image as `decode` does a file: `[H, W, 3]` uint8, upright.
 
     Raises:
       ValueError: If the pixels are floating-point numbers.
@@ -177,7 +177,7 @@ def _blaming(data: bytes, name: str) -> Iterator[None]:
 
 
 def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """(height, width) as stored of a JPEG that simplejpeg takes; None: Pillow is to read it."""
+    """Stored (height, width) of a JPEG for simplejpeg; None if Pillow has to read it."""
     if not data.startswith(jpeg.MAGIC):
         return None
     height, width, colors, _ = simplejpeg.decode_jpeg_header(data, strict=False)
@@ -210,7 +210,7 @@ def _decode_jpeg(
 
 
 def _strictly(data: bytes, on_remark: Callable[[str], object], **options: Any) -> np.ndarray:
-    """The pixels of a JPEG, all of which are as they were encoded.
+    """Decodes a JPEG; every pixel has to be intact.
 
     Args:
       data: The file.

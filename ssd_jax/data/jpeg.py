@@ -64,7 +64,7 @@ def is_harmless(warning: str) -> bool:
 
 
 def segments(data: bytes) -> Iterator[Segment]:
-    """The segments of the first image of a file; it is cut off where the last is no end marker.
+    """Yields the segments of the first image; it is truncated if the last is not an end marker.
 
     Like libjpeg, it skips anything else between them.
 
@@ -147,7 +147,7 @@ def _shapes_pixels(segment: Segment) -> bool:
 
 
 def _mended(segment: Segment, frame: Segment | None) -> Segment:
-    """A segment with what libjpeg takes for granted where it warns."""
+    """Returns a segment with the values that libjpeg assumes when it warns."""
     body = segment.body
     if segment.marker == _APP0 and len(body) > 5:
         body = body[:5] + b"\1" + body[6:]

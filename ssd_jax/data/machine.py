@@ -15,7 +15,7 @@ _TOLD_IN_WORDS = (
 
 @contextlib.contextmanager
 def blaming(place: object) -> Iterator[None]:
-    """Turns what libraries raise where the machine is at fault into a MachineError.
+    """Converts errors of libraries that the machine caused to MachineError.
 
     tfds and array_record report it only in the message, with errors of any type.
     """

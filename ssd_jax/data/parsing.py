@@ -36,7 +36,7 @@ def shown(value: object) -> str:
 
 
 def cut(text: object) -> str:
-    """A text of a file as a message shows it, without its end if it is long."""
+    """Shortens a text of a file for a message."""
     line = str(text)
     return line if len(line) <= _LONGEST_SHOWN else f"{line[: _LONGEST_SHOWN - 3]}..."
 

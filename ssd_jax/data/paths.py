@@ -20,7 +20,7 @@ _PASSED_OVER = "lost+found"  # the system's own, at the top of a volume; only ro
 
 
 def is_file(path: str | os.PathLike[str]) -> bool:
-    """Whether there is a regular file, perhaps by a link.
+    """Whether a path is a regular file or a link to one.
 
     Raises:
       MachineError: If the system cannot tell.
@@ -30,7 +30,7 @@ def is_file(path: str | os.PathLike[str]) -> bool:
 
 
 def is_folder(path: str | os.PathLike[str]) -> bool:
-    """Whether there is a folder, perhaps by a link.
+    """Whether a path is a folder or a link to one.
 
     Raises:
       MachineError: If the system cannot tell.
@@ -40,7 +40,7 @@ def is_folder(path: str | os.PathLike[str]) -> bool:
 
 
 def exists(path: str | os.PathLike[str]) -> bool:
-    """Whether there is anything, perhaps by a link.
+    """Whether a path exists, following links.
 
     Raises:
       MachineError: If the system cannot tell.
@@ -49,7 +49,7 @@ def exists(path: str | os.PathLike[str]) -> bool:
 
 
 def status(path: str | os.PathLike[str]) -> os.stat_result:
-    """Size and times of what has been found to be there.
+    """Returns size and times of an existing path.
 
     Raises:
       UserError: If it no longer exists.
@@ -62,7 +62,7 @@ def status(path: str | os.PathLike[str]) -> os.stat_result:
 
 
 def walk(root: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-    """All files below a folder, sorted, through links to folders too, hidden ones left out.
+    """Lists all files below a folder, sorted, through linked folders too, without hidden ones.
 
     Each folder is entered once, whatever links lead to it.
 

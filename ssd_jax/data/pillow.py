@@ -38,7 +38,7 @@ _Reader = type[ImageFile.ImageFile]
 
 
 def _avif() -> list[tuple[bytes, _Reader]]:
-    """AVIF's reader, which Pillow has from version 11.3 on."""
+    """Returns Pillow's AVIF reader, available from version 11.3."""
     try:
         plugin = importlib.import_module("PIL.AvifImagePlugin")
     except ImportError:
@@ -108,7 +108,7 @@ def _open(data: bytes) -> ImageFile.ImageFile:
 
 @contextlib.contextmanager
 def _without_bound_of_pillow() -> Iterator[None]:
-    """Pillow's bound, which is the whole process's, is replaced by the one given here."""
+    """Disables Pillow's global size limit in favor of the one given here."""
     with _one_at_a_time:
         bound, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
@@ -128,7 +128,7 @@ def check_tiles(image: Image.Image) -> None:
 
 @contextlib.contextmanager
 def asking_for_memory(height: int, width: int) -> Iterator[None]:
-    """Where a reader fails without a reason, asks for the memory that it needs.
+    """Allocates the needed memory if a reader fails without a reason, to detect its lack.
 
     Raises:
       MemoryError: If there is too little; the readers of WebP and AVIF do not report it.
@@ -163,12 +163,12 @@ def stored_size(image: Image.Image) -> tuple[int, int]:
 
 
 def orientation(image: Image.Image) -> int:
-    """Exif's orientation, 1 to 8; 1 (upright) where there is none or Exif is unreadable."""
+    """Returns Exif's orientation, 1 to 8; 1 (upright) if it is missing or unreadable."""
     return orientation_of(image.getexif)
 
 
 def orientation_of(read_exif: Callable[[], Image.Exif]) -> int:
-    """The orientation in what reads Exif, which may fail."""
+    """Returns the orientation from a function that reads Exif and may fail."""
     try:
         return int(read_exif().get(ExifTags.Base.Orientation, 1))
     except Exception as error:  # broken Exif does not affect the pixels

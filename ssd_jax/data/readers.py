@@ -63,7 +63,7 @@ class Reader(abc.ABC):
 
     @abc.abstractmethod
     def categories(self, names: Iterable[str]) -> dict[str, int]:
-        """The classes in the order of their labels, with the ids that the dataset gives them.
+        """Classes in the order of their labels, with their ids in the dataset.
 
         Args:
           names: The classes of all objects.
@@ -71,7 +71,7 @@ class Reader(abc.ABC):
 
 
 def check_split_name(name: str, file: str) -> str:
-    """Returns the name of a split where tfds can store it.
+    """Checks that tfds can store a split name, and returns it.
 
     Raises:
       UserError: If it cannot be; the message names `file`, which has to be renamed.
@@ -86,7 +86,7 @@ def check_split_name(name: str, file: str) -> str:
 def decode_size(
     data: bytes, *, name: str, max_megapixels: float
 ) -> tuple[int, int, tuple[str, ...]]:
-    """Height and width of an image, upright, of which every pixel has been decoded, and its notes.
+    """Decodes an image completely and returns its upright height and width, and notes.
 
     Args:
       data: The file.

@@ -31,7 +31,7 @@ class Stretch(NamedTuple):
 
 
 class Records:
-    """Stretches of prepared splits, one after the other, as one sequence of records.
+    """Concatenated stretches of prepared splits as one sequence of records.
 
     Threads may share it; unpickled, it reopens its files with an empty cache, as worker processes
     would each keep all. Item `i`, which may be shared and is not to be changed, is a dict of

@@ -1,4 +1,4 @@
-"""Names of splits: `2007/trainval+2012/trainval`, `train[:80%]`; which records one is."""
+"""Parses names of splits such as `2007/trainval+2012/trainval` and `train[:80%]`."""
 
 import re
 from typing import NamedTuple
@@ -12,7 +12,7 @@ HELP = 'as in "2007/trainval+2012/trainval" or, of a folder, "train[:80%]"'
 
 
 class Part(NamedTuple):
-    """One of the names that "+" joins; `year` and `slice`, with its brackets, may be empty."""
+    """One of the names joined by "+"; `year` and `slice` (with brackets) may be empty."""
 
     year: str
     name: str
@@ -20,7 +20,7 @@ class Part(NamedTuple):
 
 
 def parse(part: str, split: str) -> Part:
-    """Takes one of the names apart; `split` is all that was given, for the message.
+    """Parses one of the names; `split` is the whole text, for the message.
 
     Raises:
       UserError: If it is not such a name.
@@ -32,7 +32,7 @@ def parse(part: str, split: str) -> Part:
 
 
 def bounds(part: Part, length: int, split: str) -> tuple[int, int]:
-    """First record of a slice in tfds' syntax and the one after its last.
+    """Returns the first record of a slice in tfds' syntax and the one after its last.
 
     Raises:
       UserError: If it is no slice, or an empty one.

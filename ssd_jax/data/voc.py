@@ -27,7 +27,7 @@ _CLASS_LINE = re.compile(r"\S+\s+(-1|0|1)")
 
 
 class Archive(NamedTuple):
-    """An official archive: what its download has to be."""
+    """An official archive with its checksum."""
 
     filename: str
     sha256: str
@@ -237,7 +237,7 @@ class Reader(readers.Reader):
         return annotation
 
     def _sort_in(self, file: str) -> None:
-        """Notes what a file is."""
+        """Classifies a file."""
         kind, _, below = file.partition("/")
         if os.path.basename(below).startswith("."):
             return  # macOS packs a ._000005.xml beside each 000005.xml
@@ -265,7 +265,7 @@ class Reader(readers.Reader):
         return splits, empty
 
     def _strays(self) -> list[str]:
-        """Images that nothing is known of, and annotations outside all splits of no image."""
+        """Remarks on images without annotation, and on annotations without image."""
         named = {key for split in self.splits.values() for key in split} or set(self._xmls)
         stray = self._images.keys() - self._xmls.keys() - named
         lines = [f"{self.name}/{self._images[key]}: has no annotation" for key in sorted(stray)]
@@ -327,7 +327,7 @@ def find_archives(folder: str, year: str) -> list[pathlib.Path]:
 
 
 def folder_files(path: str) -> list[pathlib.Path]:
-    """The files that make a folder in VOC's form what it is.
+    """Lists the files that define a folder in VOC's layout.
 
     Raises:
       UserError: If it is not such a folder.
@@ -382,7 +382,7 @@ def _read(tree: Tree, file: str, at_most: int) -> bytes:
 
 
 def _members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
-    """The members of a tar archive, which has to have an end: tarfile takes one that is cut off.
+    """Lists the members of a complete tar archive: tarfile accepts truncated ones.
 
     Raises:
       TarError: If it is no archive, or not whole; what else a damaged one makes tarfile raise.
@@ -395,7 +395,7 @@ def _members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
 
 
 def _from(archive: Archive) -> str:
-    """Words on who else gives an archive."""
+    """Describes other sources of an archive."""
     return f"({archive.source}) " if archive.source else ""
 
 

@@ -48,7 +48,7 @@ class _Files(NamedTuple):
 
 
 class _Dataset(NamedTuple):
-    """Where everything is."""
+    """The files of a dataset."""
 
     root: pathlib.Path
     about: list[pathlib.Path]  # the file that names the classes, and those that list images
@@ -114,7 +114,7 @@ class Reader(readers.Reader):
         return {self._names[number]: number for number in sorted(self._names)}
 
     def _unlabeled(self, splits: Mapping[str, Sequence[str]]) -> Iterator[str]:
-        """Remarks on the splits in which images have no text file."""
+        """Remarks on splits with images without text file."""
         for split, keys in splits.items():
             missing = [key for key in keys if self._images[key].labels is None]
             if missing:
@@ -174,7 +174,7 @@ class Reader(readers.Reader):
 def _object(
     name: str, box: np.ndarray, corners: np.ndarray, degenerate: bool, height: int, width: int
 ) -> annotations.Object:
-    """An object; a degenerate one keeps the box of the file, which evaluation counts."""
+    """Makes an object; a degenerate one keeps its original box, which evaluation counts."""
     if not degenerate:
         return annotations.Object(name, box)
     (bbox,) = annotations.to_bboxes(corners, height, width).tolist()
@@ -214,7 +214,7 @@ def _dataset(path: str) -> _Dataset:
 
 
 def _description(root: pathlib.Path) -> pathlib.Path | None:
-    """The YAML file of a folder, if it has one."""
+    """Returns the YAML file of a folder, if any."""
     for name in ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml"):
         if paths.is_file(root / name):
             return root / name
@@ -248,7 +248,7 @@ def _from_yaml(file: pathlib.Path) -> _Dataset:
 
 
 def _keypoints(shape: Any, file: pathlib.Path) -> int:
-    """How many numbers the keypoints of an object are, by `kpt_shape`; 0 where there is none."""
+    """Returns the number of keypoint values per object by `kpt_shape`; 0 without it."""
     if shape is None:
         return 0
     fine = isinstance(shape, list) and len(shape) == 2
@@ -369,7 +369,7 @@ def _key(file: pathlib.Path, root: pathlib.Path) -> str:
 
 
 def _image(file: pathlib.Path) -> _Files:
-    """An image with its text file: below `labels` where the image is below `images`."""
+    """Finds the text file of an image: below `labels` if the image is below `images`."""
     text = pathlib.Path(os.path.splitext(file)[0] + ".txt")
     parts = list(text.parts)
     if "images" in parts:

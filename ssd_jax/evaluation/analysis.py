@@ -22,7 +22,7 @@ _BACKGROUND, _LEFT_OUT = -1, -2  # what a detection takes that takes no object
 
 
 class OperatingPoint(NamedTuple):
-    """A score threshold and what detections from there on are worth, all classes together.
+    """A score threshold with precision, recall and F1 over all classes.
 
     Attributes:
       score: Detections of at least this score are reported.
@@ -117,7 +117,7 @@ def analyze(source: evaluated.Evaluated) -> Analysis:
 
 
 def operating_point(matches: voc.Assignment) -> OperatingPoint:
-    """The threshold of the best F1; 0.5, where nothing is right at any."""
+    """Finds the threshold with the best F1; 0.5 if no detection is correct."""
     ranked = matches.order[~matches.excused[matches.order]]
     scores, right = matches.found.values[ranked], np.cumsum(matches.hit[ranked])
     if not right.size or not right[-1]:
@@ -201,7 +201,7 @@ def calibration(matches: voc.Assignment) -> Calibration:
 
 
 def found_at(matches: voc.Assignment) -> np.ndarray:
-    """`[M]` the score of the detection that finds each object; -inf where none does."""
+    """`[M]` score of the detection that matches each object; -inf if none does."""
     scores = np.full(len(matches.objects.image), -np.inf)
     scores[matches.matched[matches.hit]] = matches.found.values[matches.hit]
     return scores
@@ -238,7 +238,7 @@ def confident_false_positives(matches: voc.Assignment, *, count: int) -> np.ndar
 def errors_by_image(
     matches: voc.Assignment, *, score_threshold: float, num_images: int
 ) -> np.ndarray:
-    """`[num_images]` wrong detections of at least this score, and objects that none finds."""
+    """`[num_images]` false positives of at least this score, and false negatives."""
     wrong = ~matches.hit & ~matches.excused & (matches.found.values >= score_threshold)
     lost = ~matches.objects.values & (found_at(matches) < score_threshold)
     return np.bincount(matches.found.image[wrong], minlength=num_images) + np.bincount(
@@ -247,7 +247,7 @@ def errors_by_image(
 
 
 def _take_objects(rows: voc.Rows, objects: voc.Rows) -> np.ndarray:
-    """`[D]` row of the object that each detection takes; they come best first."""
+    """`[D]` row of the object that each detection matches, best first."""
     detection, candidate, iou = voc.overlapping(rows, objects, iou_threshold=_OVERLAP)
     takes = np.full(len(rows.image), _BACKGROUND)
     taken = np.zeros(len(objects.image), bool)

@@ -1,4 +1,4 @@
-"""Numbers of the plots on the pages, of which templates draw SVG."""
+"""Data of the plots on the pages, which templates draw as SVG."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -100,4 +100,4 @@ def _annotations(rows: voc.Rows, values: dict[str, np.ndarray]) -> list[dict[str
 
 
 def _silence(*_: object) -> None:
-    """Prints nothing."""
+    """Suppresses the output of the evaluator."""

@@ -35,7 +35,7 @@ def check(a: evaluated.Evaluated, b: evaluated.Evaluated, *, names: tuple[str, .
 
 
 def flipped(a: analysis.Analysis, b: analysis.Analysis) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of the images that are correct on one side and wrong on the other, worst first.
+    """Indices of the images that are correct in one evaluation only, worst first.
 
     An image is correct if all its objects are detected and nothing wrong is reported, each at its
     own side's threshold.
@@ -54,7 +54,7 @@ def flipped(a: analysis.Analysis, b: analysis.Analysis) -> tuple[np.ndarray, np.
 def config_differences(
     a: evaluated.Evaluated, b: evaluated.Evaluated
 ) -> dict[str, tuple[str, str]]:
-    """Fields that differ: dotted name -> both values, "absent" where one doesn't have it."""
+    """Fields that differ: dotted name -> both values, "absent" if one lacks it."""
     theirs, ours = evaluated.settings(a.config), evaluated.settings(b.config)
     absent = dict.fromkeys([*theirs, *ours], "absent")
     theirs, ours = {**absent, **theirs}, {**absent, **ours}
@@ -69,7 +69,7 @@ def write(
     names: tuple[str, ...],
     read_image: gallery.ReadImage = lambda name: None,
 ) -> None:
-    """Writes the page that compares two evaluations, which `check` accepts.
+    """Writes the page that compares two evaluations accepted by `check`.
 
     Args:
       path: Path of the page; an existing file is replaced.

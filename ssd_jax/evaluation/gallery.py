@@ -1,4 +1,4 @@
-"""Images of an evaluation with their objects and the detections that were reported there."""
+"""Images of an evaluation with their objects and detections."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -116,7 +116,7 @@ def shot(
     about_object: int = -1,
     about_detection: int = -1,
 ) -> Shot:
-    """One image with its objects and the detections that are reported there.
+    """Returns one image with its objects and detections.
 
     Args:
       one: The evaluation.

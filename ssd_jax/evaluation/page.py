@@ -90,7 +90,7 @@ def points(value: float, sign: bool = False) -> str:
 
 
 def width(value: float, largest: float) -> float:
-    """Length of a bar in percent of the longest; 0 where there is nothing to show."""
+    """Length of a bar in percent of the longest; 0 for empty bars."""
     if math.isnan(value) or largest <= 0:
         return 0.0
     return round(100 * min(abs(float(value)) / largest, 1), 1)

@@ -65,5 +65,5 @@ def _partners(ours: Detections, theirs: Detections) -> Difference:
 
 
 def compare(ours: Mapping[int, Detections], theirs: Iterable[tuple[int, Detections]]) -> Difference:
-    """Compares detections, by the image's index, as `Detector.predict_batches` gives them."""
+    """Compares detections by image index, as returned by `Detector.predict_batches`."""
     return sum((difference(ours[index], found) for index, found in theirs), Difference())

@@ -94,7 +94,7 @@ def write(
 
 
 def _confusion(matches: voc.Assignment, point: analysis.OperatingPoint) -> dict[str, Any] | None:
-    """The confusion matrix and its most frequent confusions; None where it is empty."""
+    """Returns the confusion matrix and its most frequent confusions; None if it is empty."""
     counts = analysis.confusion(matches, score_threshold=point.score)
     if not counts.any():
         return None
@@ -131,7 +131,7 @@ def _calibration(found: analysis.Calibration) -> dict[str, Any] | None:
 def _coverage(
     source: evaluated.Evaluated, matches: voc.Assignment, priors_cxcywh: np.ndarray | None
 ) -> dict[str, Any] | None:
-    """How well the default boxes fit the objects; None without either."""
+    """Returns how well the default boxes cover the objects; None without either."""
     objects = matches.objects
     counted = ~objects.values
     if priors_cxcywh is None or not counted.any():

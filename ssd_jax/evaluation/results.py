@@ -1,4 +1,4 @@
-"""Files of detections that the servers of COCO and VOC take: written, and read back.
+"""Writes and reads detections in the formats of the COCO and VOC evaluation servers.
 
 COCO's is one JSON, a list of `{"image_id", "category_id", "bbox": [x, y, width, height], "score"}`
 with the ids that the dataset gives. VOC's is a text file for each class, `comp4_det_SET_CLASS.txt`,
@@ -72,7 +72,7 @@ def key_of(split: datasets.Split) -> Key:
 
 
 def write(folder: Path, found: Found, key: Key, *, dataset: str, split: str) -> dict[str, Path]:
-    """Writes what the server of a dataset takes into `folder/results`, in place of an earlier one.
+    """Writes the results for the evaluation server into `folder/results`, replacing earlier ones.
 
     Args:
       folder: Folder of the evaluation.

@@ -1,4 +1,4 @@
-"""Errors of a detector by kind, and what each kind costs: TIDE, Bolya et al. 2020.
+"""Errors of a detector by kind, and the cost of each kind: TIDE, Bolya et al. 2020.
 
 AP here is the area under the curve at an IoU of 0.5, matched by VOC's rules (`voc.match`), so that
 the AP which the parts explain is the one that the evaluation reports. By these rules an IoU of
@@ -65,7 +65,7 @@ def evaluate(
     *,
     class_names: Sequence[str],
 ) -> Errors:
-    """Counts the errors of each kind, and fixes each kind to see what it costs.
+    """Counts the errors of each kind, and computes their cost by fixing each kind.
 
     The cost of a kind is the mAP gained by fixing all errors of that kind and no others:
     a classification error gets the object's class, a localization error its box, and either is then
@@ -93,7 +93,7 @@ def evaluate(
 
 
 def label(matches: voc.Assignment) -> Labels:
-    """Tells of which kind each error is.
+    """Determines the kind of each error.
 
     Of a wrong detection, with t_f = 0.5, t_b = 0.1 and IoUs with objects that are not difficult:
     localization if the largest with its class is in [t_b, t_f]; else classification if the largest

@@ -23,7 +23,7 @@ _CHUNK = 100_000  # detections that are compared with objects at a time
 
 
 class Rows(NamedTuple):
-    """The boxes of all images, one after the other.
+    """The boxes of all images in one table.
 
     Attributes:
       image: `[N]` int, position of the box's image in the ground truth.
@@ -39,7 +39,7 @@ class Rows(NamedTuple):
 
 
 class Assignment(NamedTuple):
-    """Which detection found which object: D detections, M objects.
+    """Assignment of detections to objects: D detections, M objects.
 
     Attributes:
       found: The detections, D rows.
@@ -323,7 +323,7 @@ def _rows(
 
 
 def _concatenate(images: Sequence[Rows], dtype: type) -> Rows:
-    """One table out of many; of no rows if there are none."""
+    """Concatenates tables; empty if there are none."""
     nothing = Rows(np.zeros(0, int), np.zeros((0, 4)), np.zeros(0, int), np.zeros(0, dtype))
     return Rows(*(np.concatenate(columns) for columns in zip(nothing, *images, strict=True)))
 
@@ -409,7 +409,7 @@ def area(boxes: np.ndarray) -> np.ndarray:
 
 
 def _first_of_each(matched: np.ndarray) -> np.ndarray:
-    """True where an object turns up for the first time, `[N]`; -1 is no object."""
+    """`[N]` bool, True at the first occurrence of an object; -1 is no object."""
     hits = np.zeros(len(matched), bool)
     hits[np.unique(matched, return_index=True)[1]] = True
     return hits & (matched >= 0)

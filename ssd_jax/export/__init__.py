@@ -63,7 +63,7 @@ def write(detector: detector_lib.Detector, path: Path, *, outputs: str = "detect
 
 
 def load(path: str | Path) -> detector_lib.Detector:
-    """Reads what `write` wrote, as a detector for images of any size.
+    """Reads a file of `write` as a detector for images of any size.
 
     Raises:
       UserError: If the file is missing, it is not of the format of its ending, it was not

@@ -101,7 +101,7 @@ def unreadable(error: Exception, path: Path, what: str) -> errors.UserError:
 
 
 def _reason(error: Exception) -> str:
-    """The beginning of an exception's text on one line, or its kind where it has none."""
+    """Shortens the message of an exception to one line, or returns its type if it has none."""
     return " ".join(str(error)[:300].split()) or type(error).__name__
 
 

@@ -18,7 +18,7 @@ Network = Callable[[Any, jax.Array], dict[str, jax.Array]]
 
 
 def raw_network(config: config_lib.ModelConfig, num_classes: int) -> Network:
-    """`network(params, images)` that gives the outputs called `raw`, see the module."""
+    """Returns `network(params, images)` with the outputs `raw`, see the module."""
     model = build.model(config, num_classes)
     priors_cxcywh = build.priors(config, model)
 

@@ -15,7 +15,7 @@ def suppress(
     top_k: int,
     max_detections: int,
 ) -> dict[str, onnx_graph.Value]:
-    """Adds what `detection.multiclass_nms` does after its score threshold, and clips the boxes.
+    """Adds the NMS of `detection.multiclass_nms` after its score threshold, and clips the boxes.
 
     Args:
       graph: Grows.
@@ -76,7 +76,7 @@ def _suppressed(
 
 
 def _labels(graph: onnx_graph.Graph, where: str, real: str, top_k: int) -> str:
-    """`[B, D]` int32 labels of places among `[B, (C - 1) K]`; 0 where not real."""
+    """`[B, D]` int32 labels of indices into `[B, (C - 1) K]`; 0 for padding."""
     place = graph.add("Div", where, graph.constant(np.int64(top_k), "top_k"))
     label = graph.add("Add", place, graph.constant(np.int64(1), "one"))
     label = graph.add("Where", real, label, graph.constant(np.int64(0), "none"))

@@ -145,7 +145,7 @@ def _broadcast_in_dim(
     broadcast_dimensions: Any,
     **_: Any,
 ) -> list[onnx_graph.Value]:
-    """Only adds axes of size 1: what takes the result broadcasts."""
+    """Only adds axes of size 1, because the consumers broadcast."""
     axes = dict(zip(map(int, broadcast_dimensions), values[0].shape, strict=True))
     shape = tuple(axes.get(axis, 1) for axis in range(len(shapes[0])))
     if values[0].array is not None:
@@ -301,7 +301,7 @@ def _reduce_window_max(
 
 
 def _max_pool_2x2(graph: onnx_graph.Graph, x: onnx_graph.Value) -> onnx_graph.Value:
-    """`models.layers.max_pool_2x2`: ceil mode, by padding odd sides, which ONNX leaves out."""
+    """`models.layers.max_pool_2x2`: ceil mode by padding odd sides, ignored by ONNX."""
     batch, height, width, channels = x.shape
     assert height is not None
     assert width is not None

@@ -62,7 +62,7 @@ def detector(
 def _are_outputs(
     outputs: network.Arrays, config: config_lib.Config, num_classes: int, *, rows: int
 ) -> bool:
-    """Whether a network gives, for a batch of `rows`, what a file of a config does."""
+    """Checks the output shapes of a network for a batch of `rows` against a config."""
     most = config.eval.max_detections
     wanted = {"boxes": (rows, most, 4), "scores": (rows, most), "labels": (rows, most)}
     if "priors_cxcywh" in outputs:

@@ -24,7 +24,7 @@ _CALLS = ("shape_assertion", "stablehlo.dynamic_reduce_window", "stablehlo.dynam
 
 
 def write(detector: detector_lib.Detector, file: BinaryIO, outputs: str) -> None:
-    """Writes a `jax.export` artifact with a ZIP archive behind it, which holds the metadata.
+    """Writes a `jax.export` artifact followed by a ZIP archive with the metadata.
 
     `jax.export.deserialize` reads a file from its front and `zipfile` from its end.
     """
@@ -48,7 +48,7 @@ def write(detector: detector_lib.Detector, file: BinaryIO, outputs: str) -> None
 
 @contextlib.contextmanager
 def _no_locations() -> Iterator[None]:
-    """Keeps the places of the source code, with this machine's paths, out of what JAX lowers."""
+    """Removes source locations, with paths of this machine, from lowered programs."""
     name = "jax_traceback_in_locations_limit"
     before = getattr(jax.config, name)
     jax.config.update(name, 0)

@@ -74,7 +74,7 @@ def of_few_priors(
     top_k: int,
     max_detections: int,
 ) -> Found:
-    """Detections of an image in which few priors may pass the score threshold, on a CPU.
+    """Post-processes an image with few priors above the score threshold, on a CPU.
 
     A class's probability is at most its ratio to that of the background. Priors whose ratios are
     too low need no softmax; where no class has more than `top_k` boxes left, they need no ranking

@@ -36,7 +36,7 @@ def overlaps(
 def _overlaps_of_image(
     gt_boxes: jax.Array, real: jax.Array, priors: jax.Array, *, least_overlap: float
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """`overlaps`, from one row of IoUs after the other."""
+    """Computes `overlaps` one row of IoUs after the other."""
     priors_by_coordinate = priors.T
 
     def add_row(index, state):

@@ -108,7 +108,7 @@ def annotate_camera(
     on_frame: Callable[[object, int], None] = lambda path, frames: None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> outputs.Outcome | None:
-    """Detects in what a camera sees, frame by frame, until it is stopped.
+    """Detects in the frames of a camera until it is stopped.
 
     Frames that arrive while the detector is busy are skipped.
 
@@ -171,7 +171,7 @@ class _Run:
         return self.stopped() or self.trouble is not None
 
     def note(self, error: BaseException, name: object) -> None:
-        """Looks whether what failed with a file would fail with the next one too."""
+        """Raises errors of the machine, which would affect the next file as well."""
         if isinstance(error, MemoryError) or getattr(error, "errno", None) in _EVERY_FILE:
             self.trouble = self.trouble or errors.of_machine(error, name)
 
@@ -196,7 +196,7 @@ class _Run:
             raise
 
     def not_written(self, place: Path, error: OSError | av.FFmpegError) -> str:
-        """A line on what was not written."""
+        """Returns a line about a file that was not written."""
         self.note(error, place)
         return f"{place} was not written: {error.strerror or error}"
 
@@ -272,7 +272,7 @@ def _annotate_video(
     *,
     seconds: float | None = None,
 ) -> outputs.Outcome:
-    """Annotates a file, or, where `seconds` are given, a camera, which is shown without delay."""
+    """Annotates a file or, with `seconds`, a camera without delay."""
     detector, live = run.detector, seconds is not None
     frames: list[tuple[float, dict[str, Any]]] = []
     crops = None
@@ -326,12 +326,12 @@ class _Until:
                 return
 
     def is_cut(self) -> bool:
-        """Whether there is more, which is then lost; an item may have to be waited for."""
+        """Whether there is another item, which is consumed; may block."""
         return self._stopped() and next(self._items, None) is not None
 
 
 class _Copy:
-    """The annotated copy of a video, up to where it cannot be written.
+    """Writes the annotated copy of a video until a failure.
 
     Attributes:
       problem: None, or a line on why it was not written.

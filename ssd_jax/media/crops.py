@@ -27,7 +27,7 @@ class Crops:
         *,
         not_written: Callable[[Path, OSError], str],
     ):
-        """Writes nothing yet.
+        """Prepares for crops without writing.
 
         Args:
           folder: For the folders of the classes.
@@ -39,7 +39,7 @@ class Crops:
         self._made: set[Path] = set()
 
     def save(self, image: np.ndarray, found: Detections, name: str) -> str | None:
-        """Writes an image of each object; where some fail, returns a line on the first.
+        """Writes an image of each object; returns a line about the first failure.
 
         Args:
           image: `[H, W, 3]` uint8, with the objects.
@@ -61,7 +61,7 @@ class Crops:
         return f"{problems[0]}{more}" if problems else None
 
     def _make(self, folder: Path) -> None:
-        """Makes a folder of crops; a link there is replaced."""
+        """Creates a folder of crops; a link is replaced."""
         for part in (folder.parent, folder):
             if part not in self._made:
                 files.make_folder(part)
@@ -69,7 +69,7 @@ class Crops:
 
 
 def folder_names(class_names: Sequence[str]) -> list[str]:
-    """A folder's name for each class: one that every system takes, and that no other class has."""
+    """Returns a unique folder name, valid on every system, for each class."""
     taken: set[str] = set()
     names = []
     for class_name in class_names:

@@ -114,7 +114,7 @@ def output_folder(given: str | None, *, default: Path, overwrite: bool) -> Itera
 
 
 def make_folder(path: Path, *, overwrite: bool = False) -> None:
-    """Makes a folder, and those above it, where there is none yet.
+    """Creates a folder and its parents if missing.
 
     Args:
       path: Path of the folder.
@@ -158,7 +158,7 @@ def new_folder(path: Path) -> Path:
 
 @contextlib.contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Keeps other commands out of a folder, where the file system has locks."""
+    """Locks a folder against other commands, if the file system has locks."""
     try:
         opened = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
@@ -179,7 +179,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 
 def remove_empty(folder: Path) -> None:
-    """Removes a folder in which there is nothing."""
+    """Removes a folder if it is empty."""
     with contextlib.suppress(OSError):
         folder.rmdir()
 
@@ -273,7 +273,7 @@ class FreePlaces:
         return chosen
 
     def _identity(self, path: Path) -> str:
-        """Equal for paths that may be one, also where case or accents' form do not count.
+        """Returns a key that is equal for paths that some file system treats as one.
 
         Links are not followed: writing replaces them.
         """
@@ -282,7 +282,7 @@ class FreePlaces:
 
 
 def folded(name: str) -> str:
-    """Equal for names that some file system takes for one."""
+    """Returns a key that is equal for names that some file system treats as one."""
     if name.isascii():
         return name.lower()
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())

@@ -67,7 +67,7 @@ def found_labels(found: Mapping[str, Any]) -> list[str]:
 
 
 def write_json(path: Path, outcomes: Iterable[Outcome]) -> None:
-    """Writes what was found as one JSON object: a line for each input, by its path.
+    """Writes the detections as one JSON object: one line per input, by its path.
 
     Raises:
       UserError: If the file cannot be written.
@@ -111,7 +111,7 @@ def check_coco(
 
 
 def write_coco(path: Path, outcomes: Iterable[Outcome], ids: adapters.CocoIds) -> None:
-    """Writes what was found in images as COCO results.
+    """Writes the detections in images as COCO results.
 
     Args:
       path: Path of the JSON: a list of `image_id`, `category_id`, `bbox` (x, y, width, height in
@@ -177,7 +177,7 @@ class Progress:
         self._bar.update(self._task, description=console.printable(f"{path}: frame {frames}"))
 
     def done(self, outcome: Outcome) -> None:
-        """Shows what was found in an input; one with nothing to show only counts."""
+        """Prints the detections in an input; inputs without output are only counted."""
         text = f"{outcome.path}: not read"
         if outcome.found is not None:
             text = f"{outcome.path}: {in_words(outcome.found)} -> {outcome.place}"

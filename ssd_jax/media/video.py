@@ -39,7 +39,7 @@ _clock = time.monotonic
 
 @contextlib.contextmanager
 def opened(path: media_files.Input) -> Iterator[av.container.InputContainer]:
-    """Opens a video: a file as a file, whatever its name and content, and what an address gives.
+    """Opens a video: a path always as a file, or an address.
 
     Raises:
       FFmpegError: If it is no video, or not reached.
@@ -58,7 +58,7 @@ def opened(path: media_files.Input) -> Iterator[av.container.InputContainer]:
 
 
 def open_file(file: Any) -> av.container.InputContainer:
-    """Opens a video that leads to no other file and to no address.
+    """Opens a video file that must not reference other files or addresses.
 
     Args:
       file: Opened for reading, binary.
@@ -200,7 +200,7 @@ class VideoReader:
             self._note_damage(str(error.strerror))
 
     def _stated_aspect(self) -> Fraction:
-        """Of a stored pixel; 1 where nothing, or nonsense, is stated."""
+        """Stated aspect ratio of a stored pixel; 1 if missing or invalid."""
         aspect = self._stream.sample_aspect_ratio
         return aspect if aspect and 1 / _ODDEST_ASPECT < aspect < _ODDEST_ASPECT else Fraction(1)
 
@@ -208,7 +208,7 @@ class VideoReader:
         self.problem = self.problem or f"damaged or broken off at {self._end:.1f} s ({reason})"
 
     def _due_of(self, frame: av.VideoFrame) -> Fraction:
-        """A frame's own time; an even one after the last, where it has none or one that is past."""
+        """Time of a frame; evenly after the last one if it is missing or in the past."""
         if frame.pts is not None and frame.time_base:
             stamp = frame.pts * frame.time_base
             self._start = stamp if self._start is None else self._start

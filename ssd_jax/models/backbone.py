@@ -30,7 +30,7 @@ class Backbone(NamedTuple):
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Paths of the layers that every file of its weights has; the first takes the image."""
+        """Paths of the layers that every checkpoint contains; the first takes the image."""
         return tuple(self.torchvision)
 
     @property

@@ -90,7 +90,7 @@ def _blocks() -> list[tuple[Stage, int]]:
 
 
 class _Block(nn.Module):
-    """Expand, convolve each channel on its own, project; added to the input where they are alike.
+    """Expansion, depthwise convolution and projection; residual if input and output have one shape.
 
     Source: Sandler et al. 2018, section 3.3, "Inverted residuals".
     """

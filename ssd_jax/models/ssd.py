@@ -283,7 +283,7 @@ def apply(model: SSD, params: Any, images: jax.Array) -> Predictions:
 
 
 def predict(model: SSD, params: Any, images: jax.Array) -> Predictions:
-    """`apply` for detection, where no gradient is wanted: on a CPU one image after the other.
+    """Like `apply`, for detection without gradients: on a CPU one image after the other.
 
     On a CPU, the maps of one image nearly fit into the cache.
 

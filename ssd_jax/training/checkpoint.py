@@ -217,7 +217,7 @@ def _fresh(opt_state: Any, saved: Any) -> Any:
 
 
 def _put_aside(manager: ocp.CheckpointManager, folder: Path) -> None:
-    """Moves a checkpoint out of Orbax's sight; nothing is deleted."""
+    """Moves a checkpoint aside, out of Orbax's folder, without deleting it."""
     if distributed.is_primary():
         place = files.make_folder(folder.parent.parent / DAMAGED)
         number = sum(1 for _ in place.glob(f"{folder.name}*"))

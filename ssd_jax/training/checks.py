@@ -41,7 +41,7 @@ def settings(config: config_lib.Config) -> list[str]:
 
 
 def check_profile(profile: range, first: int, last: int) -> None:
-    """Rejects a trace of steps that are none of the run's.
+    """Rejects a profile of steps outside the run.
 
     Args:
       profile: Steps to trace.

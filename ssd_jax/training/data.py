@@ -1,4 +1,4 @@
-"""The data of a training: both splits of a config, the stream of batches, and what it shows."""
+"""The data of a training: both splits of a config, the stream of batches, and samples."""
 
 import dataclasses
 import functools
@@ -102,7 +102,7 @@ def augmented(config: config_lib.Config, split: datasets.Split) -> np.ndarray:
 
 
 def first_images(config: config_lib.Config, split: datasets.Split, *, count: int = 2) -> Any:
-    """`[B, H, W, 3]` of the first images of a split, as the network takes them."""
+    """Returns the first images of a split as network inputs `[B, H, W, 3]`."""
     records = [split.source[index] for index in range(min(count, len(split.source)))]
     placed = [
         images.place(build.image(config.data, record), config.data.canvas) for record in records

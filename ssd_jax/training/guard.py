@@ -24,7 +24,7 @@ class Guard:
     def __init__(
         self, workdir: Path, *, step: int, most: int, names_of: Callable[[int], Sequence[str]]
     ):
-        """Starts with none; what the file has of later steps is dropped, they are done again.
+        """Starts without skipped steps; records of later steps are dropped, as they are repeated.
 
         Args:
           workdir: Workdir of the run.
@@ -74,7 +74,7 @@ class Guard:
 def keep_for_post_mortem(
     workdir: Path, state: step_lib.TrainState, guard: Guard
 ) -> errors.UserError:
-    """Saves the state apart, and gives the error to raise.
+    """Saves the state separately and returns the error to raise.
 
     Args:
       workdir: Workdir of the run.

@@ -15,7 +15,7 @@ from ssd_jax.training import step as step_lib
 
 
 class Stopping:
-    """Whether a run is to stop, which all of its processes have to know at the same step.
+    """Agreement of all processes to stop at the same step.
 
     A process informs the others through the batch of a step and is informed through its metrics.
     """
@@ -68,7 +68,7 @@ class Host:
         schedule: optax.Schedule,
         updates: Any,
     ):
-        """Takes what it informs.
+        """Stores its outputs.
 
         Args:
           log: See the attributes, like the next four.

@@ -158,7 +158,7 @@ class Lines:
             self._whole = True
 
     def append(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Adds the last of the records; all of them where one before could not be written."""
+        """Appends the last record, or all of them after a failed write."""
         if not self._whole:
             self.write_all(records)
             return
@@ -186,13 +186,13 @@ def _check_no_device(path: Path) -> None:
 
 
 class _Events:
-    """TensorBoard's file, written at once: tensorboardX's writer meets a full disk in a thread.
+    """Writes TensorBoard's file directly: tensorboardX fails in a thread on a full disk.
 
     After a failure the file is left alone: TensorBoard stops at an incomplete event.
     """
 
     def __init__(self, workdir: Path, *, step: int):
-        """Begins a file, before which TensorBoard forgets what was written after a step."""
+        """Starts a file that makes TensorBoard forget everything after a step."""
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
         self._path = workdir / name.replace(os.sep, "_")
         self._file: Any = None
@@ -238,7 +238,7 @@ class _Events:
 
 
 class _Shown:
-    """A run of Weights & Biases, or none; after a failure it is shown no more."""
+    """A run of Weights & Biases, if any; it is disabled after a failure."""
 
     def __init__(self, project: str, workdir: Path, settings: Mapping[str, Any], *, step: int):
         self._run: Any = None
@@ -321,7 +321,7 @@ def _open_wandb(project: str, workdir: Path, settings: Mapping[str, Any]) -> Any
 
 
 def _wandb_id(place: Path) -> str:
-    """The run's name there; a new one where the file has none that can be read."""
+    """Reads the run's id from a file, or makes a new one if it is unreadable."""
     with contextlib.suppress(OSError, ValueError):
         name = files.read(place, at_most=100).decode().strip()
         if _WANDB_ID.fullmatch(name):
@@ -358,7 +358,7 @@ def _csv_line(values: Sequence[Any]) -> str:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """Rows of a `metrics.jsonl`; the columns that are known here hold numbers or None.
+    """Reads the rows of a `metrics.jsonl`; known columns contain numbers or None.
 
     Skips what `records` skips and rows with other values than numbers; a number that
     JSON does not know is None.
@@ -412,7 +412,7 @@ def _some(names: Sequence[object]) -> str:
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
-    """An object with a step, or None."""
+    """Parses an object with a step, or returns None."""
     try:
         record = json.loads(line.decode())
     except (ValueError, RecursionError):

@@ -118,7 +118,7 @@ def train(
 def _fresh_state(
     run: start_lib.Run, optimizer: optax.GradientTransformation
 ) -> step_lib.TrainState:
-    """The state of a run that starts from nothing, on all devices."""
+    """Initializes the state of a new run on all devices."""
     options = run.config.train
     state = step_lib.init_state(
         run.model,
@@ -250,7 +250,7 @@ def _facts(run: start_lib.Run, position: int) -> dict[str, Any]:
 def _evaluate(
     run: start_lib.Run, host: host_lib.Host, state: step_lib.TrainState
 ) -> evaluation.Evaluation | None:
-    """Evaluates the parameters and logs the mAP; None if the run is to stop meanwhile."""
+    """Evaluates the parameters and logs the mAP; None if the run was stopped meanwhile."""
 
     def on_image(done: int) -> None:
         host.dog.beat()
@@ -314,7 +314,7 @@ def _detector(run: start_lib.Run, state: step_lib.TrainState) -> detector_lib.De
 
 
 def _save_augmented(run: start_lib.Run) -> None:
-    """Draws what training sees of an image."""
+    """Draws augmentations of a training image."""
     if distributed.is_primary():
         place = run.workdir / "samples" / "augmented.png"
         with logs.best_effort(place):

@@ -37,7 +37,7 @@ class Stop:
         self._earlier: dict[signal.Signals, object] = {}
 
     def defer(self) -> None:
-        """From now on the first signal is only noted: there is a state to save."""
+        """Defers the first signal from now on, because there is a state to save."""
         self._deferred = True
 
     def __enter__(self) -> "Stop":

@@ -45,7 +45,7 @@ class Run(NamedTuple):
 
 
 class Start(NamedTuple):
-    """Where a process starts or resumes.
+    """The state and position at which a process starts or resumes.
 
     Attributes:
       state: The state of the training.
@@ -59,7 +59,7 @@ class Start(NamedTuple):
 
 
 def settled(config: config_lib.Config, folder: Path, source: ReadPretrained) -> config_lib.Config:
-    """Completes a config with what belongs to the weights that it starts from.
+    """Completes a config with the conventions of its pretrained weights.
 
     In this order, for each field of `SETTLED`:
 

@@ -76,7 +76,7 @@ def init_state(
 
 
 def updates_done(opt_state: Any) -> jax.Array | None:
-    """Steps that changed the parameters, as the schedule counts them; None without a schedule."""
+    """Returns the number of updates counted by the schedule; None without a schedule."""
     return optax.tree.get(opt_state, "count", filtering=_is_schedules)
 
 
@@ -139,7 +139,7 @@ def prepare(
     mean: Sequence[float] = augment.MEAN,
     iou_threshold: float = 0.5,
 ) -> tuple[jax.Array, Targets]:
-    """Turns one example of a batch into the network's input and what it has to predict.
+    """Converts one example of a batch to the network's input and its targets.
 
     Args:
       example: One of a batch of `loader.training_batches`.
@@ -163,7 +163,7 @@ def prepare(
 
 
 def loss_of_priors(loss: Loss, used: np.ndarray) -> Loss:
-    """A loss that takes the predictions of all priors and the targets of some.
+    """Returns a loss of the predictions of all priors and the targets of some.
 
     Args:
       loss: Function like `losses.multibox_loss`.
@@ -268,7 +268,7 @@ def _sum_of_parts(
 
 
 def _average(state: TrainState, params: Any, decay: float) -> Any:
-    """The next moving average, which at the start of a training follows more quickly.
+    """Updates the moving average, with a smaller decay at the start of a training.
 
     At step t, from 0, it keeps min(decay, (1 + t) / (10 + t)) of itself. What is frozen stays
     what it is, to the bit.

@@ -9,7 +9,7 @@ from ssd_jax.training import step as step_lib
 
 
 def announce(run: start.Run, state: step_lib.TrainState, origin: str) -> None:
-    """Says what a run is about, before its first step compiles.
+    """Prints a summary of a run before its first step is compiled.
 
     Args:
       run: The run.

@@ -23,7 +23,7 @@ _UNSEEN = 60  # seconds that NFS may cache that a file is missing
 def claim(
     workdir: Path, config: config_lib.Config, class_names: tuple[str, ...], *, change_config: bool
 ) -> Iterator[None]:
-    """Makes the workdir, keeps other processes out of it and writes the config there.
+    """Creates and locks the workdir and writes the config into it.
 
     Raises:
       UserError: If the workdir can't be written, is in use, or is that of another model, other
@@ -48,7 +48,7 @@ def claim(
 
 
 def _check_seen(path: Path) -> None:
-    """Makes sure that this process has the workdir of process 0, which wrote a file there."""
+    """Checks that this process sees the workdir of process 0, by a file written there."""
     end = time.monotonic() + _UNSEEN
     while not path.exists():
         if time.monotonic() > end:
@@ -95,7 +95,7 @@ def position(workdir: Path, run: Mapping[str, Any]) -> int:
 def check_same_images(
     workdir: Path, run: Mapping[str, Any], split: datasets.Split, *, change_config: bool
 ) -> None:
-    """Compares the size of the data in which a checkpoint has a position with that of today's."""
+    """Compares the number of images of a checkpoint with the current one."""
     here = len(split.source)
     there = run.get("images", run.get("pictures", here))  # version 0.1 said "pictures" or nothing
     if there == here:

@@ -1,4 +1,4 @@
-"""HDF5 as h5py writes it by default, in which Keras keeps its weights.
+"""Reads HDF5 files in h5py's default format, as written by Keras.
 
 The HDF5 library hangs on some damaged files and crashes on others. Weights need
 little of the format: groups with symbol tables, and arrays stored in one piece.
@@ -44,7 +44,7 @@ def read(file: BinaryIO) -> dict[str, np.ndarray]:
 
 
 class _File:
-    """The bytes of a file, of which each belongs to one thing only, in a file that is whole.
+    """The bytes of a file; in an intact file no two objects share bytes.
 
     Attributes:
       data: The whole file.
@@ -93,7 +93,7 @@ class _File:
             raise ValueError(f"its parts claim more than the {len(self.data):,} bytes it has")
 
     def _messages(self, address: int) -> _Messages:
-        """The messages of an object's header by their type; a header may go on elsewhere."""
+        """Returns the messages of an object's header by type; a header may have continuations."""
         version, _, count, _, length = struct.unpack_from("<BBHII", self.data, address)
         if version != 1:
             raise ValueError(_NEWER)
@@ -190,7 +190,7 @@ def _shape(message: bytes) -> tuple[int, ...] | None:
 
 
 def _dtype(message: bytes) -> np.dtype | None:
-    """Integers and IEEE's floats; None for all else."""
+    """Returns the type of integers and IEEE floats; None for others."""
     kind, flags, size = message[0] & 15, message[1], struct.unpack_from("<I", message, 4)[0]
     order = ">" if flags & 1 else "<"
     if kind == 0 and size in (1, 2, 4, 8):

@@ -1,4 +1,4 @@
-"""Published weights by name: where they are, and what they have to be."""
+"""Published weights by name, with their URLs and checksums."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -52,7 +52,7 @@ NAMES = {
 
 
 def locate(path_or_name: str | Path, *, cache_dir: str | Path, mirror: str = "") -> Path:
-    """The file that a user means, downloaded where it is a name and not yet there.
+    """Returns the file for a path or a name, downloading it if needed.
 
     Args:
       path_or_name: A file, or one of `NAMES`.

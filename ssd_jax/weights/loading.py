@@ -1,4 +1,4 @@
-"""From a file of weights to parameters of our network, and what became of each array."""
+"""Loads weight files into parameters of our network, with a report on each array."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -133,12 +133,12 @@ def backbone_of(weights: Weights) -> str:
 
 
 def _kernel(backbone: layouts.BackboneLayers) -> str:
-    """Path of the kernel that takes the image."""
+    """Returns the path of the first kernel, which takes the image."""
     return f"{backbone.layers[0]}/kernel"
 
 
 def with_mean(weights: Weights, mean: tuple[float, ...]) -> Weights:
-    """Weights for images from which another mean is subtracted.
+    """Converts weights to another mean of the images.
 
     K (x - m') is K (x - m) + K (m - m'), and the second term is added to the first bias.
     This is exact except at the border: there the zero padding represents the mean of the network
@@ -256,13 +256,13 @@ def _modules(names: Iterable[str]) -> list[str]:
 
 
 def _our_path(name: str) -> str:
-    """A layer of the backbone may be named without its module, `conv1_1/kernel`."""
+    """Completes the path of a backbone layer named without its module, `conv1_1/kernel`."""
     layer = name.partition("/")[0]
     return f"vgg16/{name}" if layer in (*layouts.BODY, "conv4_3_norm", "fc6", "fc7") else name
 
 
 def _check_backbone(path: Path, layout: layouts.Layout, named: Mapping[str, str]) -> None:
-    """Another network of the same family, such as a ResNet-152, would be loaded in part."""
+    """Rejects another network of the same family, such as a ResNet-152."""
     title = layouts.BACKBONES[layout.backbone].title
     mark = named[layout.mark]
     prefix = mark.removesuffix(layout.mark) if mark.endswith(layout.mark) else ""
@@ -307,7 +307,7 @@ def _check_norms(path: Path, arrays: Mapping[str, np.ndarray], names: Mapping[st
 
 
 def _folded(arrays: Mapping[str, np.ndarray], epsilon: float) -> dict[str, np.ndarray]:
-    """Scales and biases that do what BatchNorm does with its running mean and variance.
+    """Folds BatchNorm with its running mean and variance into scales and biases.
 
     (x - mean) / sqrt(variance + epsilon) * scale + bias, multiplied out.
     """
@@ -390,7 +390,7 @@ def _takes_colors(kernel: np.ndarray) -> bool:
 
 
 def _with_scales(weights: Weights) -> Weights:
-    """A scale of 1 for each layer of the backbone that has none in the file."""
+    """Adds a scale of 1 for each layer of the backbone without one in the file."""
     backbone = layouts.BACKBONES.get(backbone_of(weights))
     scales, names = {}, {}
     for layer in backbone.affine if backbone else ():

@@ -1,4 +1,4 @@
-"""Bounds on what a file may ask for: names of arrays, and steps to read it."""
+"""Limits on names of arrays and on the steps to read a file."""
 
 _MOST = 2**22  # characters of all names; those of a network of 1,000 layers are some 60,000
 LONGEST = 2**12  # characters of a name
@@ -19,7 +19,7 @@ class Names:
         self._characters = self._names = 0
 
     def join(self, container: str, name: str, separator: str) -> str:
-        """`container`, `separator` and `name`; the name alone where the container has none.
+        """Joins `container`, `separator` and `name`; the name alone without a container.
 
         Raises:
           ValueError: If there are more names, or longer ones, than in any network.
@@ -34,7 +34,7 @@ class Names:
 
 
 class Budget:
-    """Steps that reading a file may take: some kinds of file ask for any number in a few bytes."""
+    """Budget of steps to read a file: some formats can demand any number in a few bytes."""
 
     def __init__(self, most: int, what: str):
         """Nothing is spent yet.

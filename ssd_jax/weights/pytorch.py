@@ -183,7 +183,7 @@ def _zip_storage(values: tuple) -> _Storage:
 
 
 def _legacy_storage(values: tuple) -> _Storage:
-    """As `_zip_storage`, with the part that is meant: None, or (its key, offset, size)."""
+    """Like `_zip_storage`, with a part: None, or (key, offset, size)."""
     _, dtype, key, _, size, part = values
     if part is None:
         return _storage(key, dtype, size)
@@ -216,7 +216,7 @@ def _rebuild_tensor(
 
 
 def _ordered_dict(pairs: Any = ()) -> dict:
-    """A dictionary; Python 2 gives its content as a list of lists of two."""
+    """Builds a dictionary; Python 2 pickles its content as a list of pairs."""
     if isinstance(pairs, dict):
         return pairs
     if not isinstance(pairs, list | tuple):
@@ -226,7 +226,7 @@ def _ordered_dict(pairs: Any = ()) -> dict:
 
 
 def _check_keys(keys: Iterable[Any]) -> None:
-    """To hash or compare other values, or long ones, could take for ever.
+    """Rejects other keys, and long ones, whose hashing or comparison could be unbounded.
 
     Raises:
       ValueError: If these are not all short texts or small integers.

@@ -1,4 +1,4 @@
-"""Whose names the arrays of a file have: which of the `layouts` they follow, and what it lacks."""
+"""Recognizes the layout of a file by the names of its arrays, and its missing entries."""
 
 import collections
 import functools
@@ -29,7 +29,7 @@ _KERAS_LAYER = re.compile(r"(?:^|/)(block\d_conv\d|fc[12]|predictions)/")
 
 
 class _Candidate(NamedTuple):
-    """A layout that some names of a file may follow.
+    """A candidate layout for the names of a file.
 
     Attributes:
       layout: The layout.
@@ -112,7 +112,7 @@ def _same(one: _Candidate, other: _Candidate, arrays: Mapping[str, np.ndarray]) 
 
 
 def _candidates(layout: layouts.Layout, plain: Mapping[str, str]) -> Iterator[_Candidate]:
-    """The prefixes with which most of a layout's backbone is among the names of a file."""
+    """Prefixes under which a file contains most of a layout's backbone."""
     # `layer1.0.conv1.weight` is no `conv1.weight` under a prefix.
     mark = layout.mark
     longer = tuple(name for name in layout.entries if name.endswith(mark) and name != mark)
@@ -134,7 +134,7 @@ def _candidates(layout: layouts.Layout, plain: Mapping[str, str]) -> Iterator[_C
 
 
 def nearest(names: Collection[str]) -> str:
-    """In words, the layout that most of a file's names come near to, and what it lacks first.
+    """Describes the most similar layout and its first missing entry.
 
     Args:
       names: Names of all arrays of an unknown file.
@@ -236,7 +236,7 @@ def _plain(name: str, array: np.ndarray) -> str:
 def _as_far_as_it_fits(
     layout: layouts.Layout, named: Mapping[str, str], arrays: Mapping[str, np.ndarray]
 ) -> layouts.Layout:
-    """What differs in numbers and shapes only.
+    """Whether names differ in numbers and shapes only.
 
     Of torchvision's two VGG-16s one has no classifier, or only NaN. Its MobileNetV3 is wider at
     the end than the one in its SSDLite.

@@ -34,7 +34,7 @@ class Classes(NamedTuple):
     unused_logits: Sequence[int] = ()
 
     def logits(self) -> dict[str, int]:
-        """Which logit each name has; 0, the background, has none."""
+        """Index of the logit of each name; 0 is the background."""
         used = [k for k in range(1, self.total()) if k not in self.unused_logits]
         return dict(zip(map(_plain, self.names), used, strict=True))
 
@@ -85,7 +85,7 @@ def with_classes(
 
 
 def _boxes(array: Any, classes: Classes) -> tuple[int, ...]:
-    """Shape of a conf head, its channels as boxes of these logits and what remains."""
+    """Reshapes the channels of a conf head to boxes and logits."""
     *shape, channels = array.shape
     return *shape, *divmod(channels, classes.total())
 
