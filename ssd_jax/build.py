@@ -136,7 +136,7 @@ def views(config: config_lib.Config, network: ssd.SSD) -> list[tta.View]:
 
 
 def post_processing(config: config_lib.EvalConfig) -> Callable[..., detection.Detections]:
-    """`detection.detect` with the options of a config: offsets, logits and priors to detections."""
+    """Returns `detection.detect` with the options of a config."""
     return functools.partial(
         detection.detect,
         score_threshold=config.score_threshold,

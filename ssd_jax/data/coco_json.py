@@ -69,7 +69,7 @@ def get(entry: Any, field: str) -> Any:
 
 
 def images_of(entries: Sequence[Any], file: str, remarks: list[str]) -> list[tuple[Image, str]]:
-    """The entries of `images`, each with why it cannot be used, or "".
+    """Parses the entries of `images`, each with the reason why it cannot be used, or "".
 
     If an id repeats, its objects are ambiguous and neither image can be used.
     """

@@ -221,7 +221,7 @@ def draw(
 
 
 def check_classes(detector: detector_lib.Detector, split: datasets.Split) -> None:
-    """Makes sure that a detector knows the classes of a split.
+    """Checks that a detector has the classes of a split.
 
     Raises:
       UserError: If the names, their number or their order differ.

@@ -60,7 +60,7 @@ def describe(detector: detector_lib.Detector, content: str) -> dict[str, str]:
 
 
 def read(path: Path, described: Any) -> tuple[config_lib.Config, tuple[str, ...]]:
-    """The config and the class names in a file's metadata."""
+    """Returns the config and the class names in the metadata of a file."""
     if not isinstance(described, dict) or not {"config", "class_names"} <= described.keys():
         raise errors.UserError(
             f"{path} was not written by export.py: its metadata lack what ssd_jax needs"

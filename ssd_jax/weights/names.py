@@ -46,7 +46,7 @@ class Budget:
         self._left, self._most, self._what = most, most, what
 
     def spend(self, steps: int = 1) -> None:
-        """Takes steps.
+        """Uses up steps of the budget.
 
         Raises:
           ValueError: If fewer are left.
