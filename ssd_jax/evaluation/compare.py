@@ -14,7 +14,7 @@ _SHOTS = 8  # images that are correct on one side alone, for either side
 
 
 def check(a: evaluated.Evaluated, b: evaluated.Evaluated, *, names: tuple[str, ...]) -> None:
-    """Makes sure that two evaluations can be compared.
+    """Checks that two evaluations can be compared.
 
     Raises:
       UserError: Their classes, images or objects differ.

@@ -46,7 +46,7 @@ def read(path: Path) -> detector_lib.Detector:
 def _check_parameters(
     path: Path, arrays: Arrays, config: config_lib.ModelConfig, num_classes: int
 ) -> None:
-    """Makes sure that a file holds the parameters of the network that its metadata describe."""
+    """Checks that a file holds the parameters of the network that its metadata describe."""
     like = build.abstract_params(config, num_classes)
     wanted = {
         name: leaf.shape for name, leaf in flax.traverse_util.flatten_dict(like, sep="/").items()

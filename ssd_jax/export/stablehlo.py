@@ -80,7 +80,7 @@ def read(path: Path) -> detector_lib.Detector:
 
 
 def _check_computes(exported: jax.export.Exported) -> None:
-    """Makes sure that a program only computes.
+    """Checks that a program only computes.
 
     XLA runs what a custom call names with the arguments that the file gives, as the addresses of
     Python's functions. `jax.export` checks what it writes, not what it reads.

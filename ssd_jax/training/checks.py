@@ -59,7 +59,7 @@ def check_profile(profile: range, first: int, last: int) -> None:
 
 
 def check_batch(options: config_lib.TrainConfig, devices: int) -> None:
-    """Makes sure that a batch can be split over devices and accumulated parts.
+    """Checks that a batch can be split over devices and accumulated parts.
 
     Raises:
       UserError: If it can't.
@@ -85,7 +85,7 @@ def paths(config: config_lib.ModelConfig, num_classes: int) -> list[str]:
 
 
 def check_frozen(config: config_lib.Config, paths: list[str], source: start.ReadPretrained) -> None:
-    """Makes sure that parameters that are frozen come from somewhere.
+    """Checks that parameters that are frozen come from somewhere.
 
     Raises:
       UserError: If one would stay at random values.
