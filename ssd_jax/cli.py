@@ -266,7 +266,7 @@ def _config_file(argv: Sequence[str]) -> str | None:
 def _check_file(path: str) -> None:
     """Checks that a config file exists, which ml_collections reports only at first use."""
     if not os.path.isfile(path):
-        raise errors.UserError(f"--config {path}: there is no such file")
+        raise errors.UserError(f"--config {path}: file not found")
 
 
 def _quiet() -> None:

@@ -249,7 +249,7 @@ def test_an_ablation_that_there_is_not_is_one_line():
             ("--workdir", "x", "--configs", "ful"),
             "--configs has 'ful'; give some of no_augmentation, full, ",
         ),
-        (("--workdir", "x", "--base", "gone.py"), "gone.py: there is no such file"),
+        (("--workdir", "x", "--base", "gone.py"), "gone.py: file not found"),
         (("--workdir", "x", "--config.train.batch_size=0"), "config.train.batch_size is 0"),
     ],
 )

@@ -473,7 +473,7 @@ def test_missing_files_are_named(load, tmp_path):
 def test_folders_that_hold_no_data_say_what_was_looked_for(load, tmp_path):
     (tmp_path / "empty").mkdir()
     message = refusal(load, "folder", "all", path=str(tmp_path / "empty"))
-    assert "looked for Annotations/*.xml" in message
+    assert "no Annotations/*.xml" in message
     assert "no such folder" in refusal(load, "folder", "all", path=str(tmp_path / "none"))
     assert "config.data.path is empty" in refusal(load, "folder", "all")
     bare = voc_tree.write(

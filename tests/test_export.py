@@ -384,7 +384,7 @@ def refused(call, *named):
 @pytest.mark.parametrize("name", export.FORMATS)
 def test_a_file_of_another_kind_is_refused(tmp_path, name):
     path = tmp_path / f"x.{name}"
-    assert refused(lambda: export.load(path), path, "no such file")
+    assert refused(lambda: export.load(path), path, "file not found")
     path.write_text("no model")
     assert refused(lambda: export.load(path), path)
 
@@ -650,7 +650,7 @@ def test_weights_alone_are_exported_without_a_dataset(written, tmp_path):
         "--output", tmp_path / "out", f"--config.data.cache_dir={tmp_path / 'cache'}",
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
-    assert "not compared with JAX: name an image" in done.stdout
+    assert "not compared with JAX: give an image" in done.stdout
     assert (tmp_path / "out" / "detector.safetensors").is_file()
 
 
@@ -663,7 +663,7 @@ def test_weights_alone_are_exported_without_a_dataset(written, tmp_path):
         (("export.py",), "--workdir"),
         (("detect.py", "--weights", "nowhere.onnx", "{image}"), "nowhere.onnx"),
         (("detect.py", "--weights", "a.onnx", "--workdir", "{workdir}", "{image}"), "--weights"),
-        (("detect.py", "--weights=a.onnx", "{image}"), "a.onnx: there is no such file"),
+        (("detect.py", "--weights=a.onnx", "{image}"), "a.onnx: file not found"),
     ],
 )
 def test_mistakes_are_one_line(workdir, tmp_path, arguments, named):

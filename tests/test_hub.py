@@ -438,7 +438,7 @@ def test_who_waits_for_one_that_fails_downloads_itself(tmp_path):
 
 @pytest.mark.parametrize("name", ["ssd300-coc", "nowhere/w.pth"])
 def test_a_name_that_is_none_is_told_the_names(name):
-    with pytest.raises(errors.UserError, match=rf"{name}: there is no such file.*ssd300-coco"):
+    with pytest.raises(errors.UserError, match=rf"{name}: file not found.*ssd300-coco"):
         ssd_jax.load_detector(name)
 
 

@@ -233,7 +233,7 @@ def test_a_folder_that_cannot_be_searched_is_told_with_what_was_found(tmp_path, 
     monkeypatch.setattr(media_files.globs, "expand", lambda name: found)
     assert media_files.find(["*.jpg", "**/*.jpg"]) == (found.paths, found.problems)
     monkeypatch.setattr(media_files.globs, "expand", lambda name: found._replace(paths=[]))
-    with pytest.raises(errors.UserError, match=r"^b: what is in it"):
+    with pytest.raises(errors.UserError, match=r"^b: its content"):
         media_files.find(["*.jpg"])
 
 

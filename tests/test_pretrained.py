@@ -78,7 +78,7 @@ def test_evaluate_needs_nothing_but_weights_and_data(ssd_file, tmp_path):
 def test_weights_that_are_none_are_one_line(tmp_path, name):
     done = scripts.run("detect.py", "--weights", name, "a.png")
     assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {name}: there is no such file")
+    assert done.stderr.startswith(f"error: {name}: file not found")
     assert done.stderr.count("\n") == 1
 
 

@@ -143,7 +143,7 @@ def test_a_workdir_of_another_model_is_refused(finished, config):
     ("arguments", "message"),
     [
         ([], "--config is missing"),
-        (["--config", "configs/nowhere.py"], "configs/nowhere.py: there is no such file"),
+        (["--config", "configs/nowhere.py"], "configs/nowhere.py: file not found"),
         (["--config", "README.md"], "README.md"),
         (["--config", "configs/quickstart.py", "--config.train.stepz=3"], "stepz"),
         (["--config", "configs/quickstart.py", "--config.train.steps=many"], "train.steps=many"),

@@ -71,7 +71,7 @@ def load(path: str | Path) -> detector_lib.Detector:
     """
     path = Path(path)
     if not path.is_file():
-        raise errors.UserError(f"{path}: there is no such file")
+        raise errors.UserError(f"{path}: file not found")
     return _READERS[_format(path)](path)
 
 

@@ -209,7 +209,7 @@ def _named(name: str) -> Inputs:
         raise errors.UserError(found.problems[0])
     if found.paths:
         raise errors.UserError(f"{name}: none of the matches is an image or a video")
-    raise errors.UserError(f"{name}: no such file or folder, and nothing matches it")
+    raise errors.UserError(f"{name}: file or folder not found, and no match")
 
 
 def _video_at(address: addresses.Address) -> addresses.Address:

@@ -68,7 +68,7 @@ def locate(path_or_name: str | Path, *, cache_dir: str | Path, mirror: str = "")
     entry = NAMES.get(str(path_or_name))
     if entry is None:
         raise errors.UserError(
-            f"{path_or_name}: no such file and no published weights of that name; the "
+            f"{path_or_name}: file not found, and no published weights of that name; the "
             f"names are {', '.join(NAMES)}"
         )
     address = mirror or entry.base
