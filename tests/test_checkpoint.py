@@ -213,13 +213,13 @@ def test_what_the_machine_cannot_read_is_no_damage(workdir, monkeypatch, error):
 
 def test_a_checkpoint_of_a_newer_version_is_refused(workdir):
     place = workdir / "checkpoints" / "4" / "run" / "metadata"
-    place.write_text(json.dumps({**json.loads(place.read_text()), "version": 2}))
+    place.write_text(json.dumps({**json.loads(place.read_text()), "version": 3}))
     for read in (
         restored,
         lambda _: checkpoints.restore_params(checkpoints.find(place.parents[1]), made().params),
     ):
         with pytest.raises(
-            errors.UserError, match=r"newer ssd_jax .format 2, this one reads 1.: up"
+            errors.UserError, match=r"newer ssd_jax .format 3, this one reads 2.: up"
         ):
             read(workdir)
     assert not (workdir / "damaged").exists()
@@ -229,10 +229,10 @@ def test_a_config_of_a_newer_version_is_refused(tmp_path):
     place = tmp_path / "config.json"
     config_files.save(place, config_lib.Config(), ("cat",))
     content = json.loads(place.read_text())
-    assert content["version"] == 1
+    assert content["version"] == 2
     content["config"]["train"]["invention"] = 3
-    place.write_text(json.dumps({**content, "version": 2}))
-    with pytest.raises(errors.UserError, match=r"newer ssd_jax .format 2, this one reads 1.: up"):
+    place.write_text(json.dumps({**content, "version": 3}))
+    with pytest.raises(errors.UserError, match=r"newer ssd_jax .format 3, this one reads 2.: up"):
         config_files.load(place)
 
 

@@ -456,7 +456,7 @@ def test_datasets_that_are_not_there_say_what_was_looked_for(load, tmp_path):
     with pytest.raises(errors.UserError, match="no such folder or file"):
         load("train", path=str(tmp_path / "none"))
     (tmp_path / "own").mkdir()
-    with pytest.raises(errors.UserError, match=r"looked for annotations/instances_\*\.json"):
+    with pytest.raises(errors.UserError, match=r"no annotations/instances_\*\.json"):
         load("train", path=str(tmp_path / "own"))
     bare = write(tmp_path / "own/instances_train.json", [image(1)], [], folder=tmp_path / "own")
     with pytest.raises(errors.UserError, match="no annotation is an object"):

@@ -22,7 +22,7 @@ from PIL import Image
 from rich import console
 
 import ssd_jax
-from ssd_jax import adapters, build, errors, load
+from ssd_jax import adapters, build, errors, load, version
 from ssd_jax import config as config_lib
 from ssd_jax import detector as detector_lib
 from ssd_jax.data import synthetic_shapes
@@ -1271,7 +1271,7 @@ def test_importing_the_package_imports_nothing_heavy():
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
-    assert done.stdout.strip() == "0.1.0"
+    assert done.stdout.strip() == version.VERSION
 
 
 def test_importing_paper_modules_imports_no_datasets():

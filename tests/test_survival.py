@@ -153,10 +153,10 @@ def test_detection_refuses_a_damaged_checkpoint(copied):
 
 def test_a_workdir_of_a_newer_version_is_refused(config, copied):
     place = copied / "config.json"
-    place.write_text(json.dumps({**json.loads(place.read_text()), "version": 2}))
+    place.write_text(json.dumps({**json.loads(place.read_text()), "version": 3}))
     for use in (lambda: loop.train(config, copied), lambda: load.load_detector(copied)):
         with pytest.raises(
-            errors.UserError, match=r"newer ssd_jax .format 2, this one reads 1.: update"
+            errors.UserError, match=r"newer ssd_jax .format 3, this one reads 2.: update"
         ):
             use()
     assert tiny_run.steps_saved(copied) == [2, 4]
